@@ -1,0 +1,289 @@
+//! weft's eBPF programs, in the order of a connection's life:
+//!
+//! 1. `connect4`, `connect6`: an app dials; its socket is steered to the agent's listener in the pod.
+//! 2. `sockops`: before the SYN leaves, what the accepted socket must know is noted; once accepted, it is told.
+//! 3. `sk_lookup`: a SYN arrives at a pod and gets the agent's listener, or a refusal.
+//! 4. `getpeername4`, `getpeername6`: apps see whom they dialled and who dialled them, not the agent.
+//!
+//! Program names carry the prefix `weft_`: a name equal to its section's would clash in the object file.
+//!
+//! The agent writes `PODS`, `LISTENERS`, `PORT_MODES` and `CONFIG`. When it is gone its listeners are gone, and the
+//! programs, which stay, refuse: closed, not open.
+
+#![no_std]
+#![no_main]
+
+mod log;
+mod maps;
+mod socket;
+
+use agent_common::{
+    Address, HBONE_PORT, ListenerKey, ListenerKind, OUTBOUND_PORT, Pod, PortKey, Tuple, flags, port_mode,
+};
+use aya_ebpf::{
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    helpers::bpf_get_netns_cookie,
+    macros::{cgroup_sock_addr, sk_lookup, sock_ops},
+    programs::{SkLookupContext, SockAddrContext, SockOpsContext},
+};
+
+use crate::{
+    log::decision,
+    maps::{CONFIG, HANDSHAKES, LISTENERS, PODS, PORT_MODES},
+    socket::{IPPROTO_TCP, Lookup, SockAddr, SockOps, address, handshake, set_state, state, state_or_new},
+};
+
+/// connect(2) goes on, with the address that is now in the context.
+const PROCEED: i32 = 1;
+/// connect(2) fails with EPERM.
+const REFUSE: i32 = 0;
+
+/// What a socket that dials is to do.
+enum Connect {
+    /// Untouched: not a pod of the mesh, not TCP, local to the pod, or the agent's own.
+    Leave,
+    /// To the agent's listener in the pod with this address.
+    Steer(Address),
+    /// A pod of the mesh dials in an address family for which weft knows no address of it.
+    Refuse,
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
+    let sock = SockAddr(ctx.sock_addr);
+    let destination = sock.address4();
+    match connect(sock, &destination) {
+        Connect::Leave => return PROCEED,
+        Connect::Refuse => return REFUSE,
+        Connect::Steer(pod) => {
+            let loops = has_pod_source(sock, &sock.source4(), &pod, |pod| sock.bind4(pod));
+            let hop = if loops { Address::LOCALHOST_V4 } else { pod };
+            sock.set4(&hop, OUTBOUND_PORT);
+        }
+    }
+    decision!(&ctx, "connect4 {:i}:{} steered", u32::from_be(destination.w3), sock.port());
+    PROCEED
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
+    let sock = SockAddr(ctx.sock_addr);
+    let destination = sock.address6();
+    match connect(sock, &destination) {
+        Connect::Leave => return PROCEED,
+        Connect::Refuse => return REFUSE,
+        Connect::Steer(pod) => {
+            let loopback = if destination.is_v4() { Address::LOCALHOST_V4 } else { Address::LOCALHOST_V6 };
+            let loops = has_pod_source(sock, &sock.source6(), &pod, |pod| sock.bind6(pod));
+            let hop = if loops { loopback } else { pod };
+            sock.set6(&hop, OUTBOUND_PORT);
+        }
+    }
+    decision!(&ctx, "connect6 to port {} steered", sock.port());
+    PROCEED
+}
+
+/// Decides, and notes the original destination in the socket's storage when it is steered.
+#[inline(always)]
+fn connect(sock: SockAddr, destination: &Address) -> Connect {
+    // SAFETY: the helper takes the program's own context.
+    let cookie = unsafe { bpf_get_netns_cookie(sock.ctx()) };
+    // SAFETY: a map value may be changed under us by the agent; a pod's addresses are written once.
+    let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        return Connect::Leave;
+    };
+    let sk = sock.sk().cast();
+    if let Some(state) = state(sk) {
+        if state.flags & flags::AGENT != 0 {
+            return Connect::Leave;
+        }
+        // A socket may be connected again: what was noted of its first connection is void.
+        state.flags = 0;
+    }
+    if sock.protocol() != IPPROTO_TCP || is_local(pod, destination) {
+        return Connect::Leave;
+    }
+    let source = address(if destination.is_v4() { &pod.v4 } else { &pod.v6 });
+    if source.is_unspecified() {
+        return Connect::Refuse;
+    }
+    match state_or_new(sk) {
+        Some(state) => set_state(state, destination, sock.port().into(), flags::STEERED),
+        None => return Connect::Refuse,
+    }
+    Connect::Steer(source)
+}
+
+/// Traffic that stays in the pod, or on its link, is not the mesh's.
+#[inline(always)]
+fn is_local(pod: &Pod, destination: &Address) -> bool {
+    destination.is_loopback()
+        || destination.is_unspecified()
+        || destination.is_v6_link_local()
+        || *destination == address(&pod.v4)
+        || *destination == address(&pod.v6)
+}
+
+/// Where in the pod the SYN goes: to loopback with the pod's address as its source, where it can. There, and only
+/// there, the kernel reuses ports in TIME-WAIT, so an app that closes first does not run out of them
+/// (net.ipv4.tcp_tw_reuse = 2). A socket bound to a device or to another address goes to the pod's own address.
+#[inline(always)]
+fn has_pod_source(
+    sock: SockAddr,
+    source: &Address,
+    pod: &Address,
+    bind: impl FnOnce(&Address) -> bool,
+) -> bool {
+    if sock.device() != 0 {
+        return false;
+    }
+    if source.is_unspecified() { bind(pod) } else { source == pod }
+}
+
+/// Runs before the SYN leaves, also for TCP Fast Open (linux/bpf.h: BPF_SOCK_OPS_TCP_CONNECT_CB).
+const TCP_CONNECT: u32 = 3;
+/// The accepted socket exists, and accept(2) has not returned it yet (BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB).
+const PASSIVE_ESTABLISHED: u32 = 5;
+
+#[sock_ops]
+pub fn weft_sockops(ctx: SockOpsContext) -> u32 {
+    let sock = SockOps(ctx.ops);
+    match sock.op() {
+        TCP_CONNECT => note_handshake(sock),
+        PASSIVE_ESTABLISHED => tell_accepted(sock),
+        _ => {}
+    }
+    0
+}
+
+/// A steered or on-behalf socket sends its SYN: note what the accepted socket must know.
+#[inline(always)]
+fn note_handshake(sock: SockOps) {
+    let Some(state) = state(sock.sk()) else { return };
+    let kind = state.flags & (flags::STEERED | flags::ON_BEHALF);
+    if kind != 0 {
+        // A full map evicts its oldest; a lost entry is a refused connection.
+        let _ = HANDSHAKES.insert(&sock.tuple(), &handshake(state, kind), 0);
+    }
+}
+
+/// A connection was accepted: tell the socket what its dialler noted.
+#[inline(always)]
+fn tell_accepted(sock: SockOps) {
+    let key = sock.peer_tuple();
+    // SAFETY: the entry is written once, before the SYN was sent.
+    let Some(noted) = (unsafe { HANDSHAKES.get(&key) }) else {
+        return;
+    };
+    if let Some(state) = state_or_new(sock.sk()) {
+        // The agent's end of a steered connection is the agent's own socket.
+        let mine = if noted.flags & flags::STEERED != 0 { flags::AGENT } else { 0 };
+        set_state(state, &noted.addr, noted.port, noted.flags | mine);
+    }
+    let _ = HANDSHAKES.remove(&key);
+}
+
+#[sk_lookup]
+pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
+    let lookup = Lookup(ctx.lookup);
+    if lookup.protocol() != IPPROTO_TCP {
+        return SK_PASS;
+    }
+    let syn = lookup.tuple();
+    let (client, pod, port) = (&syn.local, &syn.remote, syn.remote_port);
+    if port == OUTBOUND_PORT && (pod.is_loopback() || pod == client) {
+        return outbound(&ctx, &syn);
+    }
+    // Inside the pod: apps among themselves, and the agent that dials an app. Such a packet cannot come from outside:
+    // the kernel drops sources that are loopback or our own as martians.
+    if client.is_loopback() || pod.is_loopback() || client == pod {
+        return SK_PASS;
+    }
+    if port == HBONE_PORT {
+        return assign(&ctx, pod, ListenerKind::Hbone, client.mix(0));
+    }
+    if plaintext_refused(pod, port) {
+        decision!(&ctx, "plaintext to STRICT port {} refused", port);
+        return SK_DROP;
+    }
+    assign(&ctx, pod, ListenerKind::Plaintext, client.mix(syn.local_port))
+}
+
+/// A SYN to port 15001 inside the pod: ours when its socket was steered, else the app's own business.
+#[inline(always)]
+fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> u32 {
+    // SAFETY: the entry was written before the SYN was sent.
+    let Some(noted) = (unsafe { HANDSHAKES.get(syn) }) else {
+        return SK_PASS;
+    };
+    if noted.flags & flags::STEERED == 0 {
+        return SK_PASS;
+    }
+    // Workers are chosen by the pair, so that one warm tunnel carries it.
+    let pair = address(&noted.addr).mix(noted.port as u16);
+    let pod = if syn.remote.is_loopback() { &syn.local } else { &syn.remote };
+    assign(ctx, pod, ListenerKind::Outbound, pair)
+}
+
+#[inline(always)]
+fn plaintext_refused(pod: &Address, port: u16) -> bool {
+    let of_port = PortKey { pod: address(pod), port: port.into() };
+    let of_pod = PortKey { pod: address(pod), port: 0 };
+    // SAFETY: values are single words.
+    let mode = unsafe { PORT_MODES.get(&of_port).or_else(|| PORT_MODES.get(&of_pod)) };
+    mode.is_some_and(|mode| *mode == port_mode::STRICT)
+}
+
+/// Hands the SYN to the agent's listener. Without one the client is refused, at once and by RST.
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, pod: &Address, kind: ListenerKind, hash: u32) -> u32 {
+    let workers = CONFIG.get(0).map_or(1, |config| config.workers).max(1);
+    let key = ListenerKey { pod: address(pod), kind: kind as u16, worker: (hash % workers) as u16 };
+    match LISTENERS.redirect_sk_lookup(ctx, &key, 0) {
+        Ok(()) => SK_PASS,
+        Err(error) => {
+            decision!(ctx, "no listener of kind {}: refused ({})", kind as u16, error);
+            let _ = error;
+            SK_DROP
+        }
+    }
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn weft_getpeername4(ctx: SockAddrContext) -> i32 {
+    let sock = SockAddr(ctx.sock_addr);
+    if let Some((addr, port)) = shown_peer(sock) {
+        sock.set4(&addr, port);
+    }
+    PROCEED
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn weft_getpeername6(ctx: SockAddrContext) -> i32 {
+    let sock = SockAddr(ctx.sock_addr);
+    if let Some((addr, port)) = shown_peer(sock) {
+        sock.set6(&addr, port);
+    }
+    PROCEED
+}
+
+/// The peer that an app is to see. The agent's own sockets show the truth.
+#[inline(always)]
+fn shown_peer(sock: SockAddr) -> Option<(Address, u16)> {
+    let state = state(sock.sk().cast())?;
+    let ours = state.flags & flags::AGENT != 0;
+    if ours || state.flags & (flags::STEERED | flags::ON_BEHALF) == 0 {
+        return None;
+    }
+    Some((address(&state.addr), state.port as u16))
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // The verifier accepts no program that could get here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

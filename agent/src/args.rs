@@ -1,0 +1,127 @@
+//! Every flag and environment variable of every role and command. Nothing else reads the environment.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    admin::AdminAddrs,
+    cli::{ca::CaArgs, status::StatusArgs},
+    kernel::load::LoadConfig,
+    node::{NodeConfig, default_ports},
+    telemetry::LogFormat,
+};
+
+/// A sidecarless service mesh for Kubernetes: mutual TLS, authorization by identity and telemetry, without a proxy in
+/// any pod.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weft ca new --out /etc/weft/ca
+  weft agent --node node-a --mesh-file mesh.yaml --ca-cert ca/root.pem --ca-key ca/root-key.pem
+  weft status
+  weft status -o json | jq .pods
+
+Exit codes: 0 done or healthy, 1 not healthy or failed, 2 wrong usage or no agent answered.";
+
+/// Roles that run, and commands for people.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the node agent: capture this node's pods and carry their connections
+    Agent(Box<AgentArgs>),
+    /// Show what the agent of this node does: pods, programs, certificates, connections
+    Status(StatusArgs),
+    /// Make the root certificate of a local CA
+    Ca(CaArgs),
+}
+
+/// Flags of `weft agent`.
+#[derive(Debug, Args)]
+#[command(after_help = AGENT_HELP)]
+pub struct AgentArgs {
+    /// Name of this node, as the mesh file's workloads give it
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// The mesh: workloads, services and policies, as YAML; read again whenever it changes
+    #[arg(long, env = "WEFT_MESH_FILE", value_name = "FILE")]
+    pub mesh_file: PathBuf,
+    /// Root certificate of the mesh, PEM
+    #[arg(long, env = "WEFT_CA_CERT", value_name = "FILE")]
+    pub ca_cert: PathBuf,
+    /// Private key of the root, PEM; the agent signs its pods' 24 h certificates with it
+    #[arg(long, env = "WEFT_CA_KEY", value_name = "FILE")]
+    pub ca_key: PathBuf,
+    /// The cgroup2 folder whose processes are hooked [default: the root of cgroup2, wherever it is mounted]
+    #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Where programs and maps are pinned, on bpffs; they outlive the agent, and the next one adopts them
+    #[arg(long, env = "WEFT_PIN_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/weft")]
+    pub pin_dir: PathBuf,
+    /// Threads that carry connections [default: a quarter of the cores, at least 2]
+    #[arg(long, env = "WEFT_WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: Option<u16>,
+    /// Where people ask: status, log level, shutdown; keep it on loopback
+    #[arg(long, value_name = "ADDR", default_value_t = default_ports().admin)]
+    pub admin_address: SocketAddr,
+    /// Where Prometheus scrapes /metrics
+    #[arg(long, value_name = "ADDR", default_value_t = default_ports().metrics)]
+    pub metrics_address: SocketAddr,
+    /// Where the kubelet asks for /healthz/ready
+    #[arg(long, value_name = "ADDR", default_value_t = default_ports().ready)]
+    pub ready_address: SocketAddr,
+    /// What is logged: a level, or `target=level,...`; the target `access` has one line for each connection
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// How log lines look
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+const AGENT_HELP: &str = "\
+Needs Linux 5.15 or later, cgroup2, bpffs on /sys/fs/bpf, and CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE.
+A pod is captured when its workload in the mesh file has this node's name, tunnelProtocol HBONE and a netns.
+When the agent ends, captured pods are refused until the next one runs; nothing is sent in plaintext.";
+
+impl AgentArgs {
+    /// The node role's configuration.
+    pub fn config(&self) -> NodeConfig {
+        NodeConfig {
+            node: self.node.clone(),
+            mesh_file: self.mesh_file.clone(),
+            ca_cert: self.ca_cert.clone(),
+            ca_key: self.ca_key.clone(),
+            load: LoadConfig { cgroup_root: self.cgroup_root.clone(), pin_dir: self.pin_dir.clone() },
+            workers: self.workers.unwrap_or_else(default_workers),
+            admin: AdminAddrs {
+                admin: self.admin_address,
+                metrics: self.metrics_address,
+                ready: self.ready_address,
+            },
+        }
+    }
+}
+
+/// A quarter of the cores, at least 2 (as the field's node proxies).
+fn default_workers() -> u16 {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    u16::try_from(cores.div_ceil(4)).unwrap_or(64).clamp(2, 64)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

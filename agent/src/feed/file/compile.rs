@@ -1,0 +1,350 @@
+//! From the shape of a mesh file to the mesh: what refers to what, and what contradicts what.
+//!
+//! Pure. Not here: single values (`values`), workloads (`workloads`), policies (`policies`).
+
+use std::{net::IpAddr, sync::Arc};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde_saphyr::Spanned;
+
+use super::{
+    LocalPod, MeshFile, Problem, policies,
+    problem::{Place, Problems},
+    schema::{Document, Labels, PortEntry, ServiceEntry, Text, WaypointEntry},
+    values,
+    workloads::{self, Pod},
+};
+use crate::mesh::{
+    GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, Service, ServiceKey, TrustDomain,
+};
+
+/// What every section of the file needs.
+pub(super) struct Globals {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) cluster: Arc<str>,
+    pub(super) root_namespace: Arc<str>,
+}
+
+/// Compiles a mesh file, as the node of this name sees it.
+///
+/// # Errors
+/// Everything that is wrong with it, at least one problem.
+pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<Problem>> {
+    let mut problems = Problems::default();
+    let globals = globals(document, &mut problems);
+    let cluster_cidrs = problems.read_all(
+        &document.cluster_cidrs,
+        &Place::ROOT.field("clusterCidrs"),
+        values::network,
+    );
+    let mut pods = pods(document, &globals, &mut problems);
+    let services = services(document, &mut pods, &mut problems);
+    check_addresses(document, &mut problems);
+    check_waypoints(document, &pods, &services, &mut problems);
+    let policies = policies::policies(document, &globals, &mut pods, &mut problems);
+    let peer_authentications = policies::peer_authentications(document, &globals, &mut pods, &mut problems);
+    let local_pods = local_pods(&pods, node, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems.into_vec());
+    }
+    let mesh = Mesh::new(MeshParts {
+        trust_domain: globals.trust_domain,
+        cluster: globals.cluster,
+        root_namespace: globals.root_namespace,
+        cluster_cidrs,
+        workloads: pods.into_iter().map(|pod| pod.workload).collect(),
+        services,
+        policies,
+        peer_authentications,
+    });
+    Ok(MeshFile { mesh, local_pods })
+}
+
+fn globals(document: &Document, problems: &mut Problems) -> Globals {
+    let root = &Place::ROOT;
+    let trust_domain = |text: &str| text.parse::<TrustDomain>().map_err(|err| err.to_string());
+    let cluster = problems.optional(&document.cluster, root, "cluster", values::word);
+    let root_namespace = problems.optional(&document.root_namespace, root, "rootNamespace", values::label);
+    Globals {
+        trust_domain: problems
+            .optional(&document.trust_domain, root, "trustDomain", trust_domain)
+            .unwrap_or_default(),
+        cluster: cluster.unwrap_or_else(|| "Kubernetes".into()),
+        root_namespace: root_namespace.unwrap_or_else(|| "istio-system".into()),
+    }
+}
+
+fn pods<'a>(document: &'a Document, globals: &Globals, problems: &mut Problems) -> Vec<Pod<'a>> {
+    let section = Place::ROOT.field("workloads");
+    let mut names = FxHashSet::default();
+    let mut pods = Vec::new();
+    for (i, entry) in document.workloads.iter().flatten().enumerate() {
+        let place = section.index(i);
+        let Some(pod) = workloads::pod(entry, i, globals, &place, problems) else {
+            continue;
+        };
+        if names.insert(pod.workload.uid.clone()) {
+            pods.push(pod);
+        } else {
+            let name = pod.workload.namespaced_name();
+            problems.add(
+                pod.at,
+                &place,
+                format!("there are two workloads {name}: rename or remove one"),
+            );
+        }
+    }
+    pods
+}
+
+fn services(document: &Document, pods: &mut [Pod<'_>], problems: &mut Problems) -> Vec<Service> {
+    let section = Place::ROOT.field("services");
+    let mut keys = FxHashSet::default();
+    let mut services = Vec::new();
+    for (i, entry) in document.services.iter().flatten().enumerate() {
+        let place = section.index(i);
+        let Some(service) = service(entry, &place, problems) else {
+            continue;
+        };
+        if !keys.insert(service.key.clone()) {
+            let key = &service.key;
+            problems.add(
+                entry.referenced,
+                &place,
+                format!("there are two services {key}: rename or remove one"),
+            );
+            continue;
+        }
+        for pod in endpoints(entry, &service.key, pods, &place, problems) {
+            pod.workload
+                .services
+                .insert(service.key.clone(), service.ports.clone());
+        }
+        services.push(service);
+    }
+    services
+}
+
+fn service(entry: &Spanned<ServiceEntry>, place: &Place<'_>, problems: &mut Problems) -> Option<Service> {
+    let (at, entry) = (entry.referenced, &entry.value);
+    let name = problems.required(&entry.name, at, place, "name", values::label);
+    let namespace = problems.required(&entry.namespace, at, place, "namespace", values::label);
+    let hostname = problems.optional(&entry.hostname, place, "hostname", values::name);
+    let (name, namespace) = (name?, namespace?);
+    let hostname = match hostname {
+        Some(hostname) => hostname,
+        None => values::cluster_hostname(&name, &namespace).ok()?,
+    };
+    Some(Service {
+        key: ServiceKey { namespace, hostname },
+        name,
+        vips: problems.read_all(&entry.vips, &place.field("vips"), values::address),
+        ports: ports(&entry.ports, &place.field("ports"), problems),
+        subject_alt_names: problems.read_all(
+            &entry.subject_alt_names,
+            &place.field("subjectAltNames"),
+            values::identity,
+        ),
+        waypoint: entry
+            .waypoint
+            .as_ref()
+            .and_then(|w| workloads::waypoint(w, &place.field("waypoint"), problems)),
+    })
+}
+
+fn ports(
+    entries: &Option<Vec<Spanned<PortEntry>>>,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Vec<PortMapping> {
+    let mut ports: Vec<PortMapping> = Vec::new();
+    for (i, entry) in entries.iter().flatten().enumerate() {
+        let place = place.index(i);
+        let target = problems.optional(&entry.value.target_port, &place, "targetPort", values::app_port);
+        let required = problems.required(
+            &entry.value.port,
+            entry.referenced,
+            &place,
+            "port",
+            values::app_port,
+        );
+        let Some(service_port) = required else { continue };
+        if ports.iter().any(|port| port.service_port == service_port) {
+            problems.add(
+                entry.referenced,
+                &place,
+                format!("the service has port {service_port} twice"),
+            );
+        }
+        ports.push(PortMapping {
+            service_port,
+            target_port: target.unwrap_or(service_port),
+        });
+    }
+    ports
+}
+
+/// The pods behind a service: those that its selector selects, or those that it lists.
+fn endpoints<'p, 'a>(
+    entry: &Spanned<ServiceEntry>,
+    key: &ServiceKey,
+    pods: &'p mut [Pod<'a>],
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Vec<&'p mut Pod<'a>> {
+    match (&entry.value.selector, &entry.value.endpoints) {
+        (Some(selector), None) => selected(
+            selector,
+            Some(&key.namespace),
+            pods,
+            &place.field("selector"),
+            problems,
+        ),
+        (None, Some(endpoints)) => listed(endpoints, pods, &place.field("endpoints"), problems),
+        _ => {
+            let message = "write either selector or endpoints (`endpoints: []` for a service with none)";
+            problems.add(entry.referenced, place, message);
+            Vec::new()
+        }
+    }
+}
+
+/// The pods that a selector selects, in one namespace or in all. One that selects nothing is a slip of the pen, and in
+/// a policy a dangerous one.
+pub(super) fn selected<'p, 'a>(
+    selector: &Spanned<Labels>,
+    namespace: Option<&Arc<str>>,
+    pods: &'p mut [Pod<'a>],
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Vec<&'p mut Pod<'a>> {
+    if selector.value.is_empty() {
+        problems.add(
+            selector.referenced,
+            place,
+            "selects by no label: name at least one, or remove it",
+        );
+        return Vec::new();
+    }
+    let in_namespace = |pod: &Pod<'_>| namespace.is_none_or(|namespace| pod.workload.namespace == *namespace);
+    let selects = |pod: &&mut Pod<'_>| in_namespace(pod) && pod.is_selected_by(&selector.value);
+    let selected: Vec<_> = pods.iter_mut().filter(selects).collect();
+    if selected.is_empty() {
+        let where_ = namespace.map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
+        let message = format!("selects no workload{where_}: compare it with the workloads' labels");
+        problems.add(selector.referenced, place, message);
+    }
+    selected
+}
+
+fn listed<'p, 'a>(
+    endpoints: &[Text],
+    pods: &'p mut [Pod<'a>],
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Vec<&'p mut Pod<'a>> {
+    let mut wanted = FxHashMap::default();
+    for (i, text) in endpoints.iter().enumerate() {
+        if let Some(pod) = problems.read(text, &place.index(i), values::pod) {
+            wanted.insert(pod, (i, text));
+        }
+    }
+    let mut found = Vec::with_capacity(wanted.len());
+    for pod in pods {
+        let name = (pod.workload.namespace.clone(), pod.workload.name.clone());
+        if wanted.remove(&name).is_some() {
+            found.push(pod);
+        }
+    }
+    let mut unknown: Vec<_> = wanted.into_values().collect();
+    unknown.sort_by_key(|(i, _)| *i);
+    for (i, text) in unknown {
+        let message = format!(
+            "there is no workload {}: write <namespace>/<name> of one",
+            text.value
+        );
+        problems.add(text.referenced, &place.index(i), message);
+    }
+    found
+}
+
+/// An address leads to one pod or one service. (hostNetwork pods share their node's.)
+fn check_addresses(document: &Document, problems: &mut Problems) {
+    let mut owners: FxHashMap<IpAddr, String> = FxHashMap::default();
+    let mut check = |texts: &Option<Vec<Text>>, owner: &Place<'_>, field: &str| {
+        for (i, text) in texts.iter().flatten().enumerate() {
+            // One that is no address has been noted already.
+            let Ok(address) = values::address(&text.value) else {
+                continue;
+            };
+            if let Some(other) = owners.insert(address, owner.to_string()) {
+                let message = format!("{address} is an address of {other} as well: remove one of them");
+                problems.add(text.referenced, &owner.field(field).index(i), message);
+            }
+        }
+    };
+    let section = Place::ROOT.field("workloads");
+    for (i, entry) in document.workloads.iter().flatten().enumerate() {
+        if entry.value.host_network != Some(true) {
+            check(&entry.value.addresses, &section.index(i), "addresses");
+        }
+    }
+    let section = Place::ROOT.field("services");
+    for (i, entry) in document.services.iter().flatten().enumerate() {
+        check(&entry.value.vips, &section.index(i), "vips");
+    }
+}
+
+/// A waypoint that is not there would refuse everything.
+fn check_waypoints(document: &Document, pods: &[Pod<'_>], services: &[Service], problems: &mut Problems) {
+    let keys: FxHashSet<_> = services.iter().map(|service| &service.key).collect();
+    let of_services = services.iter().flat_map(|service| &service.vips);
+    let of_pods = pods
+        .iter()
+        .filter(|pod| !pod.workload.host_network)
+        .flat_map(|pod| &pod.workload.addresses);
+    let addresses: FxHashSet<_> = of_services.chain(of_pods).collect();
+    let is_there = |gateway: &GatewayAddress| match &gateway.destination {
+        GatewayDestination::Service(key) => keys.contains(key),
+        GatewayDestination::Address(address) => addresses.contains(address),
+    };
+    let mut check = |entry: &Option<Spanned<WaypointEntry>>, place: &Place<'_>| {
+        let Some(entry) = entry else { return };
+        // What is wrong with the entry itself has been noted already.
+        let gateway = workloads::waypoint(entry, place, &mut Problems::default());
+        if gateway.is_some_and(|gateway| !is_there(&gateway)) {
+            let message = "is neither a service nor the address of a service or a workload of this file";
+            problems.add(entry.referenced, place, message);
+        }
+    };
+    let section = Place::ROOT.field("workloads");
+    for (i, entry) in document.workloads.iter().flatten().enumerate() {
+        check(&entry.value.waypoint, &section.index(i).field("waypoint"));
+    }
+    let section = Place::ROOT.field("services");
+    for (i, entry) in document.services.iter().flatten().enumerate() {
+        check(&entry.value.waypoint, &section.index(i).field("waypoint"));
+    }
+}
+
+/// The pods of this node that are captured; no two of any node may share a namespace.
+fn local_pods(pods: &[Pod<'_>], node: &str, problems: &mut Problems) -> Vec<LocalPod> {
+    let section = Place::ROOT.field("workloads");
+    let mut owners = FxHashMap::default();
+    let mut local_pods = Vec::new();
+    for pod in pods {
+        let Some((netns, at)) = &pod.netns else { continue };
+        let place = section.index(pod.index);
+        if let Some(other) = owners.insert((&pod.workload.node, netns), pod.workload.namespaced_name()) {
+            let message = format!("is the network namespace of {other} as well: remove it from one");
+            problems.add(*at, &place.field("netns"), message);
+        }
+        if &*pod.workload.node == node {
+            local_pods.push(LocalPod {
+                uid: pod.workload.uid.clone(),
+                netns: netns.clone(),
+            });
+        }
+    }
+    local_pods
+}

@@ -1,0 +1,66 @@
+//! The mesh file: a whole mesh written down by hand or by a program, in YAML (or JSON, which is YAML).
+//!
+//! Reading it is three steps: `schema` says what may be written, `compile` and `policies` say what it means, `watch`
+//! looks for changes. Everything that is wrong with a file is found in one go, each with its line, column and field;
+//! a file with anything wrong gives no mesh at all. Not here: what is done with the mesh, and with the error (`node`).
+
+mod compile;
+mod policies;
+mod position;
+mod problem;
+mod schema;
+mod values;
+mod watch;
+mod workloads;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use problem::{MeshFileError, Problem};
+pub use watch::{FeedError, FileWatch, load};
+
+use crate::mesh::Mesh;
+
+/// The largest mesh file that is read, in bytes. Some tens of thousands of workloads.
+pub const LARGEST_FILE: usize = 16 << 20;
+
+/// What a mesh file says, as one node sees it.
+#[derive(Clone, Debug)]
+pub struct MeshFile {
+    /// The mesh: the same on every node.
+    pub mesh: Mesh,
+    /// The pods of this node that weft captures.
+    pub local_pods: Vec<LocalPod>,
+}
+
+/// A pod that this node captures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPod {
+    /// The uid of its workload.
+    pub uid: Arc<str>,
+    /// Its network namespace, for example `/run/netns/curl-1`.
+    pub netns: PathBuf,
+}
+
+/// Reads the text of a mesh file, as the node of this name sees it. `source` is what errors call the file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, source: &Path, node: &str) -> Result<MeshFile, MeshFileError> {
+    let problems = match schema::read(text) {
+        Ok(document) => match compile::compile(&document, node) {
+            Ok(file) => return Ok(file),
+            Err(problems) => problems,
+        },
+        Err(problem) => vec![problem],
+    };
+    Err(MeshFileError {
+        source: source.to_owned(),
+        problems,
+    })
+}

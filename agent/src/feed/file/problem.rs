@@ -1,0 +1,207 @@
+//! What is wrong with a mesh file, and where: file, line, column and field.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde_saphyr::Location;
+
+use super::schema::Text;
+
+/// How many problems an error prints; the rest are counted.
+const PRINTED_PROBLEMS: usize = 50;
+/// How many characters of a value a message repeats.
+const QUOTED_CHARS: usize = 64;
+
+/// Everything that is wrong with a mesh file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshFileError {
+    /// The file.
+    pub source: PathBuf,
+    /// At least one, in the order of the file's sections.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; 0 where the file has no such place.
+    pub line: u64,
+    /// From 1; 0 where the file has no such place.
+    pub column: u64,
+    /// For example `workloads[3].addresses[0]`; empty for the file as a whole.
+    pub field: String,
+    /// What is wrong, and how to mend it.
+    pub message: String,
+}
+
+impl std::error::Error for MeshFileError {}
+
+impl fmt::Display for MeshFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().take(PRINTED_PROBLEMS).enumerate() {
+            if i > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt_in(&self.source, f)?;
+        }
+        match self.problems.len().checked_sub(PRINTED_PROBLEMS) {
+            None | Some(0) => Ok(()),
+            Some(more) => write!(f, "\n{}: and {more} more", self.source.display()),
+        }
+    }
+}
+
+impl Problem {
+    fn fmt_in(&self, source: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", source.display())?;
+        if self.line > 0 {
+            write!(f, "{}:{}:", self.line, self.column)?;
+        }
+        if !self.field.is_empty() {
+            write!(f, " {}:", self.field)?;
+        }
+        write!(f, " {}", self.message)
+    }
+}
+
+/// The problems found so far.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// Notes one.
+    pub(super) fn add(&mut self, at: Location, place: &Place<'_>, message: impl Into<String>) {
+        let (line, column) = (at.line(), at.column());
+        self.0.push(Problem {
+            line,
+            column,
+            field: place.to_string(),
+            message: message.into(),
+        });
+    }
+
+    /// Reads one value, or notes why it cannot be.
+    pub(super) fn read<T>(
+        &mut self,
+        text: &Text,
+        place: &Place<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        parse(&text.value)
+            .map_err(|message| self.add(text.referenced, place, message))
+            .ok()
+    }
+
+    /// Reads the value of a field that may be left out.
+    pub(super) fn optional<T>(
+        &mut self,
+        text: &Option<Text>,
+        place: &Place<'_>,
+        field: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.read(text.as_ref()?, &place.field(field), parse)
+    }
+
+    /// Reads the value of a field that must be there, in the entry that begins `at`.
+    pub(super) fn required<T>(
+        &mut self,
+        text: &Option<Text>,
+        at: Location,
+        place: &Place<'_>,
+        field: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if text.is_none() {
+            self.add(at, &place.field(field), "is missing: add it");
+        }
+        self.optional(text, place, field, parse)
+    }
+
+    /// Reads every value of a list that can be, and notes why the others cannot.
+    pub(super) fn read_all<T>(
+        &mut self,
+        texts: &Option<Vec<Text>>,
+        place: &Place<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let texts = texts.iter().flatten().enumerate();
+        texts
+            .filter_map(|(i, text)| self.read(text, &place.index(i), &parse))
+            .collect()
+    }
+
+    /// Whether nothing is wrong.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them.
+    pub(super) fn into_vec(self) -> Vec<Problem> {
+        self.0
+    }
+}
+
+/// A field of the file: printed only when something is wrong with it, so it is a chain rather than a text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    parent: Option<&'a Place<'a>>,
+    step: Step<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step<'a> {
+    Root,
+    Field(&'a str),
+    Index(usize),
+}
+
+impl<'a> Place<'a> {
+    /// The whole file.
+    pub(super) const ROOT: Place<'static> = Place {
+        parent: None,
+        step: Step::Root,
+    };
+
+    /// A field of this one.
+    pub(super) fn field(&'a self, name: &'a str) -> Place<'a> {
+        Place {
+            parent: Some(self),
+            step: Step::Field(name),
+        }
+    }
+
+    /// An item of this list.
+    pub(super) fn index(&'a self, index: usize) -> Place<'a> {
+        Place {
+            parent: Some(self),
+            step: Step::Index(index),
+        }
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            parent.fmt(f)?;
+        }
+        let below_root = self
+            .parent
+            .is_some_and(|parent| !matches!(parent.step, Step::Root));
+        match self.step {
+            Step::Root => Ok(()),
+            Step::Field(name) if below_root => write!(f, ".{name}"),
+            Step::Field(name) => f.write_str(name),
+            Step::Index(index) => write!(f, "[{index}]"),
+        }
+    }
+}
+
+/// A value as messages show it: quoted, escaped and not too long.
+pub(super) fn quoted(value: &str) -> String {
+    let shown: String = value.chars().take(QUOTED_CHARS).collect();
+    let rest = if shown.len() < value.len() { "..." } else { "" };
+    format!("{shown:?}{rest}")
+}

@@ -1,0 +1,196 @@
+//! What may be written in a mesh file: the shape, and nothing of the meaning (`compile` and `policies`).
+//!
+//! Every value is kept as the text that was written, with its position: so `compile` can say what is wrong with all of
+//! them, and where. Names follow Istio's and Kubernetes' where those have one.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde::Deserialize;
+use serde_saphyr::{Error, Location, Spanned, localizer::Localizer};
+
+use super::{LARGEST_FILE, Problem, position};
+
+/// A value as it was written, and where.
+pub(super) type Text = Spanned<String>;
+/// Labels, or a selector for labels.
+pub(super) type Labels = BTreeMap<String, Text>;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Document {
+    pub(super) trust_domain: Option<Text>,
+    pub(super) cluster: Option<Text>,
+    pub(super) root_namespace: Option<Text>,
+    pub(super) cluster_cidrs: Option<Vec<Text>>,
+    pub(super) workloads: Option<Vec<Spanned<WorkloadEntry>>>,
+    pub(super) services: Option<Vec<Spanned<ServiceEntry>>>,
+    pub(super) policies: Option<Vec<Spanned<PolicyEntry>>>,
+    pub(super) peer_authentications: Option<Vec<Spanned<PeerAuthenticationEntry>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WorkloadEntry {
+    pub(super) name: Option<Text>,
+    pub(super) namespace: Option<Text>,
+    pub(super) service_account: Option<Text>,
+    pub(super) node: Option<Text>,
+    pub(super) addresses: Option<Vec<Text>>,
+    pub(super) tunnel_protocol: Option<Text>,
+    pub(super) netns: Option<Text>,
+    pub(super) labels: Option<Labels>,
+    pub(super) workload_name: Option<Text>,
+    pub(super) workload_type: Option<Text>,
+    pub(super) canonical_name: Option<Text>,
+    pub(super) canonical_revision: Option<Text>,
+    pub(super) region: Option<Text>,
+    pub(super) zone: Option<Text>,
+    pub(super) subzone: Option<Text>,
+    pub(super) healthy: Option<bool>,
+    pub(super) host_network: Option<bool>,
+    pub(super) waypoint: Option<Spanned<WaypointEntry>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ServiceEntry {
+    pub(super) name: Option<Text>,
+    pub(super) namespace: Option<Text>,
+    pub(super) hostname: Option<Text>,
+    pub(super) vips: Option<Vec<Text>>,
+    pub(super) ports: Option<Vec<Spanned<PortEntry>>>,
+    pub(super) selector: Option<Spanned<Labels>>,
+    pub(super) endpoints: Option<Vec<Text>>,
+    pub(super) subject_alt_names: Option<Vec<Text>>,
+    pub(super) waypoint: Option<Spanned<WaypointEntry>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PortEntry {
+    pub(super) port: Option<Text>,
+    pub(super) target_port: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct WaypointEntry {
+    pub(super) service: Option<Text>,
+    pub(super) address: Option<Text>,
+    pub(super) port: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PolicyEntry {
+    pub(super) name: Option<Text>,
+    pub(super) namespace: Option<Text>,
+    pub(super) action: Option<Text>,
+    pub(super) selector: Option<Spanned<Labels>>,
+    pub(super) dry_run: Option<bool>,
+    pub(super) rules: Option<Vec<RuleEntry>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RuleEntry {
+    pub(super) from: Option<Spanned<Vec<Spanned<SourceEntry>>>>,
+    pub(super) to: Option<Spanned<Vec<Spanned<OperationEntry>>>>,
+    pub(super) when: Option<Spanned<Vec<Spanned<ConditionEntry>>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SourceEntry {
+    pub(super) principals: Option<Spanned<Vec<Text>>>,
+    pub(super) not_principals: Option<Spanned<Vec<Text>>>,
+    pub(super) namespaces: Option<Spanned<Vec<Text>>>,
+    pub(super) not_namespaces: Option<Spanned<Vec<Text>>>,
+    pub(super) ip_blocks: Option<Spanned<Vec<Text>>>,
+    pub(super) not_ip_blocks: Option<Spanned<Vec<Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct OperationEntry {
+    pub(super) ports: Option<Spanned<Vec<Text>>>,
+    pub(super) not_ports: Option<Spanned<Vec<Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ConditionEntry {
+    pub(super) key: Option<Text>,
+    pub(super) values: Option<Spanned<Vec<Text>>>,
+    pub(super) not_values: Option<Spanned<Vec<Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct PeerAuthenticationEntry {
+    /// Kubernetes objects have a name; nothing refers to this one.
+    #[serde(rename = "name")]
+    pub(super) _name: Option<Text>,
+    pub(super) namespace: Option<Text>,
+    pub(super) selector: Option<Spanned<Labels>>,
+    pub(super) mode: Option<Text>,
+    pub(super) port_level_mtls: Option<BTreeMap<String, Text>>,
+}
+
+/// Reads the shape of a mesh file.
+///
+/// # Errors
+/// The first place where the text is not YAML, or not of the shape: the parser cannot go on after it.
+pub(super) fn read(text: &str) -> Result<Document, Problem> {
+    if text.len() > LARGEST_FILE {
+        return Err(whole_file(format!(
+            "is larger than {} MiB, which is the limit",
+            LARGEST_FILE >> 20
+        )));
+    }
+    // A file that somebody is just about to write must not be taken for an empty mesh.
+    if text.trim().is_empty() {
+        return Err(whole_file(
+            "is empty: for a mesh without workloads write `workloads: []`".into(),
+        ));
+    }
+    serde_saphyr::from_str_with_options(text, options()).map_err(|err| problem(&err, text))
+}
+
+/// The file's size is the limit that counts: what fits into it may have as many nodes as it likes. Anchors, aliases and
+/// depth keep the parser's own limits.
+pub(super) fn options() -> serde_saphyr::Options {
+    let budget = serde_saphyr::budget! { max_events: LARGEST_FILE, max_nodes: LARGEST_FILE };
+    serde_saphyr::options! { budget: budget, with_snippet: false }
+}
+
+fn whole_file(message: String) -> Problem {
+    Problem {
+        line: 0,
+        column: 0,
+        field: String::new(),
+        message,
+    }
+}
+
+fn problem(err: &Error, text: &str) -> Problem {
+    let at = err.location().unwrap_or(Location::UNKNOWN);
+    let formatter = serde_saphyr::DefaultMessageFormatter.with_localizer(&WithoutLocation);
+    let message = err.render_with_formatter(&formatter);
+    Problem {
+        line: at.line(),
+        column: at.column(),
+        field: position::field_at(text, at),
+        message,
+    }
+}
+
+/// The parser's messages without their "at line 3, column 5", which a [`Problem`] prints in its own place.
+struct WithoutLocation;
+
+impl Localizer for WithoutLocation {
+    fn attach_location<'a>(&self, base: Cow<'a, str>, _: Location) -> Cow<'a, str> {
+        base
+    }
+}

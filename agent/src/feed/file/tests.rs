@@ -1,0 +1,697 @@
+//! What mesh files mean, and what is said about those that mean nothing. (`watch` has tests of its own.)
+
+use std::path::Path;
+
+use proptest::{prelude::*, sample::Index};
+
+use super::*;
+use crate::mesh::{Action, MtlsMode, Scope, StringMatch, TunnelProtocol, Workload, WorkloadType};
+
+/// Every section, every field.
+const WHOLE: &str = r#"
+trustDomain: example.org
+cluster: blue
+rootNamespace: root
+clusterCidrs: [10.244.0.0/16, "fd00:96::/112"]
+workloads:
+- name: curl-1
+  namespace: demo
+  serviceAccount: curl
+  node: node-a
+  addresses: [10.244.1.10, "fd00:244:1::10"]
+  tunnelProtocol: HBONE
+  netns: /run/netns/curl-1
+  labels: {app: curl, version: v2}
+- name: web-1
+  namespace: demo
+  node: node-b
+  addresses: ["::ffff:10.244.2.10"]
+  tunnelProtocol: HBONE
+  netns: /run/netns/web-1
+  labels: {app: web}
+  workloadName: web
+  workloadType: deployment
+  canonicalName: www
+  canonicalRevision: v1
+  region: eu
+  zone: eu-1
+  subzone: rack-7
+  healthy: false
+  waypoint: {address: 10.96.0.99}
+- {name: node-exporter, namespace: demo, node: node-a, addresses: [192.168.77.1], hostNetwork: true, labels: {app: web}}
+- {name: gate-1, namespace: demo, addresses: [10.244.3.1], labels: {gate: "yes"}}
+services:
+- name: web
+  namespace: demo
+  vips: [10.96.0.10, "fd00:96::10"]
+  ports: [{port: 80, targetPort: 8080}, {port: 443}]
+  selector: {app: web}
+  waypoint: {service: demo/gate, port: 15009}
+- {name: gate, namespace: demo, vips: [10.96.0.99], selector: {gate: "yes"}}
+- {name: listed, namespace: demo, hostname: listed.example.org, endpoints: [demo/web-1, demo/curl-1],
+   ports: [{port: 1}], subjectAltNames: [example.org/ns/demo/sa/x]}
+- {name: none, namespace: demo, endpoints: []}
+policies:
+- {name: everywhere, namespace: root, action: DENY, rules: [{}]}
+- {name: here, namespace: demo}
+- name: picked
+  namespace: demo
+  action: ALLOW
+  selector: {app: web}
+  dryRun: true
+  rules:
+  - from:
+    - {principals: [spiffe://example.org/ns/demo/sa/curl, "example.org/ns/demo/*"], notNamespaces: [other]}
+    - {ipBlocks: [10.0.0.1, 10.244.3.3/16], notPrincipals: ["*"], namespaces: ["*o"], notIpBlocks: ["::1/128"]}
+    to: [{ports: [8080]}, {notPorts: [9090]}]
+    when:
+    - {key: source.ip, values: [10.0.0.0/8]}
+    - {key: destination.port, notValues: [22]}
+    - {key: source.namespace, values: [demo]}
+    - {key: source.principal, notValues: ["*/sa/x"]}
+    - {key: destination.ip, values: [10.244.2.10]}
+- {name: from-root, namespace: root, selector: {app: curl}, rules: []}
+peerAuthentications:
+- {namespace: root, mode: STRICT}
+- {name: demo, namespace: demo, mode: UNSET}
+- {namespace: demo, selector: {app: curl}, mode: PERMISSIVE, portLevelMtls: {8080: STRICT, 9090: UNSET}}
+"#;
+
+fn parsed(text: &str) -> MeshFile {
+    parse(text, Path::new("mesh.yaml"), "node-a").unwrap_or_else(|err| panic!("{err}"))
+}
+
+fn workload<'a>(file: &'a MeshFile, name: &str) -> &'a Workload {
+    file.mesh
+        .workloads()
+        .find(|workload| &*workload.name == name)
+        .unwrap()
+}
+
+#[test]
+fn workloads() {
+    let file = parsed(WHOLE);
+    let curl = workload(&file, "curl-1");
+    assert_eq!(curl.uid.as_ref(), "blue//Pod/demo/curl-1");
+    assert_eq!(curl.identity.as_str(), "spiffe://example.org/ns/demo/sa/curl");
+    assert_eq!(
+        curl.addresses,
+        ["10.244.1.10", "fd00:244:1::10"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap())
+    );
+    assert_eq!(
+        (curl.tunnel_protocol, curl.workload_type),
+        (TunnelProtocol::Hbone, WorkloadType::Pod)
+    );
+    let telemetry = [
+        &curl.workload_name,
+        &curl.canonical_name,
+        &curl.canonical_revision,
+        &curl.cluster,
+        &curl.node,
+    ];
+    assert_eq!(
+        telemetry.map(|name| &**name),
+        ["curl-1", "curl", "v2", "blue", "node-a"]
+    );
+    assert!(curl.healthy && !curl.host_network && curl.waypoint.is_none());
+
+    let web = workload(&file, "web-1");
+    assert_eq!(web.identity.service_account(), "default");
+    assert_eq!(
+        web.addresses,
+        ["10.244.2.10".parse::<std::net::IpAddr>().unwrap()]
+    );
+    let telemetry = [
+        &web.workload_name,
+        &web.canonical_name,
+        &web.canonical_revision,
+        &web.locality.subzone,
+    ];
+    assert_eq!(telemetry.map(|name| &**name), ["web", "www", "v1", "rack-7"]);
+    assert_eq!(web.workload_type, WorkloadType::Deployment);
+    assert!(!web.healthy && web.waypoint.is_some());
+    assert!(workload(&file, "node-exporter").host_network);
+    assert_eq!(workload(&file, "gate-1").tunnel_protocol, TunnelProtocol::None);
+}
+
+#[test]
+fn local_pods() {
+    let local = |node| parse(WHOLE, Path::new("mesh.yaml"), node).unwrap().local_pods;
+    let pod = |name: &str| LocalPod {
+        uid: format!("blue//Pod/demo/{name}").into(),
+        netns: Path::new("/run/netns").join(name),
+    };
+    assert_eq!(local("node-a"), [pod("curl-1")]);
+    assert_eq!(local("node-b"), [pod("web-1")]);
+    assert_eq!(local("node-c"), []);
+}
+
+#[test]
+fn services() {
+    let file = parsed(WHOLE);
+    let shown = |vip: &str| {
+        let service = file.mesh.service_at(vip.parse().unwrap()).unwrap();
+        let ports = service
+            .ports
+            .iter()
+            .map(|port| format!("{}->{}", port.service_port, port.target_port));
+        format!(
+            "{} {} {:?}",
+            service.key,
+            ports.collect::<Vec<_>>().join(","),
+            service.waypoint
+        )
+    };
+    let web = "demo/web.demo.svc.cluster.local 80->8080,443->443 Some(GatewayAddress { destination: \
+               Service(ServiceKey { namespace: \"demo\", hostname: \"gate.demo.svc.cluster.local\" }), \
+               hbone_port: 15009 })";
+    assert_eq!(shown("10.96.0.10"), web);
+    assert_eq!(shown("fd00:96::10"), web);
+    assert_eq!(shown("10.96.0.99"), "demo/gate.demo.svc.cluster.local  None");
+    let backs = |name| {
+        let services = workload(&file, name).services.keys();
+        services
+            .map(|key| key.hostname.to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(backs("web-1"), "listed.example.org web.demo.svc.cluster.local");
+    assert_eq!(backs("curl-1"), "listed.example.org");
+    assert_eq!(backs("node-exporter"), "web.demo.svc.cluster.local");
+    assert_eq!(backs("gate-1"), "gate.demo.svc.cluster.local");
+    let listed = file
+        .mesh
+        .services()
+        .find(|service| &*service.name == "listed")
+        .unwrap();
+    assert_eq!(listed.subject_alt_names[0].service_account(), "x");
+}
+
+#[test]
+fn policies() {
+    let file = parsed(WHOLE);
+    let named = |name: &str| {
+        file.mesh
+            .policies()
+            .find(|policy| &*policy.key.name == name)
+            .unwrap()
+    };
+    let (everywhere, here) = (named("everywhere"), named("here"));
+    assert_eq!(
+        (everywhere.scope, everywhere.action, everywhere.rules.len()),
+        (Scope::Mesh, Action::Deny, 1)
+    );
+    assert!(everywhere.rules[0].clauses.is_empty());
+    assert_eq!(
+        (here.scope, here.action, here.rules.len()),
+        (Scope::Namespace, Action::Allow, 0)
+    );
+    let of = |name| {
+        workload(&file, name)
+            .policies
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(of("curl-1"), "root/from-root");
+    assert_eq!(of("web-1"), "demo/picked");
+    assert_eq!(of("gate-1"), "");
+
+    let picked = named("picked");
+    assert!(picked.dry_run && picked.scope == Scope::Selector);
+    let clauses = &picked.rules[0].clauses;
+    assert_eq!(
+        clauses
+            .iter()
+            .map(|clause| clause.matches.len())
+            .collect::<Vec<_>>(),
+        [2, 2, 1, 1, 1, 1, 1]
+    );
+    let (first, second) = (&clauses[0].matches[0], &clauses[0].matches[1]);
+    let (exact, prefix) = ("example.org/ns/demo/sa/curl", "example.org/ns/demo/");
+    assert_eq!(
+        first.principals,
+        [
+            StringMatch::Exact(exact.into()),
+            StringMatch::Prefix(prefix.into())
+        ]
+    );
+    assert_eq!(first.not_namespaces, [StringMatch::Exact("other".into())]);
+    assert_eq!(
+        second
+            .source_ips
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["10.0.0.1/32", "10.244.0.0/16"]
+    );
+    assert_eq!(second.not_source_ips.len(), 1);
+    assert_eq!(second.not_principals, [StringMatch::Presence]);
+    assert_eq!(second.namespaces, [StringMatch::Suffix("o".into())]);
+    assert_eq!(clauses[1].matches[0].destination_ports, [8080]);
+    assert_eq!(clauses[1].matches[1].not_destination_ports, [9090]);
+    assert_eq!(clauses[2].matches[0].source_ips.len(), 1);
+    assert_eq!(clauses[3].matches[0].not_destination_ports, [22]);
+    assert_eq!(clauses[4].matches[0].namespaces.len(), 1);
+    assert_eq!(clauses[5].matches[0].not_principals.len(), 1);
+    assert_eq!(clauses[6].matches[0].destination_ips.len(), 1);
+}
+
+#[test]
+fn peer_authentications() {
+    let file = parsed(WHOLE);
+    let mode = |name, port| file.mesh.mtls_mode(workload(&file, name), port);
+    assert_eq!(mode("web-1", 1), MtlsMode::Strict);
+    assert_eq!(mode("curl-1", 1), MtlsMode::Permissive);
+    assert_eq!(mode("curl-1", 8080), MtlsMode::Strict);
+    assert_eq!(mode("curl-1", 9090), MtlsMode::Permissive);
+}
+
+#[test]
+fn defaults_and_json() {
+    let file = parsed(
+        r#"{"workloads": [{"name": "a", "namespace": "b", "addresses": ["10.0.0.1"], "labels": {}}]}"#,
+    );
+    assert_eq!(file.mesh.trust_domain().as_str(), "cluster.local");
+    assert_eq!(
+        (&**file.mesh.cluster(), &**file.mesh.root_namespace()),
+        ("Kubernetes", "istio-system")
+    );
+    let pod = workload(&file, "a");
+    assert_eq!(pod.identity.as_str(), "spiffe://cluster.local/ns/b/sa/default");
+    assert_eq!((&*pod.canonical_name, &*pod.canonical_revision), ("a", "latest"));
+    // What a program writes that has nothing to write.
+    for text in [
+        "workloads: []",
+        "workloads:",
+        "{}",
+        "---\nworkloads:\n...\n",
+        "services: null",
+    ] {
+        assert_eq!(parsed(text).mesh.workloads().len(), 0, "{text}");
+    }
+    // Names that YAML would like to read as something else.
+    let odd = parsed("workloads:\n- {name: 1.10, namespace: 0x1, node: no, canonicalRevision: 1e3}");
+    let odd = workload(&odd, "1.10");
+    assert_eq!(
+        [&odd.namespace, &odd.node, &odd.canonical_revision].map(|text| &**text),
+        ["0x1", "no", "1e3"]
+    );
+}
+
+/// The problems of a file, one a line, without its name.
+fn check(text: &str, expect: &[&str]) {
+    let problems = match parse(text, Path::new("m"), "node-a") {
+        Ok(_) => String::new(),
+        Err(err) => err.to_string(),
+    };
+    let problems: Vec<_> = problems
+        .lines()
+        .map(|line| line.strip_prefix("m:").unwrap_or(line))
+        .collect();
+    assert_eq!(problems, expect, "{text}");
+}
+
+/// As [`check`], for the workload `{name: a, namespace: b, ...}`.
+fn check_workload(fields: &str, expect: &[&str]) {
+    check(
+        &format!("workloads:\n- {{name: a, namespace: b, {fields}}}"),
+        expect,
+    );
+}
+
+/// As [`check`], for a service, beside the workload b/a with the label app=a.
+fn check_service(fields: &str, expect: &[&str]) {
+    check(
+        &format!("{POD}services:\n- {{name: s, namespace: b, {fields}}}"),
+        expect,
+    );
+}
+
+/// As [`check`], for a policy, beside the workload b/a with the label app=a.
+fn check_policy(fields: &str, expect: &[&str]) {
+    check(
+        &format!("{POD}policies:\n- {{name: p, namespace: b, {fields}}}"),
+        expect,
+    );
+}
+
+/// Two lines.
+const POD: &str = "workloads:\n- {name: a, namespace: b, addresses: [10.0.0.1], labels: {app: a}}\n";
+
+#[test]
+fn files_of_another_shape() {
+    check(
+        "",
+        &["`` : is empty: for a mesh without workloads write `workloads: []`"],
+    );
+    check(
+        " \n\n",
+        &["`` : is empty: for a mesh without workloads write `workloads: []`"],
+    );
+    let too_large = "#".repeat(LARGEST_FILE + 1);
+    check(&too_large, &["`` : is larger than 16 MiB, which is the limit"]);
+    let known = "expected one of trustDomain, cluster, rootNamespace, clusterCidrs, workloads, services, policies, \
+                 peerAuthentications";
+    check(
+        "\nworkload: []",
+        &[&format!(
+            "`workload: [` workload: unknown field `workload`, {known}"
+        )],
+    );
+    check(
+        "workloads: 5",
+        &["`5` workloads: unexpected event: expected sequence start"],
+    );
+    check(
+        "workloads: [{name: a, namespace: b, healthy: perhaps}]",
+        &["`perhaps` workloads[0].healthy: invalid bool"],
+    );
+}
+
+#[test]
+fn single_values() {
+    check(
+        "trustDomain: Example",
+        &[
+            "`Example` trustDomain: `Example` is not a trust domain: use lower-case letters, digits, `.`, `-` and `_`",
+        ],
+    );
+    let network = "is not a network: write an address and a prefix length, for example 10.244.0.0/16";
+    check(
+        "clusterCidrs: [10.0.0.0/8, 10.0.0.0/33]",
+        &[&format!(
+            "`10.0.0.0/33` clusterCidrs[1]: \"10.0.0.0/33\" {network}"
+        )],
+    );
+    check_workload(
+        "addresses: [10.1.2]",
+        &[
+            "`10.1.2` workloads[0].addresses[0]: \"10.1.2\" is not an IP address: write four numbers, or an IPv6 address",
+        ],
+    );
+    check_workload(
+        "addresses: [127.0.0.1]",
+        &[
+            "`127.0.0.1` workloads[0].addresses[0]: 127.0.0.1 is an address that no pod and no service can have",
+        ],
+    );
+    check_workload(
+        "tunnelProtocol: hbone",
+        &["`hbone` workloads[0].tunnelProtocol: \"hbone\" is not known here: write HBONE or NONE"],
+    );
+    let name = "use at most 253 lower-case letters, digits, `-`, `.`, with a letter or a digit at both ends";
+    check_workload(
+        "serviceAccount: a/b",
+        &[&format!(
+            "`a/b` workloads[0].serviceAccount: \"a/b\" is not a name: {name}"
+        )],
+    );
+    check_workload(
+        "zone: \"a,b\"",
+        &[
+            "`\"a` workloads[0].zone: \"a,b\" cannot be used here: use at most 253 letters, digits, `.`, `-`, `_`, `/`, `:`",
+        ],
+    );
+    let long = "x".repeat(300);
+    let shown = &long[..64];
+    check_workload(
+        &format!("node: {long}"),
+        &[&format!(
+            "`{long}` workloads[0].node: \"{shown}\"... is not a name: {name}"
+        )],
+    );
+    check_service(
+        "endpoints: [], ports: [{port: 0}, {port: 65536}, {port: http}]",
+        &[
+            "`0` services[0].ports[0].port: \"0\" is not a port: write a number from 1 to 65535",
+            "`65536` services[0].ports[1].port: \"65536\" is not a port: write a number from 1 to 65535",
+            "`http` services[0].ports[2].port: \"http\" is not a port: write a number from 1 to 65535",
+        ],
+    );
+}
+
+#[test]
+fn missing_values() {
+    check(
+        "workloads:\n- {node: x}\nservices:\n- {}\npolicies:\n- {}\npeerAuthentications:\n- {}",
+        &[
+            "`{node: x` workloads[0].name: is missing: add it",
+            "`{node: x` workloads[0].namespace: is missing: add it",
+            "`{` services[0].name: is missing: add it",
+            "`{` services[0].namespace: is missing: add it",
+            "`{` policies[0].name: is missing: add it",
+            "`{` policies[0].namespace: is missing: add it",
+            "`{` peerAuthentications[0].namespace: is missing: add it",
+        ],
+    );
+}
+
+#[test]
+fn captured_pods() {
+    let at = "`/x` workloads[0].netns:";
+    check_workload(
+        "netns: x, node: n, tunnelProtocol: HBONE",
+        &["`x` workloads[0].netns: \"x\" is not an absolute path: write, for example, /run/netns/curl-1"],
+    );
+    check_workload(
+        "netns: /x, node: n",
+        &[&format!(
+            "{at} a pod that is captured is in the mesh: add tunnelProtocol: HBONE, or remove netns"
+        )],
+    );
+    check_workload(
+        "netns: /x, tunnelProtocol: HBONE",
+        &[&format!("{at} a pod that is captured is on a node: add node")],
+    );
+    check_workload(
+        "netns: /x, hostNetwork: true",
+        &[&format!(
+            "{at} a pod with hostNetwork is never captured: remove netns"
+        )],
+    );
+    check_workload(
+        "hostNetwork: true, tunnelProtocol: HBONE",
+        &["`HBONE` workloads[0].tunnelProtocol: a pod with hostNetwork is never in the mesh: write NONE"],
+    );
+    let pod = |name: &str, node: &str| {
+        format!("- {{name: {name}, namespace: b, node: {node}, netns: /x, tunnelProtocol: HBONE}}\n")
+    };
+    check(
+        &format!("workloads:\n{}{}", pod("one", "n"), pod("two", "m")),
+        &[],
+    );
+    check(
+        &format!("workloads:\n{}{}", pod("one", "n"), pod("two", "n")),
+        &["`/x` workloads[1].netns: is the network namespace of b/one as well: remove it from one"],
+    );
+}
+
+#[test]
+fn twins() {
+    check(
+        &format!("{POD}- {{name: a, namespace: b}}"),
+        &["`{name: a` workloads[1]: there are two workloads b/a: rename or remove one"],
+    );
+    check(
+        &format!("{POD}- {{name: c, namespace: b, addresses: [10.0.0.2, \"::ffff:10.0.0.1\"]}}"),
+        &[
+            "`\"::ffff:10.0.0.1\"` workloads[1].addresses[1]: 10.0.0.1 is an address of workloads[0] as well: remove one of them",
+        ],
+    );
+    let node = "{namespace: b, addresses: [192.168.0.1], hostNetwork: true, name:";
+    check(&format!("workloads:\n- {node} a}}\n- {node} c}}"), &[]);
+    check_service(
+        "endpoints: [], vips: [10.0.0.1]",
+        &[
+            "`10.0.0.1` services[0].vips[0]: 10.0.0.1 is an address of workloads[0] as well: remove one of them",
+        ],
+    );
+    check_service(
+        "endpoints: [], ports: [{port: 80}, {port: 80}]",
+        &["`{port: 80` services[0].ports[1]: the service has port 80 twice"],
+    );
+    check_service(
+        "endpoints: []}\n- {name: t, namespace: b, hostname: s.b.svc.cluster.local, endpoints: []",
+        &["`{name: t` services[1]: there are two services b/s.b.svc.cluster.local: rename or remove one"],
+    );
+    check_policy(
+        "rules: []}\n- {name: p, namespace: b",
+        &["`{name: p` policies[1]: there are two policies b/p: rename or remove one"],
+    );
+    let modes = "peerAuthentications:\n";
+    for (one, covered) in [
+        ("{namespace: istio-system}", "the mesh"),
+        ("{namespace: b}", "namespace b"),
+        ("{namespace: b, selector: {app: a}}", "workload b/a"),
+    ] {
+        check(
+            &format!("{POD}{modes}- {one}\n- {one}"),
+            &[&format!(
+                "`{value}` peerAuthentications[1]: {covered} has two peerAuthentications: remove one"
+            )],
+        );
+    }
+}
+
+#[test]
+fn references() {
+    check_service(
+        "endpoints: [b/a, b/nobody, a]",
+        &[
+            "`a` services[0].endpoints[2]: \"a\" is not a pod: write <namespace>/<name>",
+            "`b/nobody` services[0].endpoints[1]: there is no workload b/nobody: write <namespace>/<name> of one",
+        ],
+    );
+    let either = "write either selector or endpoints (`endpoints: []` for a service with none)";
+    check_service("vips: []", &[&format!("`{{name: s` services[0]: {either}")]);
+    check_service(
+        "endpoints: [], selector: {app: a}",
+        &[&format!("`{{name: s` services[0]: {either}")],
+    );
+    check_service(
+        "selector: {app: x}",
+        &[
+            "`{app: x` services[0].selector: selects no workload in namespace b: compare it with the workloads' labels",
+        ],
+    );
+    check_service(
+        "selector: {}",
+        &["`{` services[0].selector: selects by no label: name at least one, or remove it"],
+    );
+    check_policy(
+        "selector: {app: x}",
+        &[
+            "`{app: x` policies[0].selector: selects no workload in namespace b: compare it with the workloads' labels",
+        ],
+    );
+    let own = "is one of weft's own ports, which no app can have: choose another (a waypoint's service does not need \
+               its HBONE port)";
+    check_service(
+        "endpoints: [], ports: [{port: 80, targetPort: 15006}, {port: 15008}]",
+        &[
+            &format!("`15006` services[0].ports[0].targetPort: 15006 {own}"),
+            &format!("`15008` services[0].ports[1].port: 15008 {own}"),
+        ],
+    );
+    let nowhere = "is neither a service nor the address of a service or a workload of this file";
+    check_service(
+        "endpoints: [], waypoint: {service: b/gate}",
+        &[&format!("`{{service: b/gate` services[0].waypoint: {nowhere}")],
+    );
+    check_service(
+        "endpoints: [], waypoint: {address: 10.0.0.9}",
+        &[&format!("`{{address: 10.0.0.9` services[0].waypoint: {nowhere}")],
+    );
+    check_service("endpoints: [], waypoint: {address: 10.0.0.1}", &[]);
+    check_workload(
+        "waypoint: {}",
+        &["`{` workloads[0].waypoint: write either service: <namespace>/<name> or address: <IP address>"],
+    );
+}
+
+#[test]
+fn policies_that_say_too_little_or_too_much() {
+    check_policy(
+        "action: AUDIT",
+        &["`AUDIT` policies[0].action: \"AUDIT\" is not known here: write ALLOW or DENY"],
+    );
+    let at = "policies[0].rules[0]";
+    check_policy(
+        "rules: [{from: []}]",
+        &[&format!(
+            "`[` {at}.from: is an empty list: name something, or remove it"
+        )],
+    );
+    check_policy(
+        "rules: [{from: [{}]}]",
+        &[&format!(
+            "`{{` {at}.from[0]: says nothing: name something, or remove it"
+        )],
+    );
+    check_policy(
+        "rules: [{to: [{ports: []}]}]",
+        &[&format!(
+            "`[` {at}.to[0].ports: is an empty list: name something, or remove it"
+        )],
+    );
+    let identity = "is no workload's identity: write <trust domain>/ns/<namespace>/sa/<service account>, or a \
+                    pattern that starts or ends with `*`";
+    check_policy(
+        "rules: [{from: [{principals: [b/a]}]}]",
+        &[&format!("`b/a` {at}.from[0].principals[0]: \"b/a\" {identity}")],
+    );
+    let pattern = "is not a pattern: write a whole name, `start*`, `*end` or `*`";
+    check_policy(
+        "rules: [{from: [{principals: [a*b, '*b*', '', '**']}]}]",
+        &[
+            &format!("`a*b` {at}.from[0].principals[0]: \"a*b\" {pattern}"),
+            &format!("`'*b*'` {at}.from[0].principals[1]: \"*b*\" {pattern}"),
+            &format!("`''` {at}.from[0].principals[2]: \"\" {pattern}"),
+            &format!("`'**'` {at}.from[0].principals[3]: \"**\" {pattern}"),
+        ],
+    );
+    let keys = "source.ip, source.namespace, source.principal, destination.ip or destination.port";
+    check_policy(
+        "rules: [{when: [{key: request.path, values: [x]}]}]",
+        &[&format!(
+            "`request.path` {at}.when[0].key: \"request.path\" is not known here: write {keys}"
+        )],
+    );
+    check_policy(
+        "rules: [{when: [{key: source.ip}]}]",
+        &[&format!(
+            "`{{key: source.ip` {at}.when[0]: says nothing: name something, or remove it"
+        )],
+    );
+}
+
+#[test]
+fn peer_authentications_that_say_something_else() {
+    let check =
+        |fields: &str, expect: &str| check(&format!("{POD}peerAuthentications:\n- {{{fields}}}"), &[expect]);
+    let disable = "mutual TLS cannot be disabled: write PERMISSIVE, which takes plaintext as well";
+    check(
+        "namespace: b, mode: DISABLE",
+        &format!("`DISABLE` peerAuthentications[0].mode: {disable}"),
+    );
+    check(
+        "namespace: b, portLevelMtls: {http: STRICT}",
+        "`STRICT` peerAuthentications[0].portLevelMtls.http: \"http\" is not a port: write a number from 1 to 65535",
+    );
+    check(
+        "namespace: istio-system, selector: {app: a}",
+        "`{app: a` peerAuthentications[0].selector: is ignored in the root namespace: move this to the namespace of the \
+         workloads",
+    );
+}
+
+#[test]
+fn a_long_list_of_problems_is_cut() {
+    let text = format!("clusterCidrs: [{}]", "x, ".repeat(60));
+    let err = parse(&text, Path::new("m"), "node-a").unwrap_err();
+    assert_eq!(err.problems.len(), 60);
+    assert_eq!(err.to_string().lines().count(), 51);
+    assert!(err.to_string().ends_with("m: and 10 more"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        let _ = parse(&text, Path::new("m"), "node-a");
+    }
+
+    /// Cuts pieces out of a good file and puts others in.
+    #[test]
+    fn no_damage_panics(cuts in prop::collection::vec((any::<Index>(), any::<Index>(), "[a-z0-9:{}\\[\\], \n*&-]{0,4}"), 1..4)) {
+        let mut text = WHOLE.to_owned();
+        for (from, to, with) in cuts {
+            let (from, to) = (from.index(text.len()), to.index(text.len()));
+            text.replace_range(from.min(to)..from.max(to).min(from.min(to) + 40), &with);
+        }
+        if let Err(err) = parse(&text, Path::new("m"), "node-a") {
+            prop_assert!(!err.problems.is_empty());
+        }
+    }
+}

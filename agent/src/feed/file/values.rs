@@ -1,0 +1,232 @@
+//! One value of a mesh file: from the text that was written to what it means, or to a message that says what is wrong
+//! with it and how to mend it. Nothing here knows of any other value.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+
+use super::problem::quoted;
+use crate::mesh::{MtlsMode, ServiceKey, SpiffeId, StringMatch, is_own_port};
+
+/// The longest name that Kubernetes knows, in bytes.
+const LONGEST_NAME: usize = 253;
+/// The longest DNS label, and the longest value of a Kubernetes label, in bytes.
+const LONGEST_LABEL: usize = 63;
+
+/// An address that a pod or a service can have. A v4-mapped IPv6 address is the IPv4 address.
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    let not_an_address = || {
+        let value = quoted(text);
+        format!("{value} is not an IP address: write four numbers, or an IPv6 address")
+    };
+    let address = text
+        .parse::<IpAddr>()
+        .map_err(|_| not_an_address())?
+        .to_canonical();
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+        return Err(format!(
+            "{address} is an address that no pod and no service can have"
+        ));
+    }
+    Ok(address)
+}
+
+/// A network; a single address is a network of its own.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let network = text.parse::<IpNet>().map_err(|_| {
+        let value = quoted(text);
+        format!("{value} is not a network: write an address and a prefix length, for example 10.244.0.0/16")
+    })?;
+    Ok(network.trunc())
+}
+
+/// A port of a pod.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(0) | Err(_) => {
+            let value = quoted(text);
+            Err(format!("{value} is not a port: write a number from 1 to 65535"))
+        }
+        Ok(port) => Ok(port),
+    }
+}
+
+/// A port that apps may listen on or dial.
+pub(super) fn app_port(text: &str) -> Result<u16, String> {
+    let port = port(text)?;
+    if is_own_port(port) {
+        return Err(format!(
+            "{port} is one of weft's own ports, which no app can have: choose another (a waypoint's service does not \
+             need its HBONE port)"
+        ));
+    }
+    Ok(port)
+}
+
+/// The name of a pod, a policy or a service account, or a hostname: a DNS name, as Kubernetes wants it.
+pub(super) fn name(text: &str) -> Result<Arc<str>, String> {
+    dns_name(text, LONGEST_NAME, true)
+}
+
+/// The name of a namespace or a service: a single DNS label.
+pub(super) fn label(text: &str) -> Result<Arc<str>, String> {
+    dns_name(text, LONGEST_LABEL, false)
+}
+
+fn dns_name(text: &str, longest: usize, dots: bool) -> Result<Arc<str>, String> {
+    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let legal = |b: u8| alphanumeric(b) || b == b'-' || (dots && b == b'.');
+    let ends = [text.bytes().next(), text.bytes().next_back()];
+    let well_formed = ends.into_iter().all(|end| end.is_some_and(alphanumeric)) && text.bytes().all(legal);
+    if well_formed && text.len() <= longest && !text.contains("..") {
+        return Ok(text.into());
+    }
+    let (value, dot) = (quoted(text), if dots { ", `.`" } else { "" });
+    Err(format!(
+        "{value} is not a name: use at most {longest} lower-case letters, digits, `-`{dot}, with a letter or a digit \
+         at both ends"
+    ))
+}
+
+/// A word for telemetry: a canonical name, a region, a cluster.
+pub(super) fn word(text: &str) -> Result<Arc<str>, String> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/' | b':');
+    if text.is_empty() || text.len() > LONGEST_NAME || !text.bytes().all(legal) {
+        let value = quoted(text);
+        return Err(format!(
+            "{value} cannot be used here: use at most {LONGEST_NAME} letters, digits, `.`, `-`, `_`, `/`, `:`"
+        ));
+    }
+    Ok(text.into())
+}
+
+/// The value of a Kubernetes label, which may be empty.
+pub(super) fn label_value(text: &str) -> Result<(), String> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    if text.len() > LONGEST_LABEL || !text.bytes().all(legal) {
+        let value = quoted(text);
+        return Err(format!(
+            "{value} is not the value of a label: use at most {LONGEST_LABEL} letters, digits, `.`, `-`, `_`"
+        ));
+    }
+    Ok(())
+}
+
+/// A network namespace.
+pub(super) fn netns(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || text.contains('\0') {
+        let value = quoted(text);
+        return Err(format!(
+            "{value} is not an absolute path: write, for example, /run/netns/curl-1"
+        ));
+    }
+    Ok(path)
+}
+
+/// A pod, as `namespace/name`.
+pub(super) fn pod(text: &str) -> Result<(Arc<str>, Arc<str>), String> {
+    let parts = text.split_once('/').ok_or_else(|| {
+        let value = quoted(text);
+        format!("{value} is not a pod: write <namespace>/<name>")
+    })?;
+    Ok((label(parts.0)?, name(parts.1)?))
+}
+
+/// A service, as `namespace/hostname` or `namespace/name`.
+pub(super) fn service(text: &str) -> Result<ServiceKey, String> {
+    let (namespace, hostname) = text.split_once('/').ok_or_else(|| {
+        let value = quoted(text);
+        format!("{value} is not a service: write <namespace>/<hostname>, or <namespace>/<name>")
+    })?;
+    let namespace = label(namespace)?;
+    let hostname = if hostname.contains('.') {
+        name(hostname)?
+    } else {
+        cluster_hostname(hostname, &namespace)?
+    };
+    Ok(ServiceKey { namespace, hostname })
+}
+
+/// The hostname that Kubernetes gives to a service.
+pub(super) fn cluster_hostname(service: &str, namespace: &str) -> Result<Arc<str>, String> {
+    let service = label(service)?;
+    name(&format!("{service}.{namespace}.svc.cluster.local"))
+}
+
+/// An identity, with or without `spiffe://`.
+pub(super) fn identity(text: &str) -> Result<SpiffeId, String> {
+    let principal = text.strip_prefix("spiffe://").unwrap_or(text);
+    format!("spiffe://{principal}")
+        .parse()
+        .map_err(|_| not_a_principal(text))
+}
+
+/// A principal as Istio's policies write it: whole, `prefix*`, `*suffix` or `*`; with or without `spiffe://`.
+pub(super) fn principal(text: &str) -> Result<StringMatch, String> {
+    let pattern = pattern(text.strip_prefix("spiffe://").unwrap_or(text))?;
+    // A whole principal that no certificate can carry would silently match nothing: in a DENY policy, a hole.
+    if matches!(pattern, StringMatch::Exact(_)) {
+        identity(text)?;
+    }
+    Ok(pattern)
+}
+
+fn not_a_principal(text: &str) -> String {
+    let value = quoted(text);
+    format!(
+        "{value} is no workload's identity: write <trust domain>/ns/<namespace>/sa/<service account>, or a pattern \
+         that starts or ends with `*`"
+    )
+}
+
+/// A namespace as Istio's policies write it.
+pub(super) fn namespace(text: &str) -> Result<StringMatch, String> {
+    let pattern = pattern(text)?;
+    if let StringMatch::Exact(name) = &pattern {
+        label(name)?;
+    }
+    Ok(pattern)
+}
+
+fn pattern(text: &str) -> Result<StringMatch, String> {
+    let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+        (Some(""), _) => StringMatch::Presence,
+        (Some(suffix), None) => StringMatch::Suffix(suffix.into()),
+        (None, Some(prefix)) => StringMatch::Prefix(prefix.into()),
+        _ => StringMatch::Exact(text.into()),
+    };
+    let rest = match &pattern {
+        StringMatch::Presence => "",
+        StringMatch::Exact(rest) | StringMatch::Prefix(rest) | StringMatch::Suffix(rest) => rest,
+    };
+    if text.is_empty() || rest.contains('*') {
+        let value = quoted(text);
+        return Err(format!(
+            "{value} is not a pattern: write a whole name, `start*`, `*end` or `*`"
+        ));
+    }
+    Ok(pattern)
+}
+
+/// STRICT or PERMISSIVE; UNSET says nothing.
+pub(super) fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
+    match text {
+        "STRICT" => Ok(Some(MtlsMode::Strict)),
+        "PERMISSIVE" => Ok(Some(MtlsMode::Permissive)),
+        "UNSET" => Ok(None),
+        "DISABLE" => {
+            Err("mutual TLS cannot be disabled: write PERMISSIVE, which takes plaintext as well".into())
+        }
+        _ => Err(one_of(text, "STRICT, PERMISSIVE or UNSET")),
+    }
+}
+
+/// The message for a word that is none of those that may stand here.
+pub(super) fn one_of(text: &str, words: &str) -> String {
+    let value = quoted(text);
+    format!("{value} is not known here: write {words}")
+}

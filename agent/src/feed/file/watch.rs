@@ -1,0 +1,180 @@
+//! The mesh file on disk: reading it, and noticing that it is another one.
+//!
+//! Level-triggered: every so often the file is looked at, and read when it does not look as before. No inotify: a
+//! Kubernetes ConfigMap changes by a symbolic link several directories away, and a watch on the file would miss it.
+
+use std::{
+    fs::Metadata,
+    hash::{DefaultHasher, Hash, Hasher},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use thiserror::Error;
+
+use super::{LARGEST_FILE, MeshFile, MeshFileError, parse};
+
+/// How often the file is looked at.
+const PERIOD: Duration = Duration::from_millis(200);
+/// A file this young may change again without looking different: file systems keep the time of a change in ticks.
+const SETTLED_AFTER: Duration = Duration::from_millis(50);
+
+/// Why a mesh file gives no mesh.
+#[derive(Debug, Error)]
+pub enum FeedError {
+    /// It cannot be read.
+    #[error("cannot read the mesh file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It can be read, but something is wrong with it.
+    #[error("the mesh file is not valid")]
+    Invalid(#[source] MeshFileError),
+}
+
+/// Reads the mesh file as the node of this name sees it.
+///
+/// # Errors
+/// When it cannot be read, or when anything is wrong with it.
+pub fn load(path: &Path, node: &str) -> Result<MeshFile, FeedError> {
+    let text = read(path)?;
+    parse(&text, path, node).map_err(FeedError::Invalid)
+}
+
+/// At most one byte more than the largest file, so that one without an end cannot take all memory.
+fn read(path: &Path) -> Result<String, FeedError> {
+    let failed = |source| FeedError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_FILE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() > LARGEST_FILE {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is larger than 16 MiB",
+        )));
+    }
+    String::from_utf8(bytes).map_err(|err| failed(io::Error::new(io::ErrorKind::InvalidData, err)))
+}
+
+/// Notices changes of the mesh file.
+#[derive(Debug)]
+pub struct FileWatch {
+    path: PathBuf,
+    node: String,
+    seen: Option<Seen>,
+    /// A hash of what the last reading brought, so that a file that only looks different is not a change.
+    content: Option<u64>,
+}
+
+/// How the file looked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    Missing(io::ErrorKind),
+    File {
+        modified: (i64, i64),
+        len: u64,
+        inode: (u64, u64),
+    },
+    /// So young that it may look the same after another change.
+    Unsettled,
+}
+
+impl FileWatch {
+    /// Watches the mesh file as the node of this name sees it.
+    pub fn new(path: impl Into<PathBuf>, node: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            node: node.into(),
+            seen: None,
+            content: None,
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits until the file says something else than the last time (the first call does not wait), and reads it.
+    /// May be dropped and called again at any time: no change is lost.
+    ///
+    /// # Errors
+    /// As [`load`]: once for every change, not again and again for the same bad file.
+    pub async fn changed(&mut self) -> Result<MeshFile, FeedError> {
+        loop {
+            let seen = look(&self.path).await;
+            if self.seen.as_ref() != Some(&seen) || seen == Seen::Unsettled {
+                let (content, changed) = self.read_if_changed().await?;
+                // Noted together and after the last await: a caller that gives up before this has missed nothing.
+                self.seen = Some(seen);
+                self.content = Some(content);
+                if let Some(file) = changed {
+                    return file;
+                }
+            }
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
+    /// On a thread that may block: a large file takes its time to read and to parse.
+    async fn read_if_changed(&self) -> Result<Reading, FeedError> {
+        let (path, node, last) = (self.path.clone(), self.node.clone(), self.content);
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = read(&path);
+            let content = content_hash(&read);
+            let parsed = |text: String| parse(&text, &path, &node).map_err(FeedError::Invalid);
+            (content, (Some(content) != last).then(|| read.and_then(parsed)))
+        });
+        let failed = |err| FeedError::Read {
+            path: self.path.clone(),
+            source: io::Error::other(err),
+        };
+        reading.await.map_err(failed)
+    }
+}
+
+/// What a reading brought: its hash, and the mesh file unless that is the hash of the last one.
+type Reading = (u64, Option<Result<MeshFile, FeedError>>);
+
+/// Before it is read: whatever changes later makes it look different the next time.
+async fn look(path: &Path) -> Seen {
+    match tokio::fs::metadata(path).await {
+        Ok(metadata) if is_settled(&metadata) => Seen::File {
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            len: metadata.len(),
+            inode: (metadata.dev(), metadata.ino()),
+        },
+        Ok(_) => Seen::Unsettled,
+        Err(err) => Seen::Missing(err.kind()),
+    }
+}
+
+/// A time in the future (a clock that was set back) is settled: there is nothing better to compare than the time.
+fn is_settled(metadata: &Metadata) -> bool {
+    let age = metadata
+        .modified()
+        .map(|modified| SystemTime::now().duration_since(modified));
+    !matches!(age, Ok(Ok(age)) if age < SETTLED_AFTER)
+}
+
+fn content_hash(read: &Result<String, FeedError>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match read {
+        Ok(text) => text.hash(&mut hasher),
+        Err(err) => format!("{err:?}").hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,19 @@
+//! HBONE, the one tunnel: HTTP/2 CONNECT over mutual TLS (COMPAT A3).
+//!
+//! `pool` dials and shares tunnels, `server` takes them, `stream` copies an app's bytes through one, `headers` are the
+//! texts that travel along. It knows workloads and identities, but neither routes nor policies: those are the roles'.
+
+pub mod headers;
+mod keepalive;
+mod pool;
+mod server;
+mod settings;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub use headers::{Authority, Baggage, Forwarded, HeaderError, TraceParent};
+pub use pool::{ConnectError, ConnectRequest, Pool, TunnelKey};
+pub use server::{Request, Responder, ServeError, serve};
+pub use settings::Settings;
+pub use stream::{AppSide, Stream, copy};

@@ -1,0 +1,231 @@
+//! Tunnels to other agents, shared: who dials, who waits, and which tunnel carries the next stream.
+//!
+//! One pool per worker thread. A pair of workloads has one warm tunnel until it is full; whoever comes while it is
+//! being opened waits for it. A tunnel:
+//!
+//! ```text
+//! Opening --dial, TLS, preface--> Open --died | GOAWAY | idle--> Closed
+//!     \-------- failed: all that wait are told the same --------/
+//! ```
+//!
+//! It knows nothing of routes: the role says whom to dial, from where and as whom. Called by the roles.
+
+mod error;
+mod tunnel;
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{HeaderValue, Method, Uri, Version};
+use rustls::ClientConfig;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers};
+use crate::{
+    mesh::SpiffeId,
+    net::tls::TlsError,
+};
+
+pub use error::ConnectError;
+pub(super) use tunnel::Slot;
+use tunnel::Tunnel;
+
+/// What tunnels may be shared by: all that has to be the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelKey {
+    /// Who dials: the pod's identity, whose certificate is presented.
+    pub source: SpiffeId,
+    /// The certificate's generation (`Svid::generation`): a renewed certificate makes new tunnels, the old ones end
+    /// with their streams.
+    pub generation: u64,
+    /// The identities of which the other end must prove one.
+    pub accept: Arc<[SpiffeId]>,
+    /// The pod's address, which the tunnel leaves from.
+    pub source_ip: IpAddr,
+    /// Where the other end takes tunnels.
+    pub gateway: SocketAddr,
+}
+
+/// What a CONNECT says.
+#[derive(Clone, Debug)]
+pub struct ConnectRequest {
+    /// Where it leads, once it is at the other end.
+    pub authority: Authority,
+    /// `Baggage::of(workload).header()`; made once per workload.
+    pub baggage: Option<HeaderValue>,
+    /// The client's address, and the service that was dialled.
+    pub forwarded: Option<Forwarded>,
+    /// The trace that the connection is part of.
+    pub traceparent: Option<TraceParent>,
+}
+
+/// The tunnels of one worker. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    /// Tunnels that may be picked. The lock is held for a few lines and never across an await.
+    tunnels: Mutex<HashMap<TunnelKey, Vec<Arc<Tunnel>>>>,
+}
+
+/// How often a stream that a tunnel turned away unseen (GOAWAY, REFUSED_STREAM) is tried on another.
+const ATTEMPTS: usize = 3;
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(settings: Settings) -> Self {
+        Self { shared: Arc::new(Shared { settings, tunnels: Mutex::default() }) }
+    }
+
+    /// Opens a stream to `request.authority` through a tunnel that fits `key`, dialling one where there is none.
+    ///
+    /// `tls` and `dial` are called only for a new tunnel, in a task of their own: they outlive the caller, because
+    /// others may be waiting for the same handshake. `dial` connects to `key.gateway` from `key.source_ip` and sets
+    /// TCP_NODELAY.
+    ///
+    /// # Errors
+    /// When no tunnel can be opened or the other end does not answer 200. No byte of the app has been sent then.
+    pub async fn connect<T, D, F>(
+        &self,
+        key: TunnelKey,
+        tls: T,
+        dial: D,
+        request: ConnectRequest,
+    ) -> Result<Stream, ConnectError>
+    where
+        T: FnOnce() -> Result<Arc<ClientConfig>, TlsError>,
+        D: FnOnce() -> F + Send + 'static,
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        let request = encode(&request)?;
+        let mut new = Some((tls, dial));
+        let mut turned_away = ConnectError::Closed { peer: key.gateway };
+        for _ in 0..ATTEMPTS {
+            let slot = match self.shared.pick(&key) {
+                Some(slot) => slot,
+                None => {
+                    // Our own tunnel has turned us away as well: it is no use to go on.
+                    let Some((tls, dial)) = new.take() else { return Err(turned_away) };
+                    let config = tls().map_err(|source| ConnectError::Certificate { source: source.into() })?;
+                    self.shared.open(&key, config, dial)
+                }
+            };
+            match self.shared.ask(&key, slot, request.clone()).await {
+                Err(err @ ConnectError::Closed { .. }) => turned_away = err,
+                answer => return answer,
+            }
+        }
+        Err(turned_away)
+    }
+
+    /// No tunnel is picked any more; each ends with its last stream.
+    pub fn drain(&self) {
+        for tunnel in self.shared.lock().drain().flat_map(|(_, tunnels)| tunnels) {
+            tunnel.retire();
+        }
+    }
+
+    /// Tunnels that may be picked, and the streams on them: for status and metrics.
+    pub fn counts(&self) -> (usize, usize) {
+        let tunnels = self.shared.lock();
+        let open = || tunnels.values().flatten();
+        (open().count(), open().map(|tunnel| tunnel.streams()).sum())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TunnelKey, Vec<Arc<Tunnel>>>> {
+        // A panic elsewhere leaves the map whole: every change of it is one call.
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place on a tunnel that is open or about to be. The first one that has room: few warm tunnels are faster than
+    /// many. One that has ended or has been told to go away is dropped here.
+    fn pick(&self, key: &TunnelKey) -> Option<Slot> {
+        let mut tunnels = self.lock();
+        let fitting = tunnels.get_mut(key)?;
+        fitting.retain(|tunnel| tunnel.is_usable());
+        fitting.iter().find_map(|tunnel| tunnel.take_slot(self.settings.max_streams))
+    }
+
+    /// A new tunnel with one place taken. It is in the map at once, so that others wait for it.
+    fn open<D, F>(self: &Arc<Self>, key: &TunnelKey, config: Arc<ClientConfig>, dial: D) -> Slot
+    where
+        D: FnOnce() -> F + Send + 'static,
+        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+    {
+        let (tunnel, slot) = Tunnel::new(key.gateway);
+        self.lock().entry(key.clone()).or_default().push(tunnel.clone());
+        let (shared, key) = (self.clone(), key.clone());
+        tokio::spawn(async move {
+            tunnel.run(&shared.settings, config, dial, || shared.remove(&key, &tunnel)).await;
+        });
+        slot
+    }
+
+    fn remove(&self, key: &TunnelKey, tunnel: &Arc<Tunnel>) {
+        let mut tunnels = self.lock();
+        if let Some(fitting) = tunnels.get_mut(key) {
+            fitting.retain(|other| !Arc::ptr_eq(other, tunnel));
+            if fitting.is_empty() {
+                tunnels.remove(key);
+            }
+        }
+    }
+
+    async fn ask(
+        &self,
+        key: &TunnelKey,
+        slot: Slot,
+        request: http::Request<()>,
+    ) -> Result<Stream, ConnectError> {
+        let peer = key.gateway;
+        let (sender, identity) = slot.ready().await?;
+        let failed = |source| error::of_stream(peer, source);
+        let answered = timeout(self.settings.answer_timeout, async {
+            let mut sender = sender.ready().await.map_err(failed)?;
+            let (answer, send) = sender.send_request(request, false).map_err(failed)?;
+            Ok((answer.await.map_err(failed)?, send))
+        });
+        let (answer, send) =
+            answered.await.map_err(|_| ConnectError::Unanswered { peer, after: self.settings.answer_timeout })??;
+        let (head, recv) = answer.into_parts();
+        let baggage: Option<Baggage> = headers::read(&head.headers, &headers::BAGGAGE);
+        if head.status != http::StatusCode::OK {
+            return Err(ConnectError::Refused { peer, status: head.status.as_u16() });
+        }
+        Ok(Stream { send, recv, peer: baggage, identity: Some(identity), slot: Some(slot) })
+    }
+}
+
+/// RFC 9113 8.5: CONNECT has an authority and neither scheme nor path.
+fn encode(request: &ConnectRequest) -> Result<http::Request<()>, ConnectError> {
+    let malformed = |_| ConnectError::Authority(request.authority.clone());
+    let authority: http::uri::Authority =
+        request.authority.to_string().parse().map_err(|_| ConnectError::Authority(request.authority.clone()))?;
+    let mut connect = http::Request::builder()
+        .method(Method::CONNECT)
+        .version(Version::HTTP_2)
+        .uri(Uri::from(authority))
+        .body(())
+        .map_err(malformed)?;
+    let values = [
+        (headers::BAGGAGE, request.baggage.clone()),
+        (headers::FORWARDED, request.forwarded.as_ref().and_then(Forwarded::header)),
+        (headers::TRACEPARENT, request.traceparent.as_ref().and_then(TraceParent::header)),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value {
+            connect.headers_mut().insert(name, value);
+        }
+    }
+    Ok(connect)
+}

@@ -1,0 +1,112 @@
+//! Why a tunnel or a stream on it could not be had, and what the caller may do about it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use h2::Reason;
+use thiserror::Error;
+
+use crate::{hbone::Authority, mesh::FailureKind, net::tls::TlsError};
+
+/// Why there is no stream. No byte of the app has been sent.
+///
+/// It can be cloned, because all that waited for the same handshake are told.
+#[derive(Clone, Debug, Error)]
+pub enum ConnectError {
+    /// We have nothing to present, or TLS cannot be set up with it.
+    #[error("there is no usable certificate to dial with")]
+    Certificate {
+        /// What is wrong with it.
+        #[source]
+        source: Arc<TlsError>,
+    },
+    /// An authority that HTTP cannot carry.
+    #[error("{0} cannot be the target of a CONNECT")]
+    Authority(Authority),
+    /// TCP to the other agent.
+    #[error("{peer} cannot be reached; where the connection timed out, a NetworkPolicy may be blocking the port")]
+    Dial {
+        /// The other agent.
+        peer: SocketAddr,
+        /// What the dial said; `TimedOut` also when it took longer than is allowed.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The handshake, on either side of it; or the peer proved to be somebody else.
+    #[error("TLS with {peer} failed")]
+    Tls {
+        /// The other agent.
+        peer: SocketAddr,
+        /// What failed; [`TlsError::is_identity`] tells who from how.
+        #[source]
+        source: Arc<TlsError>,
+    },
+    /// HTTP/2, before or on the stream.
+    #[error("HTTP/2 with {peer} failed")]
+    H2 {
+        /// The other agent.
+        peer: SocketAddr,
+        /// What failed.
+        #[source]
+        source: Arc<h2::Error>,
+    },
+    /// The tunnel ended before it saw the request.
+    #[error("the tunnel to {peer} ended before the request was seen")]
+    Closed {
+        /// The other agent.
+        peer: SocketAddr,
+    },
+    /// The other agent said no.
+    #[error("{peer} answered {status}")]
+    Refused {
+        /// The other agent.
+        peer: SocketAddr,
+        /// 400 misdirected, 401 policy, 503 the app cannot be reached.
+        status: u16,
+    },
+    /// The other agent said nothing.
+    #[error("{peer} did not answer the CONNECT within {after:?}")]
+    Unanswered {
+        /// The other agent.
+        peer: SocketAddr,
+        /// How long it had.
+        after: Duration,
+    },
+}
+
+impl ConnectError {
+    /// What failed, for the log's flag and the metrics' label.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Certificate { .. } => FailureKind::Identity,
+            Self::Tls { source, .. } if source.is_identity() => FailureKind::Identity,
+            Self::Tls { .. } => FailureKind::Tls,
+            Self::H2 { .. } | Self::Closed { .. } => FailureKind::H2Handshake,
+            Self::Refused { status: 401, .. } => FailureKind::Denied,
+            Self::Authority(_) | Self::Dial { .. } | Self::Refused { .. } | Self::Unanswered { .. } => {
+                FailureKind::Connect
+            }
+        }
+    }
+
+    /// Whether another endpoint may be tried, and is of use. No byte was sent, so it is always safe; but a policy's no is an answer,
+    /// and what is wrong on our side is wrong everywhere.
+    pub fn may_retry(&self) -> bool {
+        !matches!(self, Self::Certificate { .. } | Self::Authority(_) | Self::Refused { status: 401, .. })
+    }
+}
+
+/// Names an error that h2 gave for a stream of a tunnel that was open.
+pub(super) fn of_stream(peer: SocketAddr, source: h2::Error) -> ConnectError {
+    // RFC 9113 6.8 and 8.7: the request was not looked at, so that it may be sent again on another connection.
+    let unseen = (source.is_go_away() && source.is_remote()) || source.reason() == Some(Reason::REFUSED_STREAM);
+    match source.get_io() {
+        // tokio-rustls reports every TLS error as InvalidData. In TLS 1.3 the other end looks at our certificate
+        // after we are done, so that its refusal is seen here.
+        Some(io) if io.kind() == io::ErrorKind::InvalidData => {
+            let source = Arc::new(TlsError::Handshake(io::Error::new(io.kind(), io.to_string())));
+            ConnectError::Tls { peer, source }
+        }
+        _ if unseen => ConnectError::Closed { peer },
+        _ => ConnectError::H2 { peer, source: source.into() },
+    }
+}

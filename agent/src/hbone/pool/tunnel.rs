@@ -1,0 +1,226 @@
+//! One tunnel: its state, the places on it, and the task that opens it and keeps it running. Used by the pool only.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use rustls::ClientConfig;
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_rustls::client::TlsStream;
+
+use super::{super::keepalive, ConnectError, Settings};
+use crate::{mesh::SpiffeId, net::tls};
+
+/// What opens streams on a tunnel.
+pub(super) type Sender = SendRequest<Bytes>;
+
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    peer: SocketAddr,
+    state: watch::Sender<State>,
+    /// Places taken: streams, and those that wait for the handshake to open one.
+    streams: AtomicUsize,
+    /// Places ever taken: tells a tunnel of short streams from an idle one.
+    taken: AtomicUsize,
+}
+
+enum State {
+    Opening,
+    /// And who is there. Dropping the sender lets the connection end with its last stream.
+    Open(Sender, SpiffeId),
+    Closed(ConnectError),
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Opening => "Opening",
+            Self::Open(..) => "Open",
+            Self::Closed(_) => "Closed",
+        })
+    }
+}
+
+/// A place on a tunnel, given back on drop.
+#[derive(Debug)]
+pub(in crate::hbone) struct Slot {
+    tunnel: Arc<Tunnel>,
+}
+
+impl Slot {
+    /// The tunnel's sender and who is there, once it is open.
+    pub(super) async fn ready(&self) -> Result<(Sender, SpiffeId), ConnectError> {
+        let mut state = self.tunnel.state.subscribe();
+        let state = state.wait_for(|state| !matches!(state, State::Opening)).await;
+        match state.as_deref() {
+            Ok(State::Open(sender, identity)) => Ok((sender.clone(), identity.clone())),
+            Ok(State::Closed(err)) => Err(err.clone()),
+            Ok(State::Opening) | Err(_) => Err(ConnectError::Closed { peer: self.tunnel.peer }),
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.tunnel.streams.fetch_sub(1, AcqRel);
+    }
+}
+
+impl Tunnel {
+    /// A tunnel that is about to be opened, with its first place taken.
+    pub(super) fn new(peer: SocketAddr) -> (Arc<Self>, Slot) {
+        let tunnel = Arc::new(Self { peer, state: watch::Sender::new(State::Opening), streams: 1.into(), taken: 1.into() });
+        let slot = Slot { tunnel: tunnel.clone() };
+        (tunnel, slot)
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Acquire)
+    }
+
+    /// Whether a stream may still be opened. A connection that was told to go away goes on for its streams, but its
+    /// sender says so.
+    pub(super) fn is_usable(&self) -> bool {
+        match &*self.state.borrow() {
+            State::Opening => true,
+            State::Open(sender, _) => {
+                let mut nobody = Context::from_waker(Waker::noop());
+                !matches!(sender.clone().poll_ready(&mut nobody), Poll::Ready(Err(_)))
+            }
+            State::Closed(_) => false,
+        }
+    }
+
+    /// A place, if there is one; `most` or what the other end allows. Called under the pool's lock.
+    pub(super) fn take_slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
+        let most = match &*self.state.borrow() {
+            State::Open(sender, _) => most.min(sender.current_max_send_streams()),
+            _ => most,
+        };
+        if self.streams.load(Acquire) >= most {
+            return None;
+        }
+        self.streams.fetch_add(1, AcqRel);
+        self.taken.fetch_add(1, AcqRel);
+        Some(Slot { tunnel: self.clone() })
+    }
+
+    /// No more streams; the connection ends with its last one.
+    pub(super) fn retire(&self) {
+        let peer = self.peer;
+        self.state.send_replace(State::Closed(ConnectError::Closed { peer }));
+    }
+
+    /// Opens the tunnel and keeps it running to its end. `remove` takes it out of the pool.
+    pub(super) async fn run<D, F>(
+        self: &Arc<Self>,
+        settings: &Settings,
+        config: Arc<ClientConfig>,
+        dial: D,
+        remove: impl Fn(),
+    ) where
+        D: FnOnce() -> F + Send,
+        F: Future<Output = io::Result<TcpStream>> + Send,
+    {
+        let (sender, connection, identity) = match self.handshake(settings, config, dial).await {
+            Ok(open) => open,
+            Err(err) => {
+                remove();
+                self.state.send_replace(State::Closed(err));
+                return;
+            }
+        };
+        let open = self.state.send_if_modified(|state| match state {
+            State::Opening => {
+                *state = State::Open(sender, identity);
+                true
+            }
+            _ => false,
+        });
+        tracing::debug!(peer = %self.peer, open, "tunnel opened");
+        self.keep(settings, connection, remove).await;
+    }
+
+    async fn handshake<D, F>(
+        &self,
+        settings: &Settings,
+        config: Arc<ClientConfig>,
+        dial: D,
+    ) -> Result<(Sender, Connection<TlsStream<TcpStream>>, SpiffeId), ConnectError>
+    where
+        D: FnOnce() -> F,
+        F: Future<Output = io::Result<TcpStream>>,
+    {
+        let peer = self.peer;
+        let dialled = timeout(settings.dial_timeout, dial()).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let tcp = dialled.map_err(|source| ConnectError::Dial { peer, source: source.into() })?;
+        let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
+            .await
+            .map_err(|source| ConnectError::Tls { peer, source: source.into() })?;
+        let preface = timeout(settings.handshake_timeout, settings.client().handshake(stream));
+        let preface = preface.await.map_err(|_| ConnectError::Closed { peer })?;
+        let (sender, connection) = preface.map_err(|source| ConnectError::H2 { peer, source: source.into() })?;
+        Ok((sender, connection, identity))
+    }
+
+    /// Drives the connection until it ends, is silent for too long, or has been idle for too long.
+    async fn keep(
+        &self,
+        settings: &Settings,
+        mut connection: Connection<TlsStream<TcpStream>>,
+        remove: impl Fn(),
+    ) {
+        let pings = connection.ping_pong();
+        let silence = keepalive::silence(pings, settings);
+        let idle = self.idle(settings);
+        tokio::pin!(silence, idle);
+        let mut retired = false;
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    tracing::debug!(peer = %self.peer, result = ?ended, "tunnel ended");
+                    break;
+                }
+                after = &mut silence => {
+                    tracing::warn!(peer = %self.peer, ?after, "tunnel given up: no answer to a PING");
+                    break;
+                }
+                () = &mut idle, if !retired => {
+                    // Out of the pool first: from here on nobody can take a place. One that was taken just before
+                    // keeps its sender, and the connection goes on for it.
+                    remove();
+                    self.retire();
+                    retired = true;
+                }
+            }
+        }
+        remove();
+        self.retire();
+    }
+
+    /// Resolves when there has been no stream for as long as is allowed.
+    async fn idle(&self, settings: &Settings) {
+        // Looked at four times in that span rather than woken by each stream: it costs the data path nothing.
+        let look = settings.idle_timeout / 4;
+        let (mut idle_looks, mut taken) = (0, 0);
+        while idle_looks < 4 {
+            sleep(look).await;
+            let before = std::mem::replace(&mut taken, self.taken.load(Acquire));
+            let idle = self.streams() == 0 && taken == before;
+            idle_looks = if idle { idle_looks + 1 } else { 0 };
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The side that takes tunnels: one HTTP/2 connection, each CONNECT handed to the role as a [`Request`].
+//!
+//! It answers nothing by itself and knows no policy. Called by the roles, once per accepted TLS connection.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{RecvStream, Reason, server::Connection, server::SendResponse};
+use http::{HeaderValue, Method, StatusCode};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers, keepalive};
+use crate::mesh::Refusal;
+
+/// A request on a tunnel, to be answered through `respond`.
+#[derive(Debug)]
+pub struct Request {
+    /// Where it wants to go; or that it is not a CONNECT, or to no address and port.
+    pub target: Result<Authority, Refusal>,
+    /// What the other agent says about its workload.
+    pub baggage: Option<Baggage>,
+    /// Who it says the connection is for.
+    pub forwarded: Option<Forwarded>,
+    /// The trace it is part of.
+    pub traceparent: Option<TraceParent>,
+    /// How it is answered.
+    pub respond: Responder,
+}
+
+/// Answers one request. Dropped without an answer, it resets the stream.
+#[derive(Debug)]
+pub struct Responder {
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+}
+
+impl Responder {
+    /// 200, with what we say about our workload; the stream is open.
+    ///
+    /// # Errors
+    /// When the client has gone meanwhile.
+    pub fn accept(mut self, baggage: Option<&HeaderValue>) -> Result<Stream, h2::Error> {
+        let mut answer = http::Response::new(());
+        if let Some(baggage) = baggage {
+            answer.headers_mut().insert(headers::BAGGAGE, baggage.clone());
+        }
+        let send = self.respond.send_response(answer, false)?;
+        Ok(Stream { send, recv: self.recv, peer: None, identity: None, slot: None })
+    }
+
+    /// A status that is not 200, and the stream's end.
+    pub fn refuse(mut self, status: u16) {
+        let mut answer = http::Response::new(());
+        *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        // Fails when the client has gone, which then needs no answer.
+        let _ = self.respond.send_response(answer, true);
+    }
+
+    /// Resolves when the client has given the request up, so that a dial for it can be given up too.
+    pub async fn cancelled(&mut self) {
+        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+}
+
+/// Why a tunnel ended before its time. The caller logs it, once, with the peer's name.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The peer sent no HTTP/2 preface in time.
+    #[error("the HTTP/2 preface did not come within {0:?}")]
+    TimedOut(Duration),
+    /// The peer does not speak HTTP/2, or broke its rules, or sent too much of what costs us more than it.
+    #[error("the peer broke the rules of HTTP/2, or flooded us")]
+    Protocol(#[source] h2::Error),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Broken(#[source] h2::Error),
+    /// The peer did not answer a PING.
+    #[error("the peer did not answer a PING within {0:?}")]
+    Silent(Duration),
+    /// Streams went on after the drain's deadline and were cut.
+    #[error("streams were still open {0:?} after the drain began")]
+    DrainTimedOut(Duration),
+}
+
+/// How long a peer that is cut off may take to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves one tunnel to its end. `on_request` gets each request and must not wait: it spawns.
+///
+/// When `drain` is cancelled the peer is told to go elsewhere (GOAWAY) and open streams may end until
+/// [`Settings::drain_timeout`].
+///
+/// # Errors
+/// When the tunnel ends other than by the peer's or our own wish; its streams have been reset then.
+pub async fn serve<S, F>(
+    io: S,
+    settings: &Settings,
+    drain: CancellationToken,
+    on_request: F,
+) -> Result<(), ServeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: FnMut(Request),
+{
+    let handshake = timeout(settings.handshake_timeout, settings.server().handshake(io));
+    let handshake = handshake.await.map_err(|_| ServeError::TimedOut(settings.handshake_timeout))?;
+    let mut connection = handshake.map_err(name_error)?;
+    let silence = keepalive::silence(connection.ping_pong(), settings);
+    tokio::select! {
+        served = requests(&mut connection, settings, drain, on_request) => served,
+        after = silence => Err(ServeError::Silent(after)),
+    }
+}
+
+async fn requests<S, F>(
+    connection: &mut Connection<S, Bytes>,
+    settings: &Settings,
+    drain: CancellationToken,
+    mut on_request: F,
+) -> Result<(), ServeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: FnMut(Request),
+{
+    let deadline = async {
+        drain.cancelled().await;
+        sleep(settings.drain_timeout).await;
+    };
+    tokio::pin!(deadline);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            request = connection.accept() => match request {
+                Some(Ok((request, respond))) => on_request(read(request, respond)),
+                Some(Err(err)) => return Err(name_error(err)),
+                None => return Ok(()),
+            },
+            () = drain.cancelled(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = &mut deadline => {
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                // The GOAWAY and the resets, if the peer still reads.
+                let flushed = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                let _ = timeout(FAREWELL, flushed).await;
+                return Err(ServeError::DrainTimedOut(settings.drain_timeout));
+            }
+        }
+    }
+}
+
+/// h2 keeps of an I/O error its kind and its text: broken TLS is InvalidData, a peer that is no HTTP/2 at all is not.
+fn name_error(err: h2::Error) -> ServeError {
+    if err.is_io() || (err.is_go_away() && err.is_remote()) {
+        ServeError::Broken(err)
+    } else {
+        ServeError::Protocol(err)
+    }
+}
+
+fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Request {
+    let (head, recv) = request.into_parts();
+    let authority = head.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let target = if head.method == Method::CONNECT {
+        authority.parse().map_err(|_| Refusal::BadAuthority(authority.chars().take(128).collect()))
+    } else {
+        Err(Refusal::NotConnect)
+    };
+    Request {
+        target,
+        baggage: headers::read(&head.headers, &headers::BAGGAGE),
+        forwarded: headers::read(&head.headers, &headers::FORWARDED),
+        traceparent: headers::read(&head.headers, &headers::TRACEPARENT),
+        respond: Responder { respond, recv },
+    }
+}

@@ -1,0 +1,106 @@
+//! Every number of the tunnel, with its reason. Read by `pool` and `server`.
+
+use std::time::Duration;
+
+use h2::{client, server};
+
+/// Limits and deadlines of tunnels. The defaults are those of the field (COMPAT A3) unless a comment says why not.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TCP to the other node.
+    pub dial_timeout: Duration,
+    /// TLS, and then the HTTP/2 preface.
+    pub handshake_timeout: Duration,
+    /// From CONNECT to its answer; the other agent dials the app in that time.
+    pub answer_timeout: Duration,
+    /// A tunnel without a stream is closed after this.
+    pub idle_timeout: Duration,
+    /// How often a PING asks whether the other end is still there.
+    pub ping_interval: Duration,
+    /// How long the answer to a PING may take before the tunnel is given up.
+    pub ping_timeout: Duration,
+    /// Streams on one connection; the next one goes onto another.
+    pub max_streams: usize,
+    /// Bytes in flight on one stream.
+    pub stream_window: u32,
+    /// Bytes in flight on a connection. Larger than a stream's, or one reader that stops would stop all.
+    pub connection_window: u32,
+    /// The longest frame that we take.
+    pub max_frame: u32,
+    /// How long streams may go on after a drain began, before they are cut.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            dial_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(300),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            max_streams: 100,
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            max_frame: 1 << 20,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What small DATA frames that nobody has read yet may cost, at 256 bytes less their length each.
+///
+/// h2's default is half the connection window, and a connection that exceeds it is closed with every stream on it. But
+/// one turn of the event loop can take in 512 KiB (128 reads of 4 KiB) before any stream gets to read: some 50,000
+/// frames of one byte, as a hundred chatty apps may well send while this node is busy. This is 65,000 of them, about
+/// 16 MiB of memory. Streams always take what arrived (see `stream`), so only a peer that means harm gets beyond it.
+const DATA_FRAME_BUDGET: usize = 64 * 1024 * 256;
+
+/// Streams that the peer opened and reset before we looked at them. h2's default of 20 is less than a burst of apps
+/// that give up together; twice the streams of a connection is not.
+const PENDING_RESETS: usize = 200;
+
+/// Streams that we reset and still remember, so that frames on their way to them are no error, and for how long.
+const REMEMBERED_RESETS: usize = 1024;
+const REMEMBERED_FOR: Duration = Duration::from_secs(10);
+
+/// Bytes that one stream may queue in HTTP/2: two of the longest reads, one on its way while the next is read.
+const SEND_BUFFER: usize = 512 * 1024;
+
+/// A CONNECT needs a few hundred bytes; the baggage may have 8 KiB.
+const HEADER_LIST: u32 = 16 * 1024;
+
+impl Settings {
+    pub(super) fn client(&self) -> client::Builder {
+        let mut builder = client::Builder::new();
+        builder
+            .initial_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_frame_size(self.max_frame)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(HEADER_LIST)
+            .initial_max_send_streams(self.max_streams)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(REMEMBERED_FOR)
+            .data_frame_budget(DATA_FRAME_BUDGET)
+            .enable_push(false);
+        builder
+    }
+
+    pub(super) fn server(&self) -> server::Builder {
+        let mut builder = server::Builder::new();
+        builder
+            .initial_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_frame_size(self.max_frame)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(HEADER_LIST)
+            .max_concurrent_streams(u32::try_from(self.max_streams).unwrap_or(u32::MAX))
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(REMEMBERED_FOR)
+            .max_pending_accept_reset_streams(PENDING_RESETS)
+            .data_frame_budget(DATA_FRAME_BUDGET);
+        builder
+    }
+}

@@ -1,0 +1,199 @@
+//! One connection inside a tunnel, and copying an app's bytes through it.
+//!
+//! Made by `pool` (the side that dialled) and `server` (the side that was dialled); copied by the roles. What a reset
+//! and a half-close mean is in `net::copy`.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use tokio::net::TcpStream;
+
+use super::{Baggage, pool::Slot};
+use crate::{
+    mesh::SpiffeId,
+    net::copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+};
+
+/// An open stream: both ways, after the CONNECT was answered with 200.
+///
+/// Dropping it before both ways have ended resets it (RST_STREAM CANCEL).
+#[derive(Debug)]
+pub struct Stream {
+    pub(super) send: SendStream<Bytes>,
+    pub(super) recv: RecvStream,
+    /// What the other agent said about its workload.
+    pub peer: Option<Baggage>,
+    /// Who proved to be at the tunnel's other end; known to the side that dialled.
+    pub(super) identity: Option<SpiffeId>,
+    /// The place on the tunnel that the stream holds; given back when it is dropped.
+    pub(super) slot: Option<Slot>,
+}
+
+impl Stream {
+    /// Who proved to be at the tunnel's other end. `None` on the side that was dialled, where the TLS handshake
+    /// (`net::tls::accept`) tells.
+    pub fn identity(&self) -> Option<&SpiffeId> {
+        self.identity.as_ref()
+    }
+}
+
+/// Which way the app's bytes are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppSide {
+    /// The app dialled: what it sends counts as up.
+    Dialled,
+    /// The app was dialled: what it sends counts as down.
+    Answered,
+}
+
+/// Copies between an app and a stream until both ways have ended.
+///
+/// Dropping the future resets both: a connection that is cut short must not look finished.
+///
+/// # Errors
+/// When the app's socket or the stream breaks; the other one has been reset then.
+pub async fn copy(app: TcpStream, stream: Stream, side: AppSide, counters: &impl Count) -> Result<(), CopyError> {
+    let app = Closing::new(app);
+    let Stream { mut send, recv, slot: _slot, .. } = stream;
+    let sent = |n| match side {
+        AppSide::Dialled => counters.up(n),
+        AppSide::Answered => counters.down(n),
+    };
+    let received = |n| match side {
+        AppSide::Dialled => counters.down(n),
+        AppSide::Answered => counters.up(n),
+    };
+    let mut to_stream = ToStream::default();
+    let mut to_app = ToApp { recv, outlet: Outlet::default(), ended: false, done: false };
+    let copied = {
+        let mut broken = pin!(app.broken());
+        poll_fn(|cx| {
+            if let Poll::Ready(err) = broken.as_mut().poll(cx) {
+                return Poll::Ready(Err(CopyError::App(err)));
+            }
+            let up = to_stream.poll(cx, &app.socket, &mut send, sent)?;
+            let down = to_app.poll(cx, &app.socket, received)?;
+            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    };
+    match copied {
+        Ok(()) => app.finish(),
+        Err(CopyError::App(_)) => send.send_reset(Reason::CANCEL),
+        Err(_) => {}
+    }
+    copied
+}
+
+/// From the app into the stream.
+#[derive(Default)]
+struct ToStream {
+    inlet: Inlet,
+    /// Read, and waiting for the window. Never more than one read; capacity is asked for these bytes alone, because
+    /// capacity that an idle stream holds is taken from every other stream of the tunnel.
+    waiting: Bytes,
+    done: bool,
+}
+
+impl ToStream {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &TcpStream,
+        send: &mut SendStream<Bytes>,
+        count: impl Fn(u64),
+    ) -> Poll<Result<(), CopyError>> {
+        while !self.done {
+            if !self.waiting.is_empty() {
+                let room = ready!(poll_room(cx, send, self.waiting.len())).map_err(CopyError::Stream)?;
+                let chunk = self.waiting.split_to(room.min(self.waiting.len()));
+                count(chunk.len() as u64);
+                send.send_data(chunk, false).map_err(CopyError::Stream)?;
+                continue;
+            }
+            match self.inlet.poll_read(cx, app).map_err(CopyError::App)? {
+                Poll::Ready(Some(chunk)) => self.waiting = chunk,
+                Poll::Ready(None) => {
+                    send.send_data(Bytes::new(), true).map_err(CopyError::Stream)?;
+                    self.done = true;
+                }
+                Poll::Pending => match ready!(send.poll_reset(cx)).map_err(CopyError::Stream)? {
+                    // RFC 9113 8.1: the peer has sent all of its answer and wants no more of the question.
+                    Reason::NO_ERROR => self.done = true,
+                    reason => return Poll::Ready(Err(CopyError::Stream(reason.into()))),
+                },
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How many of `wanted` bytes the flow control lets through now.
+fn poll_room(
+    cx: &mut Context<'_>,
+    send: &mut SendStream<Bytes>,
+    wanted: usize,
+) -> Poll<Result<usize, h2::Error>> {
+    send.reserve_capacity(wanted);
+    loop {
+        let room = send.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room));
+        }
+        match ready!(send.poll_capacity(cx)) {
+            Some(room) => _ = room?,
+            None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+        }
+    }
+}
+
+/// From the stream into the app.
+struct ToApp {
+    recv: RecvStream,
+    outlet: Outlet,
+    ended: bool,
+    done: bool,
+}
+
+impl ToApp {
+    fn poll(&mut self, cx: &mut Context<'_>, app: &TcpStream, count: impl Fn(u64)) -> Poll<Result<(), CopyError>> {
+        while !self.done {
+            self.take_arrived(cx).map_err(CopyError::Stream)?;
+            if !self.outlet.is_empty() {
+                let written = ready!(self.outlet.poll_flush(cx, app)).map_err(CopyError::App)?;
+                count(written as u64);
+                // Only now: the window is what bounds the bytes that wait for a slow app. It fails on a stream that
+                // has ended, which needs no window.
+                let _ = self.recv.flow_control().release_capacity(written);
+            } else if self.ended {
+                shutdown_write(app).map_err(CopyError::App)?;
+                self.done = true;
+            } else {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes everything that has arrived, also when the app cannot take it: the stream's window bounds it, and small
+    /// frames left inside h2 would count against the whole tunnel (see `settings`).
+    fn take_arrived(&mut self, cx: &mut Context<'_>) -> Result<(), h2::Error> {
+        while !self.ended {
+            match self.recv.poll_data(cx) {
+                Poll::Ready(Some(Ok(chunk))) => self.outlet.push(chunk),
+                Poll::Ready(Some(Err(err))) if err.reason() == Some(Reason::NO_ERROR) && err.is_reset() => {
+                    self.ended = true;
+                }
+                Poll::Ready(Some(Err(err))) => return Err(err),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}

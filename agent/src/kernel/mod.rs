@@ -1,0 +1,25 @@
+//! weft's side of the kernel: loading the eBPF programs, attaching and pinning them, and writing their maps.
+//!
+//! What is pinned outlives the agent: the programs go on and, without listeners to hand connections to, refuse. The
+//! next agent adopts the pins. Called by the node role only.
+
+pub mod events;
+pub mod link;
+pub mod load;
+pub mod maps;
+pub mod preflight;
+
+/// The programs without logging: release builds load these.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-ebpf.o"));
+
+/// The programs with logging of each decision through aya-log.
+#[cfg(debug_assertions)]
+pub static OBJECT_WITH_LOG: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-ebpf-log.o"));
+
+/// The object that this build loads.
+pub fn object() -> &'static [u8] {
+    #[cfg(debug_assertions)]
+    return OBJECT_WITH_LOG;
+    #[cfg(not(debug_assertions))]
+    OBJECT
+}

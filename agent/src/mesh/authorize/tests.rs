@@ -1,0 +1,656 @@
+//! Who may reach a workload (COMPAT A6), as tables; and `authorize` against an oracle that is too simple to be wrong.
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::mesh::{
+    MeshParts, PeerAuthentication, PeerAuthentications, Scope, SpiffeId,
+    sample::{self, any_of, policy},
+};
+
+/// `namespace/account`, or none for plaintext.
+fn peer(text: &str) -> Option<SpiffeId> {
+    text.split_once('/')
+        .map(|(namespace, account)| sample::identity(namespace, account))
+}
+
+/// A connection to the workload 10.0.0.9, port 8080.
+fn conn(from: &str, source_ip: &str) -> Inbound {
+    let destination = "10.0.0.9:8080".parse().unwrap();
+    Inbound {
+        peer: peer(from),
+        source_ip: source_ip.parse().unwrap(),
+        destination,
+    }
+}
+
+fn shown(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Allow { policy: None } => "allowed".into(),
+        Verdict::Allow { policy: Some(key) } => format!("allowed by {key}"),
+        Verdict::Deny(why) => why.to_string(),
+    }
+}
+
+/// What the policies say to `from` (plaintext if `-`), who reaches for a workload of namespace `demo` that names the
+/// selector policies `named`.
+fn check(policies: &[Policy], named: &[&str], from: &str, expect: &str) {
+    let parts = MeshParts {
+        policies: policies.to_vec(),
+        ..sample::parts()
+    };
+    let named = named.iter().map(|key| sample::policy_key(key)).collect();
+    let workload = Workload {
+        policies: named,
+        ..sample::pod("web-1", &["10.0.0.9"])
+    };
+    let verdict = authorize(&Mesh::new(parts), &workload, &conn(from, "10.0.0.1"));
+    assert_eq!(shown(verdict), expect, "{from}, {policies:#?}");
+}
+
+fn exact(principal: &str) -> Match {
+    let (namespace, account) = principal.split_once('/').unwrap();
+    let principal = format!("cluster.local/ns/{namespace}/sa/{account}");
+    Match {
+        principals: vec![StringMatch::Exact(principal.into())],
+        ..Match::default()
+    }
+}
+
+const NOBODY: &str = "no ALLOW policy matched";
+
+#[test]
+fn order_and_scopes() {
+    let allow_curl = |key, scope| {
+        policy(
+            key,
+            scope,
+            Action::Allow,
+            vec![any_of([exact("demo/curl"), exact("demo/web")])],
+        )
+    };
+    let deny_web = |key, scope| policy(key, scope, Action::Deny, vec![any_of([exact("demo/web")])]);
+    check(&[], &[], "demo/curl", "allowed");
+    check(&[], &[], "-", "allowed");
+    for (key, scope, named) in [
+        ("root/p", Scope::Mesh, [].as_slice()),
+        ("demo/p", Scope::Namespace, &[]),
+        ("demo/p", Scope::Selector, &["demo/p"]),
+        ("root/p", Scope::Selector, &["root/p"]),
+    ] {
+        check(
+            &[allow_curl(key, scope)],
+            named,
+            "demo/curl",
+            &format!("allowed by {key}"),
+        );
+        check(&[allow_curl(key, scope)], named, "demo/other", NOBODY);
+        check(&[allow_curl(key, scope)], named, "-", NOBODY);
+        check(
+            &[deny_web(key, scope)],
+            named,
+            "demo/web",
+            &format!("denied by policy {key}"),
+        );
+        check(&[deny_web(key, scope)], named, "demo/curl", "allowed");
+        let both = [allow_curl("demo/ok", Scope::Namespace), deny_web(key, scope)];
+        check(&both, named, "demo/web", &format!("denied by policy {key}"));
+        check(&both, named, "demo/curl", "allowed by demo/ok");
+    }
+    // Those of other namespaces, and those that the workload does not name, say nothing.
+    check(
+        &[deny_web("other/p", Scope::Namespace)],
+        &[],
+        "demo/web",
+        "allowed",
+    );
+    check(&[deny_web("demo/p", Scope::Selector)], &[], "demo/web", "allowed");
+    check(
+        &[allow_curl("demo/p", Scope::Selector)],
+        &[],
+        "demo/other",
+        "allowed",
+    );
+    // One that has not arrived.
+    let missing = "policy demo/q applies but has not arrived";
+    check(
+        &[allow_curl("demo/p", Scope::Namespace)],
+        &["demo/q"],
+        "demo/curl",
+        missing,
+    );
+    check(
+        &[deny_web("demo/p", Scope::Namespace)],
+        &["demo/q"],
+        "demo/web",
+        missing,
+    );
+}
+
+#[test]
+fn rules_and_clauses() {
+    let check = |action, rules: Vec<Rule>, expect| {
+        let expect = match (action, expect) {
+            (Action::Allow, true) => "allowed by demo/p",
+            (Action::Allow, false) => NOBODY,
+            (Action::Deny, true) => "denied by policy demo/p",
+            (Action::Deny, false) => "allowed",
+        };
+        check(
+            &[policy("demo/p", Scope::Namespace, action, rules)],
+            &[],
+            "demo/curl",
+            expect,
+        );
+    };
+    let (yes, no) = (exact("demo/curl"), exact("demo/web"));
+    let clause = |matches: &[&Match]| Clause {
+        matches: matches.iter().copied().cloned().collect(),
+    };
+    let rule = |clauses: &[&[&Match]]| Rule {
+        clauses: clauses.iter().map(|matches| clause(matches)).collect(),
+    };
+    for action in [Action::Allow, Action::Deny] {
+        check(action, vec![], false);
+        check(action, vec![Rule::default()], true);
+        check(action, vec![rule(&[&[&yes]])], true);
+        check(action, vec![rule(&[&[&no]])], false);
+        check(action, vec![rule(&[&[&no]]), rule(&[&[&yes]])], true);
+        check(action, vec![rule(&[&[&yes], &[&no]])], false);
+        check(action, vec![rule(&[&[&yes], &[&yes]])], true);
+        check(action, vec![rule(&[&[&no, &yes], &[&yes, &no]])], true);
+        // Nothing said: never wider, so it is a match for DENY alone.
+        let deny = action == Action::Deny;
+        let empty = Match::default();
+        check(action, vec![rule(&[&[&empty]])], deny);
+        check(action, vec![rule(&[&[]])], deny);
+        check(action, vec![rule(&[&[&yes], &[&empty]])], deny);
+        check(action, vec![rule(&[&[&yes], &[]])], deny);
+        check(action, vec![rule(&[&[&no], &[&empty]])], false);
+        check(action, vec![rule(&[&[&empty, &yes]])], true);
+        check(action, vec![rule(&[&[&empty, &no]])], deny);
+    }
+}
+
+/// Whether a match holds for `curl` of `demo` and for a plaintext peer, both from 10.0.0.1 to 10.0.0.9:8080.
+fn check_match(match_: Match, curl: bool, plaintext: bool) {
+    for (from, expect) in [("demo/curl", curl), ("-", plaintext)] {
+        let holds = match_matches(
+            &match_,
+            Action::Allow,
+            &Judged::new(&conn(from, "::ffff:10.0.0.1")),
+        );
+        assert_eq!(holds, expect, "{from}: {match_:?}");
+    }
+}
+
+#[test]
+fn names() {
+    let patterns = |text: &str| -> Vec<StringMatch> {
+        let pattern = |text: &str| match text.split_once('*') {
+            Some(("", "")) => StringMatch::Presence,
+            Some((prefix, "")) => StringMatch::Prefix(prefix.into()),
+            Some((_, suffix)) => StringMatch::Suffix(suffix.into()),
+            None => StringMatch::Exact(text.into()),
+        };
+        text.split(' ').map(pattern).collect()
+    };
+    // As a positive and as a `not_` field: what `curl` gets is inverted, what a plaintext peer gets is not: it has no
+    // name, so it is nobody that is named, and not somebody else either.
+    let principals = |text: &str, curl: bool| {
+        check_match(
+            Match {
+                principals: patterns(text),
+                ..Match::default()
+            },
+            curl,
+            false,
+        );
+        check_match(
+            Match {
+                not_principals: patterns(text),
+                ..Match::default()
+            },
+            !curl,
+            true,
+        );
+    };
+    principals("cluster.local/ns/demo/sa/curl", true);
+    principals("cluster.local/ns/demo/sa/cur", false);
+    principals("spiffe://cluster.local/ns/demo/sa/curl", false);
+    principals("cluster.local/ns/demo/*", true);
+    principals("cluster.local/ns/dem/*", false);
+    principals("*/sa/curl", true);
+    principals("*/sa/url", false);
+    principals("*", true);
+    principals("cluster.local/ns/demo/sa/web */sa/curl", true);
+
+    let namespaces = |text: &str, curl: bool| {
+        check_match(
+            Match {
+                namespaces: patterns(text),
+                ..Match::default()
+            },
+            curl,
+            false,
+        );
+        check_match(
+            Match {
+                not_namespaces: patterns(text),
+                ..Match::default()
+            },
+            !curl,
+            true,
+        );
+    };
+    namespaces("demo", true);
+    namespaces("dem", false);
+    namespaces("de*", true);
+    namespaces("*mo", true);
+    namespaces("other demo", true);
+    namespaces("*", true);
+
+    // Both twins at once.
+    let both = |yes: &str, no: &str, curl| {
+        let (principals, not_principals) = (patterns(yes), patterns(no));
+        check_match(
+            Match {
+                principals,
+                not_principals,
+                ..Match::default()
+            },
+            curl,
+            false,
+        );
+    };
+    both("cluster.local/ns/demo/*", "*/sa/web", true);
+    both("cluster.local/ns/demo/*", "*/sa/curl", false);
+}
+
+#[test]
+fn addresses_and_ports() {
+    let nets = |text: &str| text.split(' ').map(|net| net.parse().unwrap()).collect();
+    let check = |match_: Match, expect| check_match(match_, expect, expect);
+    for (net, source, destination) in [
+        ("10.0.0.0/8", true, true),
+        ("10.0.0.1/32", true, false),
+        ("10.0.0.9/32", false, true),
+        ("0.0.0.0/0", true, true),
+        ("::/0", false, false),
+        ("11.0.0.0/8 10.0.0.1/32", true, false),
+    ] {
+        check(
+            Match {
+                source_ips: nets(net),
+                ..Match::default()
+            },
+            source,
+        );
+        check(
+            Match {
+                not_source_ips: nets(net),
+                ..Match::default()
+            },
+            !source,
+        );
+        check(
+            Match {
+                destination_ips: nets(net),
+                ..Match::default()
+            },
+            destination,
+        );
+        check(
+            Match {
+                not_destination_ips: nets(net),
+                ..Match::default()
+            },
+            !destination,
+        );
+    }
+    for (ports, expect) in [(vec![8080], true), (vec![80, 8080], true), (vec![80], false)] {
+        check(
+            Match {
+                destination_ports: ports.clone(),
+                ..Match::default()
+            },
+            expect,
+        );
+        check(
+            Match {
+                not_destination_ports: ports,
+                ..Match::default()
+            },
+            !expect,
+        );
+    }
+    // Every field must hold.
+    let port = Match {
+        destination_ports: vec![8080],
+        ..Match::default()
+    };
+    check(
+        Match {
+            source_ips: nets("10.0.0.0/8"),
+            ..port.clone()
+        },
+        true,
+    );
+    check(
+        Match {
+            source_ips: nets("11.0.0.0/8"),
+            ..port.clone()
+        },
+        false,
+    );
+    check(
+        Match {
+            not_destination_ips: nets("10.0.0.9/32"),
+            ..port
+        },
+        false,
+    );
+}
+
+#[test]
+fn a_v4_mapped_network_is_an_ipv4_network() {
+    let from = Match {
+        source_ips: vec!["::ffff:10.0.0.0/120".parse().unwrap()],
+        ..Match::default()
+    };
+    let deny = policy("demo/p", Scope::Namespace, Action::Deny, vec![any_of([from])]);
+    check(&[deny], &[], "demo/curl", "denied by policy demo/p");
+}
+
+#[test]
+fn strict() {
+    let check = |mode, port_mode, named: &[&str], from, expect: &str| {
+        let ports = [(8080, port_mode)]
+            .into_iter()
+            .filter_map(|(port, mode)| Some((port, mode?)))
+            .collect();
+        let mesh = PeerAuthentication { mode, ports };
+        let peer_authentications = PeerAuthentications {
+            mesh,
+            ..PeerAuthentications::default()
+        };
+        let mesh = Mesh::new(MeshParts {
+            peer_authentications,
+            ..sample::parts()
+        });
+        let named = named.iter().map(|key| sample::policy_key(key)).collect();
+        let workload = Workload {
+            policies: named,
+            ..sample::pod("web-1", &["10.0.0.9"])
+        };
+        assert_eq!(
+            shown(authorize(&mesh, &workload, &conn(from, "10.0.0.1"))),
+            expect
+        );
+    };
+    let (strict, permissive) = (Some(MtlsMode::Strict), Some(MtlsMode::Permissive));
+    let refused = "mutual TLS is required (STRICT) on port 8080";
+    check(strict, None, &[], "-", refused);
+    check(strict, None, &[], "demo/curl", "allowed");
+    check(strict, permissive, &[], "-", "allowed");
+    check(permissive, strict, &[], "-", refused);
+    check(None, None, &[], "-", "allowed");
+    // Before everything else.
+    check(strict, None, &["demo/missing"], "-", refused);
+}
+
+#[test]
+fn dry_run() {
+    let dry = |key, action| Policy {
+        dry_run: true,
+        ..policy(key, Scope::Namespace, action, vec![any_of([exact("demo/curl")])])
+    };
+    let policies = vec![
+        dry("demo/a", Action::Allow),
+        dry("demo/d", Action::Deny),
+        dry("other/d", Action::Deny),
+    ];
+    check(&policies, &[], "demo/curl", "allowed");
+    check(&policies, &[], "demo/web", "allowed");
+    let mesh = Mesh::new(MeshParts {
+        policies,
+        ..sample::parts()
+    });
+    let workload = sample::pod("web-1", &["10.0.0.9"]);
+    let would = |from| -> Vec<_> {
+        let conn = conn(from, "10.0.0.1");
+        dry_run_matches(&mesh, &workload, &conn)
+            .map(|policy| policy.key.to_string())
+            .collect()
+    };
+    assert_eq!(would("demo/curl"), ["demo/a", "demo/d"]);
+    assert!(would("demo/web").is_empty());
+}
+
+const NAMESPACES: [&str; 3] = ["demo", "other", "root"];
+const POLICIES: [&str; 4] = ["demo/a", "demo/b", "root/a", "other/a"];
+
+fn any_pattern() -> impl Strategy<Value = StringMatch> {
+    let text = select(&[
+        "demo",
+        "other",
+        "cluster.local/ns/demo/sa/a",
+        "cluster.local/ns/",
+        "/sa/b",
+        "a",
+        "",
+    ]);
+    prop_oneof![
+        text.clone().prop_map(|text| StringMatch::Exact(text.into())),
+        text.clone().prop_map(|text| StringMatch::Prefix(text.into())),
+        text.prop_map(|text| StringMatch::Suffix(text.into())),
+        Just(StringMatch::Presence),
+    ]
+}
+
+fn any_net() -> impl Strategy<Value = IpNet> {
+    const NETS: [&str; 6] = [
+        "10.0.0.0/8",
+        "10.0.0.1/32",
+        "10.0.0.2/31",
+        "fd00::/8",
+        "0.0.0.0/0",
+        "fd00::1/128",
+    ];
+    select(&NETS).prop_map(|net| net.parse().unwrap())
+}
+
+/// Mostly empty fields, as people write them.
+fn some<T: std::fmt::Debug>(item: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
+    (prop::bool::weighted(0.25), vec(item, 1..3))
+        .prop_map(|(said, items)| if said { items } else { Vec::new() })
+}
+
+fn any_match() -> impl Strategy<Value = Match> {
+    let names = (
+        some(any_pattern()),
+        some(any_pattern()),
+        some(any_pattern()),
+        some(any_pattern()),
+    );
+    let nets = (some(any_net()), some(any_net()), some(any_net()), some(any_net()));
+    let ports = (some(select(&[80u16, 81])), some(select(&[80u16, 81])));
+    (names, nets, ports).prop_map(|(names, nets, ports)| Match {
+        namespaces: names.0,
+        not_namespaces: names.1,
+        principals: names.2,
+        not_principals: names.3,
+        source_ips: nets.0,
+        not_source_ips: nets.1,
+        destination_ips: nets.2,
+        not_destination_ips: nets.3,
+        destination_ports: ports.0,
+        not_destination_ports: ports.1,
+    })
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let clause = vec(any_match(), 0..3).prop_map(|matches| Clause { matches });
+    let rule = vec(clause, 0..3).prop_map(|clauses| Rule { clauses });
+    let scope = select(&[Scope::Mesh, Scope::Namespace, Scope::Selector]);
+    let action = select(&[Action::Allow, Action::Deny]);
+    (
+        select(&POLICIES),
+        scope,
+        action,
+        vec(rule, 0..3),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(|(key, scope, action, rules, dry_run)| Policy {
+            dry_run,
+            ..policy(key, scope, action, rules)
+        })
+}
+
+fn any_conn() -> impl Strategy<Value = Inbound> {
+    let peer = prop::option::of((select(&NAMESPACES), select(&["a", "b"])));
+    let address = select(&["10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1", "fd00::1", "8.8.8.8"]);
+    (peer, address.clone(), address, select(&[80u16, 81])).prop_map(|(peer, source, destination, port)| {
+        Inbound {
+            peer: peer.map(|(namespace, account)| sample::identity(namespace, account)),
+            source_ip: source.parse().unwrap(),
+            destination: std::net::SocketAddr::new(destination.parse().unwrap(), port),
+        }
+    })
+}
+
+/// The same question, asked without any index, in the words of COMPAT A6.
+fn oracle(policies: &[Policy], workload: &Workload, strict: bool, conn: &Inbound) -> Verdict {
+    if strict && conn.peer.is_none() {
+        return Verdict::Deny(Refusal::PlaintextToStrict(conn.destination.port()));
+    }
+    for key in &workload.policies {
+        if !policies.iter().any(|policy| policy.key == *key) {
+            return Verdict::Deny(Refusal::PolicyMissing(key.clone()));
+        }
+    }
+    let mut any_allow = false;
+    let mut allowed_by = Vec::new();
+    let mut denied_by = Vec::new();
+    for policy in policies {
+        let covers = match policy.scope {
+            Scope::Mesh => true,
+            Scope::Namespace => policy.key.namespace == workload.namespace,
+            Scope::Selector => false,
+        };
+        if policy.dry_run || !(covers || workload.policies.contains(&policy.key)) {
+            continue;
+        }
+        any_allow |= policy.action == Action::Allow;
+        let matched = policy.rules.iter().any(|rule| {
+            rule.clauses.iter().all(|clause| {
+                let mut held = clause.matches.iter().map(|match_| oracle_match(match_, conn));
+                // A match that says nothing counts for DENY alone, and so does a clause without matches.
+                let silent = |held: Option<bool>| held.unwrap_or(policy.action == Action::Deny);
+                if clause.matches.is_empty() {
+                    silent(None)
+                } else {
+                    held.any(silent)
+                }
+            })
+        });
+        match policy.action {
+            Action::Allow if matched => allowed_by.push(policy.key.clone()),
+            Action::Deny if matched => denied_by.push(policy.key.clone()),
+            _ => {}
+        }
+    }
+    match (denied_by.pop(), allowed_by.pop()) {
+        (Some(key), _) => Verdict::Deny(Refusal::DeniedBy(key)),
+        (None, None) if any_allow => Verdict::Deny(Refusal::NotAllowed),
+        (None, policy) => Verdict::Allow { policy },
+    }
+}
+
+/// None where the match says nothing.
+fn oracle_match(match_: &Match, conn: &Inbound) -> Option<bool> {
+    let name = |pattern: &StringMatch, name: Option<&str>| match (pattern, name) {
+        (_, None) => false,
+        (StringMatch::Exact(text), Some(name)) => **text == *name,
+        (StringMatch::Prefix(text), Some(name)) => name.strip_prefix(&**text).is_some(),
+        (StringMatch::Suffix(text), Some(name)) => name.strip_suffix(&**text).is_some(),
+        (StringMatch::Presence, Some(_)) => true,
+    };
+    let namespace = conn.peer.as_ref().map(|peer| peer.namespace());
+    let principal = conn.peer.as_ref().map(|peer| &peer.as_str()["spiffe://".len()..]);
+    let (source, destination) = (
+        conn.source_ip.to_canonical(),
+        conn.destination.ip().to_canonical(),
+    );
+    let said: Vec<bool> = [
+        (!match_.namespaces.is_empty()).then(|| match_.namespaces.iter().any(|p| name(p, namespace))),
+        (!match_.not_namespaces.is_empty())
+            .then(|| !match_.not_namespaces.iter().any(|p| name(p, namespace))),
+        (!match_.principals.is_empty()).then(|| match_.principals.iter().any(|p| name(p, principal))),
+        (!match_.not_principals.is_empty())
+            .then(|| !match_.not_principals.iter().any(|p| name(p, principal))),
+        (!match_.source_ips.is_empty()).then(|| match_.source_ips.iter().any(|n| n.contains(&source))),
+        (!match_.not_source_ips.is_empty())
+            .then(|| !match_.not_source_ips.iter().any(|n| n.contains(&source))),
+        (!match_.destination_ips.is_empty())
+            .then(|| match_.destination_ips.iter().any(|n| n.contains(&destination))),
+        (!match_.not_destination_ips.is_empty()).then(|| {
+            !match_
+                .not_destination_ips
+                .iter()
+                .any(|n| n.contains(&destination))
+        }),
+        (!match_.destination_ports.is_empty())
+            .then(|| match_.destination_ports.contains(&conn.destination.port())),
+        (!match_.not_destination_ports.is_empty())
+            .then(|| !match_.not_destination_ports.contains(&conn.destination.port())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!said.is_empty()).then(|| said.into_iter().all(|held| held))
+}
+
+/// Which of several policies is named is not promised.
+fn kind(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Allow { policy } => format!("allow {}", policy.is_some()),
+        Verdict::Deny(Refusal::DeniedBy(_)) => "denied by".into(),
+        Verdict::Deny(why) => why.to_string(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn as_the_oracle_says(
+        policies in vec(any_policy(), 0..5),
+        named in proptest::sample::subsequence(&POLICIES, 0..3),
+        namespace in select(&NAMESPACES),
+        strict in prop::bool::weighted(0.2),
+        conn in any_conn(),
+    ) {
+        // One policy per key, as the mesh keeps them.
+        let mut kept: Vec<Policy> = Vec::new();
+        for policy in policies {
+            if !kept.iter().any(|other| other.key == policy.key) {
+                kept.push(policy);
+            }
+        }
+        let named = named.into_iter().map(sample::policy_key).collect();
+        let pod = sample::pod("web-1", &["10.0.0.9"]);
+        let workload = Workload { namespace: namespace.into(), policies: named, ..pod };
+        let mode = if strict { MtlsMode::Strict } else { MtlsMode::Permissive };
+        let mesh = PeerAuthentication { mode: Some(mode), ..PeerAuthentication::default() };
+        let peer_authentications = PeerAuthentications { mesh, ..PeerAuthentications::default() };
+        let mesh = Mesh::new(MeshParts { policies: kept.clone(), peer_authentications, ..sample::parts() });
+        let (verdict, expect) = (authorize(&mesh, &workload, &conn), oracle(&kept, &workload, strict, &conn));
+        prop_assert_eq!(kind(&verdict), kind(&expect));
+        // The policy that is named is one that covers the workload and says so.
+        if let Verdict::Allow { policy: Some(key) } | Verdict::Deny(Refusal::DeniedBy(key)) = &verdict {
+            let alone: Vec<_> = kept.iter().filter(|policy| policy.key == *key).cloned().collect();
+            let workload = Workload { policies: workload.policies.into_iter().filter(|k| k == key).collect(), ..workload };
+            prop_assert_eq!(&oracle(&alone, &workload, strict, &conn), &verdict);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The record of one connection: the log line, the metrics and the command line derive from it, and from it alone.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{PolicyKey, Refusal, Service, SpiffeId, Workload};
+
+/// Which way a connection goes, seen from the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// The workload dialled.
+    Outbound,
+    /// The workload was dialled.
+    Inbound,
+}
+
+/// One end of a connection.
+#[derive(Clone, Debug, Default)]
+pub struct Party {
+    /// The address: of the client's socket, or the one that the client dialled.
+    pub addr: Option<SocketAddr>,
+    /// The workload, where the mesh knows it.
+    pub workload: Option<Arc<Workload>>,
+    /// The identity that it proved by mutual TLS; never one that was only claimed.
+    pub identity: Option<SpiffeId>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, Default)]
+pub enum Outcome {
+    /// Both sides were copied to their end.
+    #[default]
+    Complete,
+    /// We said no.
+    Refused(Refusal),
+    /// Something failed; the text is the whole chain of errors.
+    Failed(FailureKind, String),
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What failed, as far as a metric label needs it. Names are those of Istio's `response_flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// TCP to the next hop, or the next hop said that it could not reach the app.
+    Connect,
+    /// The TLS handshake, other than an identity.
+    Tls,
+    /// The HTTP/2 preface or its settings.
+    H2Handshake,
+    /// The peer proved another identity than the mesh gives for it, or we have no certificate.
+    Identity,
+    /// The other agent's policy refused us.
+    Denied,
+    /// Cut off after it was open.
+    Broken,
+}
+
+/// One connection, from accept to close.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Seen from the workload whose agent writes the record.
+    pub direction: Direction,
+    /// The side that dialled.
+    pub source: Party,
+    /// The side that was dialled.
+    pub destination: Party,
+    /// Where the tunnel leads, for a connection through HBONE.
+    pub hbone_addr: Option<SocketAddr>,
+    /// The service that was dialled.
+    pub service: Option<Arc<Service>>,
+    /// Whether the connection is inside mutual TLS.
+    pub mutual_tls: bool,
+    /// The policy that decided, where one did.
+    pub policy: Option<PolicyKey>,
+    /// Client to server, in bytes.
+    pub request_bytes: u64,
+    /// Server to client, in bytes.
+    pub response_bytes: u64,
+    /// From accept to close.
+    pub duration: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+impl Flow {
+    /// A record that has just begun.
+    pub fn new(direction: Direction, source: Party, destination: Party) -> Self {
+        Self {
+            direction,
+            source,
+            destination,
+            hbone_addr: None,
+            service: None,
+            mutual_tls: false,
+            policy: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            duration: Duration::ZERO,
+            outcome: Outcome::Complete,
+        }
+    }
+
+    /// Bytes that the workload at this end sent, in the direction's view (the access log's `bytes_sent`).
+    pub fn bytes_sent(&self) -> u64 {
+        match self.direction {
+            Direction::Outbound => self.request_bytes,
+            Direction::Inbound => self.response_bytes,
+        }
+    }
+
+    /// Bytes that the workload at this end received (the access log's `bytes_recv`).
+    pub fn bytes_received(&self) -> u64 {
+        match self.direction {
+            Direction::Outbound => self.response_bytes,
+            Direction::Inbound => self.request_bytes,
+        }
+    }
+
+    /// Istio's `response_flags`.
+    pub fn response_flags(&self) -> &'static str {
+        match &self.outcome {
+            Outcome::Complete => "-",
+            Outcome::Refused(refusal) => refusal.response_flags(),
+            Outcome::Failed(kind, _) => kind.response_flags(),
+        }
+    }
+}
+
+impl FailureKind {
+    /// Istio's `response_flags`.
+    pub fn response_flags(self) -> &'static str {
+        match self {
+            Self::Connect => "CONNECT",
+            Self::Tls => "TLS_FAILURE",
+            Self::H2Handshake => "H2_HANDSHAKE_FAILURE",
+            Self::Identity => "IDENTITY_ERROR",
+            Self::Denied => "DENY",
+            Self::Broken => "-",
+        }
+    }
+}
+
+/// What `route` is asked about: who dials, and what.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// The workload that dials.
+    pub source: Arc<Workload>,
+    /// What the app dialled.
+    pub destination: SocketAddr,
+}
+
+/// What `authorize` is asked about: who is there, and what they want.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    /// The identity proved by mutual TLS; none on a plaintext connection.
+    pub peer: Option<SpiffeId>,
+    /// The client's address.
+    pub source_ip: IpAddr,
+    /// The pod's address and port.
+    pub destination: SocketAddr,
+}

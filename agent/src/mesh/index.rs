@@ -1,0 +1,342 @@
+//! `Mesh`: the whole mesh as one value that never changes, with an index for every question that a connection asks.
+//!
+//! Not here: reading it from anywhere (`feed`), and the answers themselves (`route`, `authorize`). A change of the
+//! mesh is a new `Mesh`.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net};
+use rustc_hash::FxHashMap;
+
+use super::{
+    GatewayAddress, GatewayDestination, Match, MtlsMode, PeerAuthentications, Policy, PolicyKey, PortMapping,
+    PortModes, Scope, Service, ServiceKey, TrustDomain, Workload,
+};
+
+/// What a mesh is made of: the plain lists that a feed brings.
+#[derive(Clone, Debug)]
+pub struct MeshParts {
+    /// The trust domain of every identity in the mesh.
+    pub trust_domain: TrustDomain,
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// The namespace whose policies cover the whole mesh.
+    pub root_namespace: Arc<str>,
+    /// Where pods and services have their addresses: an unknown address in here is refused, not passed through.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Every workload. Where two have the same uid or address, the first keeps it.
+    pub workloads: Vec<Workload>,
+    /// Every service. Where two have the same key or address, the first keeps it.
+    pub services: Vec<Service>,
+    /// Every L4 policy. Where two have the same key, the first keeps it.
+    pub policies: Vec<Policy>,
+    /// mTLS modes.
+    pub peer_authentications: PeerAuthentications,
+}
+
+/// The mesh, indexed. Every address in it is canonical: a v4-mapped IPv6 address is an IPv4 address.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    trust_domain: TrustDomain,
+    cluster: Arc<str>,
+    root_namespace: Arc<str>,
+    cluster_cidrs: Vec<IpNet>,
+    workloads: FxHashMap<Arc<str>, Arc<Workload>>,
+    workloads_by_address: FxHashMap<IpAddr, Arc<Workload>>,
+    services: FxHashMap<ServiceKey, Arc<Service>>,
+    services_by_address: FxHashMap<IpAddr, Arc<Service>>,
+    endpoints: FxHashMap<ServiceKey, Vec<Endpoint>>,
+    policies: FxHashMap<PolicyKey, Arc<Policy>>,
+    mesh_policies: Vec<Arc<Policy>>,
+    namespace_policies: FxHashMap<Arc<str>, Vec<Arc<Policy>>>,
+    peer_authentications: PeerAuthentications,
+}
+
+/// A workload behind a service.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// The service's ports as this workload maps them.
+    pub ports: Vec<PortMapping>,
+}
+
+impl Endpoint {
+    /// The workload's port behind a port of the service.
+    pub fn target_port(&self, service_port: u16) -> Option<u16> {
+        self.ports
+            .iter()
+            .find(|port| port.service_port == service_port)
+            .map(|port| port.target_port)
+    }
+}
+
+impl Mesh {
+    /// Indexes the parts.
+    pub fn new(parts: MeshParts) -> Self {
+        let workloads: Vec<_> = parts
+            .workloads
+            .into_iter()
+            .map(|w| Arc::new(canonical_workload(w)))
+            .collect();
+        let services: Vec<_> = parts
+            .services
+            .into_iter()
+            .map(|s| Arc::new(canonical_service(s)))
+            .collect();
+        let policies: Vec<_> = parts
+            .policies
+            .into_iter()
+            .map(|p| Arc::new(canonical_policy(p)))
+            .collect();
+        let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
+        Self {
+            trust_domain: parts.trust_domain,
+            cluster: parts.cluster,
+            root_namespace: parts.root_namespace,
+            cluster_cidrs: parts.cluster_cidrs.into_iter().map(canonical_net).collect(),
+            workloads_by_address: index(addresses(&workloads)),
+            services_by_address: index(
+                services
+                    .iter()
+                    .flat_map(|s| s.vips.iter().map(move |vip| (*vip, s))),
+            ),
+            endpoints: endpoints(&workloads, &services_by_key),
+            mesh_policies: policies
+                .iter()
+                .filter(|p| p.scope == Scope::Mesh)
+                .cloned()
+                .collect(),
+            namespace_policies: namespace_policies(&policies),
+            policies: index(policies.iter().map(|policy| (policy.key.clone(), policy))),
+            workloads: index(workloads.iter().map(|workload| (workload.uid.clone(), workload))),
+            services: services_by_key,
+            peer_authentications: parts.peer_authentications,
+        }
+    }
+
+    /// The trust domain of every identity in the mesh.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &Arc<str> {
+        &self.cluster
+    }
+
+    /// The namespace whose policies cover the whole mesh.
+    pub fn root_namespace(&self) -> &Arc<str> {
+        &self.root_namespace
+    }
+
+    /// Whether an address is one that the cluster gives to pods or services.
+    pub fn is_cluster_address(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.cluster_cidrs.iter().any(|cidr| cidr.contains(&address))
+    }
+
+    /// The workload of this uid.
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that has this address. A hostNetwork workload is never found: its address is its node's.
+    pub fn workload_at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads_by_address.get(&address.to_canonical())
+    }
+
+    /// The service of this namespace and hostname.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// The service that has this virtual address.
+    pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
+        self.services_by_address.get(&address.to_canonical())
+    }
+
+    /// The workloads behind a service that may be chosen: healthy, and with an address.
+    pub fn endpoints(&self, key: &ServiceKey) -> &[Endpoint] {
+        self.endpoints.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Every workload, in no order.
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    /// Every service, in no order.
+    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// Every policy, in no order.
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// The policy of this name, whatever its scope.
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
+    /// The policies that cover a workload: the mesh's, its namespace's, and those that it names. One that it names
+    /// and that is not there is not in here; `authorize` refuses for it.
+    pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
+        let of_namespace = self
+            .namespace_policies
+            .get(&workload.namespace)
+            .into_iter()
+            .flatten();
+        let named = workload.policies.iter().filter_map(|key| self.policy(key));
+        self.mesh_policies.iter().chain(of_namespace).chain(named)
+    }
+
+    /// Whether a port of a workload takes plaintext.
+    pub fn mtls_mode(&self, workload: &Workload, port: u16) -> MtlsMode {
+        self.peer_authentications.mode(workload, port)
+    }
+
+    /// The mTLS modes of all ports of a workload, in the form in which the kernel's maps hold them.
+    pub fn strict_ports(&self, workload: &Workload) -> PortModes {
+        self.peer_authentications.port_modes(workload)
+    }
+
+    /// The service in front of a waypoint, where the mesh gives it as one.
+    pub(super) fn gateway_service(&self, gateway: &GatewayAddress) -> Option<&Arc<Service>> {
+        match &gateway.destination {
+            GatewayDestination::Service(key) => self.service(key),
+            GatewayDestination::Address(address) => self.service_at(*address),
+        }
+    }
+}
+
+/// A map of shared values; the first of two values with the same key stays.
+fn index<'a, K, V>(entries: impl Iterator<Item = (K, &'a Arc<V>)>) -> FxHashMap<K, Arc<V>>
+where
+    K: Eq + std::hash::Hash,
+    V: 'a,
+{
+    let mut map = FxHashMap::default();
+    for (key, value) in entries {
+        map.entry(key).or_insert_with(|| value.clone());
+    }
+    map
+}
+
+fn addresses(workloads: &[Arc<Workload>]) -> impl Iterator<Item = (IpAddr, &Arc<Workload>)> {
+    let pods = workloads.iter().filter(|workload| !workload.host_network);
+    pods.flat_map(|workload| workload.addresses.iter().map(move |address| (*address, workload)))
+}
+
+fn endpoints(
+    workloads: &[Arc<Workload>],
+    services: &FxHashMap<ServiceKey, Arc<Service>>,
+) -> FxHashMap<ServiceKey, Vec<Endpoint>> {
+    let mut endpoints: FxHashMap<ServiceKey, Vec<Endpoint>> = FxHashMap::default();
+    for workload in workloads.iter().filter(|w| w.healthy && !w.addresses.is_empty()) {
+        for (key, mapped) in &workload.services {
+            let Some(service) = services.get(key) else {
+                continue;
+            };
+            let endpoint = Endpoint {
+                workload: workload.clone(),
+                ports: endpoint_ports(service, mapped),
+            };
+            endpoints.entry(key.clone()).or_default().push(endpoint);
+        }
+    }
+    endpoints
+}
+
+/// The service's ports, each where the workload maps it to, or else where the service says. A target port of 0 is a
+/// port with a name that this workload does not have.
+fn endpoint_ports(service: &Service, mapped: &[PortMapping]) -> Vec<PortMapping> {
+    let of_workload = |port: &PortMapping| {
+        mapped
+            .iter()
+            .find(|mapped| mapped.service_port == port.service_port)
+            .copied()
+            .unwrap_or(*port)
+    };
+    service
+        .ports
+        .iter()
+        .map(of_workload)
+        .filter(|port| port.target_port != 0)
+        .collect()
+}
+
+fn namespace_policies(policies: &[Arc<Policy>]) -> FxHashMap<Arc<str>, Vec<Arc<Policy>>> {
+    let mut by_namespace: FxHashMap<Arc<str>, Vec<Arc<Policy>>> = FxHashMap::default();
+    for policy in policies.iter().filter(|policy| policy.scope == Scope::Namespace) {
+        by_namespace
+            .entry(policy.key.namespace.clone())
+            .or_default()
+            .push(policy.clone());
+    }
+    by_namespace
+}
+
+fn canonical_workload(mut workload: Workload) -> Workload {
+    canonical_addresses(&mut workload.addresses);
+    workload.waypoint = workload.waypoint.map(canonical_gateway);
+    workload
+}
+
+fn canonical_service(mut service: Service) -> Service {
+    canonical_addresses(&mut service.vips);
+    service.waypoint = service.waypoint.map(canonical_gateway);
+    service
+}
+
+fn canonical_addresses(addresses: &mut [IpAddr]) {
+    for address in addresses {
+        *address = address.to_canonical();
+    }
+}
+
+fn canonical_gateway(mut gateway: GatewayAddress) -> GatewayAddress {
+    if let GatewayDestination::Address(address) = &mut gateway.destination {
+        *address = address.to_canonical();
+    }
+    gateway
+}
+
+fn canonical_policy(mut policy: Policy) -> Policy {
+    for clause in policy.rules.iter_mut().flat_map(|rule| &mut rule.clauses) {
+        clause.matches.iter_mut().for_each(canonical_match);
+    }
+    policy
+}
+
+fn canonical_match(match_: &mut Match) {
+    let nets = [
+        &mut match_.source_ips,
+        &mut match_.not_source_ips,
+        &mut match_.destination_ips,
+        &mut match_.not_destination_ips,
+    ];
+    for net in nets.into_iter().flatten() {
+        *net = canonical_net(*net);
+    }
+}
+
+/// A network inside `::ffff:0:0/96` is an IPv4 network; any other stays as it is.
+fn canonical_net(net: IpNet) -> IpNet {
+    let IpNet::V6(v6) = net else { return net };
+    let Some(prefix_len) = v6.prefix_len().checked_sub(V4_MAPPED_BITS) else {
+        return net;
+    };
+    let mapped = v6.addr().to_ipv4_mapped();
+    mapped
+        .and_then(|v4| Ipv4Net::new(v4, prefix_len).ok())
+        .map_or(net, IpNet::V4)
+}
+
+/// How many bits of a v4-mapped IPv6 address come before the IPv4 address.
+const V4_MAPPED_BITS: u8 = 96;
+
+#[cfg(test)]
+mod tests;

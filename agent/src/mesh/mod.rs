@@ -1,0 +1,46 @@
+//! The mesh: one plain value that says which workloads, services and policies there are, and the pure questions
+//! asked of it. No I/O, no clock, no async, no Kubernetes: `feed` brings it, everybody reads it.
+
+mod authorize;
+mod flow;
+mod index;
+mod policy;
+mod refusal;
+mod route;
+mod service;
+mod spiffe;
+mod workload;
+
+#[cfg(test)]
+mod sample;
+
+pub use authorize::{Verdict, authorize, dry_run_matches};
+pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
+pub use index::{Endpoint, Mesh, MeshParts};
+pub use policy::{
+    Action, Clause, Match, MtlsMode, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, PortModes,
+    Rule, Scope, StringMatch,
+};
+pub use refusal::Refusal;
+pub use route::{NextHop, Route, Tunnel, route};
+pub use service::{GatewayAddress, GatewayDestination, Service, ServiceKey};
+pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
+pub use workload::{Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};
+
+/// The HBONE port of every workload (Istio ambient).
+pub const HBONE_PORT: u16 = 15008;
+/// Outbound capture: never a destination.
+pub const OUTBOUND_PORT: u16 = 15001;
+/// Inbound plaintext capture: never a destination.
+pub const INBOUND_PLAINTEXT_PORT: u16 = 15006;
+/// DNS capture: never a destination.
+pub const DNS_PORT: u16 = 15053;
+
+/// Whether weft listens on this port inside the pods of the mesh, so that no app may dial it and no tunnel may lead
+/// to it.
+pub fn is_own_port(port: u16) -> bool {
+    matches!(
+        port,
+        OUTBOUND_PORT | INBOUND_PLAINTEXT_PORT | HBONE_PORT | DNS_PORT
+    )
+}

@@ -1,0 +1,186 @@
+//! L4 authorization policies and mTLS modes: the values. `authorize` is where they are asked.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use ipnet::IpNet;
+use rustc_hash::FxHashMap;
+
+use super::Workload;
+
+/// What names a policy: its namespace and its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PolicyKey {
+    /// The policy's namespace.
+    pub namespace: Arc<str>,
+    /// The policy's name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for PolicyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An authorization policy as an L4 agent sees it (Istio's `istio.security.Authorization`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Namespace and name.
+    pub key: PolicyKey,
+    /// Which workloads it covers.
+    pub scope: Scope,
+    /// What a match does.
+    pub action: Action,
+    /// Any rule that matches makes the policy match; no rules never match.
+    pub rules: Vec<Rule>,
+    /// Evaluated and reported, never enforced (`istio.io/dry-run`).
+    pub dry_run: bool,
+}
+
+/// Which workloads a policy covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Every workload (a policy of the root namespace without a selector).
+    Mesh,
+    /// Every workload of the policy's namespace.
+    Namespace,
+    /// The workloads that name the policy in [`super::Workload::policies`].
+    Selector,
+}
+
+/// What a policy does when it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The connection is allowed; and none but those, once an ALLOW policy is in scope.
+    Allow,
+    /// The connection is refused, whatever else allows it.
+    Deny,
+}
+
+/// All clauses must match (Istio's `from`, `to` and `when` of one rule).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// No clauses match everything: the rule `{}`.
+    pub clauses: Vec<Clause>,
+}
+
+/// Any of the matches must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clause {
+    /// No matches are as a [`Match`] without fields: they never widen a policy.
+    pub matches: Vec<Match>,
+}
+
+/// Every field that is not empty must match: one of its values, and none of its `not_` twin's.
+///
+/// With no field at all, nobody knows what was meant (a feed may have dropped what an L4 agent cannot see), so it must
+/// not widen what is allowed: in an ALLOW policy it does not match, in a DENY policy it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are Istio's; each pair is the values that match and those that must not
+pub struct Match {
+    pub namespaces: Vec<StringMatch>,
+    pub not_namespaces: Vec<StringMatch>,
+    pub principals: Vec<StringMatch>,
+    pub not_principals: Vec<StringMatch>,
+    pub source_ips: Vec<IpNet>,
+    pub not_source_ips: Vec<IpNet>,
+    pub destination_ips: Vec<IpNet>,
+    pub not_destination_ips: Vec<IpNet>,
+    pub destination_ports: Vec<u16>,
+    pub not_destination_ports: Vec<u16>,
+}
+
+/// How a name is compared. A principal is compared without its `spiffe://`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StringMatch {
+    /// The whole name.
+    Exact(Arc<str>),
+    /// `name*`.
+    Prefix(Arc<str>),
+    /// `*name`.
+    Suffix(Arc<str>),
+    /// `*`: any name, but there must be one.
+    Presence,
+}
+
+impl StringMatch {
+    /// Whether a name that is there matches.
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Exact(whole) => name == &**whole,
+            Self::Prefix(start) => name.starts_with(&**start),
+            Self::Suffix(end) => name.ends_with(&**end),
+            Self::Presence => !name.is_empty(),
+        }
+    }
+}
+
+/// Whether a workload takes connections without mutual TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MtlsMode {
+    /// Both are taken.
+    #[default]
+    Permissive,
+    /// Only mutual TLS.
+    Strict,
+}
+
+/// mTLS modes of one scope (Istio's PeerAuthentication).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// The mode of every port that is not named; `None` inherits from the scope above.
+    pub mode: Option<MtlsMode>,
+    /// Modes of single ports (of the pod, not of its services).
+    pub ports: BTreeMap<u16, MtlsMode>,
+}
+
+/// The mTLS modes of every scope, from the widest to the narrowest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerAuthentications {
+    /// Of every workload.
+    pub mesh: PeerAuthentication,
+    /// Of the workloads of a namespace, by its name.
+    pub namespaces: FxHashMap<Arc<str>, PeerAuthentication>,
+    /// Of one workload, by its uid (what a selector selected).
+    pub workloads: FxHashMap<Arc<str>, PeerAuthentication>,
+}
+
+/// The mTLS modes of every port of one workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortModes {
+    /// The mode of every port that is not in `ports`.
+    pub mode: MtlsMode,
+    /// The ports that differ from `mode`.
+    pub ports: BTreeMap<u16, MtlsMode>,
+}
+
+impl PeerAuthentications {
+    /// The mode of one port. The narrowest scope that says anything decides: selector, then namespace, then mesh; and
+    /// in each scope the port before the rest. Nothing said is PERMISSIVE, as in Istio.
+    pub fn mode(&self, workload: &Workload, port: u16) -> MtlsMode {
+        let said = |scope: &PeerAuthentication| scope.ports.get(&port).copied().or(scope.mode);
+        self.narrowest_first(workload).find_map(said).unwrap_or_default()
+    }
+
+    /// The modes of all ports.
+    pub fn port_modes(&self, workload: &Workload) -> PortModes {
+        let mode = self
+            .narrowest_first(workload)
+            .find_map(|scope| scope.mode)
+            .unwrap_or_default();
+        let named = self
+            .narrowest_first(workload)
+            .flat_map(|scope| scope.ports.keys());
+        let modes = named.map(|port| (*port, self.mode(workload, *port)));
+        PortModes {
+            mode,
+            ports: modes.filter(|(_, of_port)| *of_port != mode).collect(),
+        }
+    }
+
+    fn narrowest_first(&self, workload: &Workload) -> impl Iterator<Item = &PeerAuthentication> {
+        let of_workload = self.workloads.get(&workload.uid);
+        let of_namespace = self.namespaces.get(&workload.namespace);
+        of_workload.into_iter().chain(of_namespace).chain([&self.mesh])
+    }
+}

@@ -1,0 +1,85 @@
+//! Every reason for which weft refuses a connection, and what each means on the wire, in the log and in the metrics.
+
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use super::{PolicyKey, ServiceKey};
+
+/// A "no" of ours. It is an answer, not an error: the connection did not fail, it was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Nothing is known yet, so nothing is guessed.
+    #[error("no mesh has been loaded yet")]
+    NoMesh,
+    /// An address inside the cluster's CIDRs that no workload and no service has.
+    #[error("{0} is inside the cluster, but no workload or service has it")]
+    UnknownDestination(SocketAddr),
+    /// The service is known, its port is not.
+    #[error("service {0} has no port {1}")]
+    NoSuchPort(ServiceKey, u16),
+    /// The service is known, but no endpoint is healthy.
+    #[error("service {0} has no healthy endpoint")]
+    NoHealthyEndpoint(ServiceKey),
+    /// The destination is bound to a waypoint that the mesh does not know or that has no healthy endpoint.
+    #[error("the waypoint of {0} is not available")]
+    WaypointUnavailable(String),
+    /// An app, or a tunnel, asks for one of weft's own ports.
+    #[error("port {0} is one of weft's own")]
+    OwnPort(u16),
+    /// A connection that no captured socket made.
+    #[error("the connection was not made by a captured socket")]
+    NotCaptured,
+    /// A DENY policy matched.
+    #[error("denied by policy {0}")]
+    DeniedBy(PolicyKey),
+    /// ALLOW policies are in scope and none matched.
+    #[error("no ALLOW policy matched")]
+    NotAllowed,
+    /// A policy that the workload names has not arrived.
+    #[error("policy {0} applies but has not arrived")]
+    PolicyMissing(PolicyKey),
+    /// A plaintext connection to a STRICT port.
+    #[error("mutual TLS is required (STRICT) on port {0}")]
+    PlaintextToStrict(u16),
+    /// A request on a tunnel that is not CONNECT.
+    #[error("only CONNECT is answered here")]
+    NotConnect,
+    /// An `:authority` that is neither an address and port nor a service's name and port.
+    #[error("the :authority `{0}` names no address and port")]
+    BadAuthority(String),
+    /// An `:authority` that names somebody else.
+    #[error("{0} is not this workload")]
+    NotThisWorkload(String),
+    /// The pod that was dialled is not one of ours any more.
+    #[error("the workload is not known here")]
+    UnknownWorkload,
+}
+
+impl Refusal {
+    /// The status of the answer to a CONNECT (COMPAT: 400 malformed or misdirected, 401 policy, 503 not available).
+    pub fn http_status(&self) -> u16 {
+        match self {
+            Self::NotConnect | Self::BadAuthority(_) | Self::NotThisWorkload(_) | Self::OwnPort(_) => 400,
+            Self::DeniedBy(_)
+            | Self::NotAllowed
+            | Self::PolicyMissing(_)
+            | Self::PlaintextToStrict(_)
+            | Self::NotCaptured => 401,
+            Self::NoMesh
+            | Self::UnknownDestination(_)
+            | Self::NoSuchPort(..)
+            | Self::NoHealthyEndpoint(_)
+            | Self::WaypointUnavailable(_)
+            | Self::UnknownWorkload => 503,
+        }
+    }
+
+    /// Istio's `response_flags`: DENY where a policy decided, CONNECT for the rest.
+    pub fn response_flags(&self) -> &'static str {
+        match self.http_status() {
+            401 => "DENY",
+            _ => "CONNECT",
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! Where connections go (COMPAT A8), as a table; and what no mesh whatever may make `route` do.
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::*;
+use crate::mesh::{MeshParts, ServiceKey, sample};
+
+/// Who dials what, with which draw, and where that goes.
+fn check(mesh: &Mesh, from: &str, dialled: &str, draw: u64, expect: &str) {
+    let source = mesh.workload(&sample::uid(from)).unwrap().clone();
+    let conn = Outbound {
+        source,
+        destination: dialled.parse().unwrap(),
+    };
+    let answer = route(mesh, &conn, draw);
+    let service = answer
+        .service
+        .map_or(String::new(), |service| format!("{}: ", service.name));
+    assert_eq!(
+        format!("{service}{}", shown(&answer.next)),
+        expect,
+        "{from} dials {dialled} (draw {draw})"
+    );
+}
+
+fn shown(next: &NextHop) -> String {
+    match next {
+        NextHop::Refuse(why) => format!("refused, {why}"),
+        NextHop::Direct { addr, workload: None } => format!("direct {addr}"),
+        NextHop::Direct {
+            addr,
+            workload: Some(workload),
+        } => format!("direct {addr} ({})", workload.name),
+        NextHop::Tunnel(tunnel) => {
+            assert_eq!(tunnel.authority, tunnel.destination);
+            let accounts: Vec<_> = tunnel.identities.iter().map(SpiffeId::service_account).collect();
+            let via = if tunnel.via_waypoint { "waypoint " } else { "" };
+            let (addr, asks) = (tunnel.addr, tunnel.authority);
+            format!(
+                "{via}{addr} ({}) asks {asks} as {}",
+                tunnel.workload.name,
+                accounts.join("|")
+            )
+        }
+    }
+}
+
+fn parts() -> MeshParts {
+    let mut parts = sample::parts();
+    parts.services = vec![
+        sample::service("web", &["10.96.0.10", "fd00:96::10"]),
+        sample::service("plain", &["10.96.0.20"]),
+        sample::service("sick", &["10.96.0.30"]),
+        sample::service("empty", &["10.96.0.31"]),
+        sample::service("node", &["10.96.0.32"]),
+    ];
+    parts.workloads = vec![
+        sample::pod("curl-1", &["10.244.1.10", "fd00:244:1::10"]),
+        sample::backs(sample::pod("web-1", &["10.244.2.10", "fd00:244:2::10"]), "web"),
+        sample::backs(sample::pod("web-2", &["10.244.2.11"]), "web"),
+        sample::backs(sample::pod("web-3", &[]), "web"),
+        sample::backs(
+            Workload {
+                healthy: false,
+                ..sample::pod("web-4", &["10.244.2.13"])
+            },
+            "web",
+        ),
+        sample::backs(not_in_mesh(sample::pod("plain-1", &["10.244.2.20"])), "plain"),
+        sample::backs(
+            Workload {
+                healthy: false,
+                ..sample::pod("sick-1", &["10.244.2.30"])
+            },
+            "sick",
+        ),
+        sample::backs(host_network(sample::pod("node-1", &["192.168.77.2"])), "node"),
+    ];
+    parts
+}
+
+fn not_in_mesh(pod: Workload) -> Workload {
+    Workload {
+        tunnel_protocol: TunnelProtocol::None,
+        ..pod
+    }
+}
+
+fn host_network(pod: Workload) -> Workload {
+    Workload {
+        host_network: true,
+        ..not_in_mesh(pod)
+    }
+}
+
+#[test]
+fn services() {
+    let mesh = Mesh::new(parts());
+    let check = |dialled, draw, expect: &str| check(&mesh, "curl-1", dialled, draw, expect);
+    let web_1 = "web: 10.244.2.10:15008 (web-1) asks 10.244.2.10:8080 as web";
+    let web_2 = "web: 10.244.2.11:15008 (web-2) asks 10.244.2.11:8080 as web";
+    // Only the healthy ones with an address; the next draw is another one.
+    check("10.96.0.10:80", 0, web_1);
+    check("10.96.0.10:80", 1, web_2);
+    check("10.96.0.10:80", 2, web_1);
+    check("10.96.0.10:80", u64::MAX, web_2);
+    check("[::ffff:10.96.0.10]:80", 0, web_1);
+    check(
+        "10.96.0.10:443",
+        0,
+        "web: 10.244.2.10:15008 (web-1) asks 10.244.2.10:443 as web",
+    );
+    // The family that was dialled, where the pod has it.
+    check(
+        "[fd00:96::10]:80",
+        0,
+        "web: [fd00:244:2::10]:15008 (web-1) asks [fd00:244:2::10]:8080 as web",
+    );
+    check("[fd00:96::10]:80", 1, web_2);
+
+    check("10.96.0.20:80", 0, "plain: direct 10.244.2.20:8080 (plain-1)");
+    check("10.96.0.32:80", 0, "node: direct 192.168.77.2:8080 (node-1)");
+    check(
+        "10.96.0.10:81",
+        0,
+        "web: refused, service demo/web.demo.svc.cluster.local has no port 81",
+    );
+    let no_endpoint = "refused, service demo/sick.demo.svc.cluster.local has no healthy endpoint";
+    check("10.96.0.30:80", 0, &format!("sick: {no_endpoint}"));
+    check(
+        "10.96.0.31:80",
+        7,
+        &format!("empty: {}", no_endpoint.replace("sick", "empty")),
+    );
+}
+
+#[test]
+fn addresses() {
+    let mesh = Mesh::new(parts());
+    let check = |dialled, expect: &str| check(&mesh, "curl-1", dialled, 0, expect);
+    check(
+        "10.244.2.10:8080",
+        "10.244.2.10:15008 (web-1) asks 10.244.2.10:8080 as web",
+    );
+    check(
+        "[::ffff:10.244.2.10]:8080",
+        "10.244.2.10:15008 (web-1) asks 10.244.2.10:8080 as web",
+    );
+    check(
+        "[fd00:244:2::10]:1",
+        "[fd00:244:2::10]:15008 (web-1) asks [fd00:244:2::10]:1 as web",
+    );
+    // Whoever dials a pod means that pod, ready or not.
+    check(
+        "10.244.2.30:5432",
+        "10.244.2.30:15008 (sick-1) asks 10.244.2.30:5432 as sick",
+    );
+    check("10.244.2.20:80", "direct 10.244.2.20:80 (plain-1)");
+    // A hostNetwork pod is not found by its node's address.
+    check("192.168.77.2:80", "direct 192.168.77.2:80");
+    check("93.184.216.34:443", "direct 93.184.216.34:443");
+    check("[2606:2800::1]:443", "direct [2606:2800::1]:443");
+    let unknown = "is inside the cluster, but no workload or service has it";
+    check("10.244.9.9:80", &format!("refused, 10.244.9.9:80 {unknown}"));
+    check(
+        "[::ffff:10.244.9.9]:80",
+        &format!("refused, 10.244.9.9:80 {unknown}"),
+    );
+    check("[fd00::9]:80", &format!("refused, [fd00::9]:80 {unknown}"));
+}
+
+#[test]
+fn own_ports() {
+    let mesh = Mesh::new(parts());
+    for port in [15001, 15006, 15008, 15053] {
+        let refused = format!("refused, port {port} is one of weft's own");
+        check(&mesh, "curl-1", &format!("10.244.2.10:{port}"), 0, &refused);
+        check(
+            &mesh,
+            "curl-1",
+            &format!("10.96.0.10:{port}"),
+            0,
+            &format!("web: {refused}"),
+        );
+        check(&mesh, "curl-1", &format!("10.244.1.10:{port}"), 0, &refused);
+        // Outside of the mesh these are ports as any other.
+        let plain = format!("direct 10.244.2.20:{port} (plain-1)");
+        check(&mesh, "curl-1", &format!("10.244.2.20:{port}"), 0, &plain);
+        check(
+            &mesh,
+            "curl-1",
+            &format!("93.184.216.34:{port}"),
+            0,
+            &format!("direct 93.184.216.34:{port}"),
+        );
+    }
+}
+
+#[test]
+fn a_service_port_that_leads_to_an_own_port() {
+    let mut parts = parts();
+    parts.services[0].ports = vec![sample::mapping(80, HBONE_PORT)];
+    check(
+        &Mesh::new(parts),
+        "curl-1",
+        "10.96.0.10:80",
+        0,
+        "web: refused, port 15008 is one of weft's own",
+    );
+}
+
+#[test]
+fn hairpin() {
+    let mesh = Mesh::new(parts());
+    check(
+        &mesh,
+        "web-1",
+        "10.96.0.10:80",
+        0,
+        "web: direct 10.244.2.10:8080 (web-1)",
+    );
+    check(
+        &mesh,
+        "web-1",
+        "10.96.0.10:80",
+        1,
+        "web: 10.244.2.11:15008 (web-2) asks 10.244.2.11:8080 as web",
+    );
+    check(
+        &mesh,
+        "web-1",
+        "10.244.2.10:9000",
+        0,
+        "direct 10.244.2.10:9000 (web-1)",
+    );
+}
+
+#[test]
+fn ports_of_a_workload() {
+    let mut parts = parts();
+    parts.workloads[1]
+        .services
+        .insert(sample::service_key("web"), vec![sample::mapping(80, 9090)]);
+    // A name that this pod has no port for.
+    parts.workloads[2]
+        .services
+        .insert(sample::service_key("web"), vec![sample::mapping(80, 0)]);
+    let mesh = Mesh::new(parts);
+    let web_1 = |port| format!("web: 10.244.2.10:15008 (web-1) asks 10.244.2.10:{port} as web");
+    check(&mesh, "curl-1", "10.96.0.10:80", 0, &web_1(9090));
+    check(&mesh, "curl-1", "10.96.0.10:80", 1, &web_1(9090));
+    check(&mesh, "curl-1", "10.96.0.10:443", 0, &web_1(443));
+    check(
+        &mesh,
+        "curl-1",
+        "10.96.0.10:443",
+        1,
+        "web: 10.244.2.11:15008 (web-2) asks 10.244.2.11:443 as web",
+    );
+}
+
+#[test]
+fn subject_alt_names() {
+    let mut parts = parts();
+    parts.services[0].subject_alt_names =
+        vec![sample::identity("demo", "web"), sample::identity("demo", "old")];
+    let mesh = Mesh::new(parts);
+    let expect = "web: 10.244.2.10:15008 (web-1) asks 10.244.2.10:8080 as web|old";
+    check(&mesh, "curl-1", "10.96.0.10:80", 0, expect);
+    // They are the service's: the pod's own address is its own identity alone.
+    check(
+        &mesh,
+        "curl-1",
+        "10.244.2.10:80",
+        0,
+        "10.244.2.10:15008 (web-1) asks 10.244.2.10:80 as web",
+    );
+}
+
+/// The mesh with a waypoint of two pods, in front of the service `web` and of the pod `web-1`.
+fn behind_waypoint(waypoint: Option<GatewayAddress>) -> MeshParts {
+    let mut parts = parts();
+    parts.services.push(Service {
+        ports: Vec::new(),
+        ..sample::service("gate", &["10.96.0.99"])
+    });
+    parts.workloads.push(sample::backs(
+        sample::pod("gate-1", &["10.244.3.1", "fd00:244:3::1"]),
+        "gate",
+    ));
+    parts.workloads.push(sample::backs(
+        not_in_mesh(sample::pod("gate-2", &["10.244.3.2"])),
+        "gate",
+    ));
+    parts.services[0].waypoint = waypoint.clone();
+    parts.workloads[1].waypoint = waypoint;
+    parts
+}
+
+#[test]
+fn waypoints() {
+    let mesh = Mesh::new(behind_waypoint(sample::waypoint_service("gate")));
+    let gate_1 = "waypoint 10.244.3.1:15008 (gate-1) asks 10.96.0.10:80 as gate";
+    check(&mesh, "curl-1", "10.96.0.10:80", 0, &format!("web: {gate_1}"));
+    // A waypoint speaks HBONE, whatever its workload says.
+    check(
+        &mesh,
+        "curl-1",
+        "10.96.0.10:80",
+        1,
+        &format!("web: {}", gate_1.replace("3.1", "3.2").replace("-1", "-2")),
+    );
+    let over_ipv6 = "waypoint [fd00:244:3::1]:15008 (gate-1) asks [fd00:96::10]:443 as gate";
+    check(
+        &mesh,
+        "curl-1",
+        "[fd00:96::10]:443",
+        0,
+        &format!("web: {over_ipv6}"),
+    );
+    check(
+        &mesh,
+        "curl-1",
+        "10.244.2.10:9",
+        0,
+        &gate_1.replace("10.96.0.10:80", "10.244.2.10:9"),
+    );
+    check(
+        &mesh,
+        "curl-1",
+        "10.244.2.11:9",
+        0,
+        "10.244.2.11:15008 (web-2) asks 10.244.2.11:9 as web",
+    );
+    check(
+        &mesh,
+        "curl-1",
+        "10.96.0.10:81",
+        0,
+        "web: refused, service demo/web.demo.svc.cluster.local has no port 81",
+    );
+
+    check(&mesh, "curl-1", "10.244.2.10:15008", 0, "refused, port 15008 is one of weft's own");
+
+    // Its own pods are on the far side of it.
+    check(
+        &mesh,
+        "gate-1",
+        "10.96.0.10:80",
+        0,
+        "web: 10.244.2.10:15008 (web-1) asks 10.244.2.10:8080 as web",
+    );
+    check(
+        &mesh,
+        "gate-2",
+        "10.244.2.10:80",
+        0,
+        "10.244.2.10:15008 (web-1) asks 10.244.2.10:80 as web",
+    );
+    // And a pod needs none to reach itself.
+    check(
+        &mesh,
+        "web-1",
+        "10.244.2.10:80",
+        0,
+        "direct 10.244.2.10:80 (web-1)",
+    );
+    check(&mesh, "web-1", "10.96.0.10:80", 0, &format!("web: {gate_1}"));
+}
+
+#[test]
+fn waypoint_addresses() {
+    let check = |waypoint, expect: &str| {
+        check(
+            &Mesh::new(behind_waypoint(waypoint)),
+            "curl-1",
+            "10.96.0.10:80",
+            1,
+            &format!("web: {expect}"),
+        );
+    };
+    let asks = "asks 10.96.0.10:80 as";
+    check(
+        sample::waypoint_address("10.96.0.99", 15008),
+        &format!("waypoint 10.244.3.2:15008 (gate-2) {asks} gate"),
+    );
+    check(
+        sample::waypoint_address("10.244.3.1", 15008),
+        &format!("waypoint 10.244.3.1:15008 (gate-1) {asks} gate"),
+    );
+    check(
+        sample::waypoint_address("::ffff:10.244.3.1", 99),
+        &format!("waypoint 10.244.3.1:99 (gate-1) {asks} gate"),
+    );
+    let unavailable = "refused, the waypoint of demo/web.demo.svc.cluster.local is not available";
+    check(sample::waypoint_address("10.244.3.9", 15008), unavailable);
+    check(sample::waypoint_address("10.244.2.30", 15008), unavailable); // not healthy
+    check(sample::waypoint_service("nobody"), unavailable);
+    check(sample::waypoint_service("sick"), unavailable);
+}
+
+#[test]
+fn waypoint_ports_and_names() {
+    let mut parts = behind_waypoint(sample::waypoint_service("gate"));
+    parts.services[5].ports = vec![sample::mapping(15008, 16008)];
+    parts.services[5].subject_alt_names = vec![sample::identity("demo", "edge")];
+    let expect = "web: waypoint 10.244.3.1:16008 (gate-1) asks 10.96.0.10:80 as gate|edge";
+    check(&Mesh::new(parts), "curl-1", "10.96.0.10:80", 0, expect);
+}
+
+const ADDRESSES: [&str; 8] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "::ffff:10.0.0.3",
+    "10.0.0.4",
+    "fd00::1",
+    "fd00::2",
+    "8.8.8.8",
+    "2001::1",
+];
+const SERVICES: [&str; 3] = ["one", "two", "three"];
+
+fn any_gateway() -> impl Strategy<Value = Option<GatewayAddress>> {
+    let by_service = select(&SERVICES).prop_map(|name| sample::waypoint_service(name).unwrap());
+    let by_address = select(&ADDRESSES).prop_map(|address| sample::waypoint_address(address, 15008).unwrap());
+    option::weighted(0.3, prop_oneof![by_service, by_address])
+}
+
+fn any_workload() -> impl Strategy<Value = Workload> {
+    let backed = vec((select(&SERVICES), 0u16..3), 0..3);
+    let flags = (
+        any::<bool>(),
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.1),
+    );
+    (0..9, vec(select(&ADDRESSES), 0..3), flags, any_gateway(), backed).prop_map(
+        |(i, addresses, (in_mesh, healthy, host_network), waypoint, backed)| Workload {
+            tunnel_protocol: if in_mesh {
+                TunnelProtocol::Hbone
+            } else {
+                TunnelProtocol::None
+            },
+            healthy,
+            host_network,
+            waypoint,
+            services: backed
+                .iter()
+                .map(|(s, port)| (sample::service_key(s), vec![sample::mapping(80, *port)]))
+                .collect(),
+            ..sample::pod(&format!("w{i}"), &addresses)
+        },
+    )
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    (
+        select(&SERVICES),
+        vec(select(&ADDRESSES), 0..2),
+        any_gateway(),
+        option::of(Just(sample::identity("x", "san"))),
+    )
+        .prop_map(|(name, vips, waypoint, san)| Service {
+            waypoint,
+            subject_alt_names: san.into_iter().collect(),
+            ..sample::service(name, &vips)
+        })
+}
+
+/// The identities that the mesh gives for the end of a tunnel.
+fn given(mesh: &Mesh, tunnel: &Tunnel) -> Vec<SpiffeId> {
+    let services = tunnel
+        .workload
+        .services
+        .keys()
+        .filter_map(|key: &ServiceKey| mesh.service(key));
+    let names = services.flat_map(|service| service.subject_alt_names.iter().cloned());
+    names.chain([tunnel.workload.identity.clone()]).collect()
+}
+
+proptest! {
+    #[test]
+    fn never_more_than_the_mesh_gives(
+        workloads in vec(any_workload(), 1..6),
+        services in vec(any_service(), 0..4),
+        address in select(&ADDRESSES),
+        port in select(&[80u16, 81, 443, 15008, 15001]),
+        draw: u64,
+    ) {
+        let mesh = Mesh::new(MeshParts { workloads, services, ..sample::parts() });
+        let source = mesh.workloads().min_by_key(|w| w.uid.clone()).unwrap().clone();
+        let destination = SocketAddr::new(address.parse().unwrap(), port);
+        let ours = |port| matches!(port, 15001 | 15006 | 15008 | 15053);
+        match route(&mesh, &Outbound { source: source.clone(), destination }, draw).next {
+            NextHop::Refuse(_) => {}
+            NextHop::Direct { addr, workload: None } => {
+                prop_assert_eq!(addr.ip(), destination.ip().to_canonical());
+                prop_assert!(!mesh.is_cluster_address(addr.ip()));
+                prop_assert!(mesh.workload_at(addr.ip()).is_none());
+            }
+            NextHop::Direct { addr, workload: Some(workload) } => {
+                prop_assert!(workload.uid == source.uid || workload.tunnel_protocol == TunnelProtocol::None);
+                prop_assert!(workload.addresses.contains(&addr.ip()));
+            }
+            NextHop::Tunnel(tunnel) => {
+                let given = given(&mesh, &tunnel);
+                prop_assert!(!tunnel.identities.is_empty());
+                prop_assert!(tunnel.identities.iter().all(|id| given.contains(id)));
+                prop_assert!(tunnel.workload.addresses.contains(&tunnel.addr.ip()));
+                prop_assert!(!ours(tunnel.authority.port()));
+                prop_assert!(tunnel.via_waypoint || tunnel.workload.tunnel_protocol == TunnelProtocol::Hbone);
+            }
+        }
+    }
+}

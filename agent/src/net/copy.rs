@@ -1,0 +1,351 @@
+//! Copying between sockets: the reading side that a tunnel and a plain connection share, and plain TCP to TCP.
+//!
+//! The rules are the same everywhere. A FIN is passed on as a half-close, each way by itself. Anything that is not a
+//! clean end is passed on as a reset: an app must never take half an answer for a whole one. Called by the roles, and
+//! by `hbone::stream` for the tunnel's form of it.
+
+use std::{
+    collections::VecDeque,
+    future::{Future as _, pending, poll_fn},
+    io::{self, ErrorKind, IoSlice},
+    net::Shutdown,
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
+use thiserror::Error;
+use tokio::{io::Interest, net::TcpStream};
+
+/// Counts bytes while they are copied.
+pub trait Count {
+    /// Bytes from the side that dialled to the side that was dialled.
+    fn up(&self, bytes: u64);
+    /// Bytes on the way back.
+    fn down(&self, bytes: u64);
+}
+
+/// The plainest [`Count`]; read at any time, from anywhere.
+#[derive(Debug, Default)]
+pub struct Counters {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl Counters {
+    /// Both counts: up, down.
+    pub fn read(&self) -> (u64, u64) {
+        (self.up.load(Relaxed), self.down.load(Relaxed))
+    }
+}
+
+impl Count for Counters {
+    fn up(&self, bytes: u64) {
+        self.up.fetch_add(bytes, Relaxed);
+    }
+
+    fn down(&self, bytes: u64) {
+        self.down.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// Why a copy did not come to a clean end. Whichever side broke, the other has been reset.
+#[derive(Debug, Error)]
+pub enum CopyError {
+    /// The app's socket, or the downstream one: mostly a reset.
+    #[error("the app's connection broke")]
+    App(#[source] io::Error),
+    /// The plain upstream socket.
+    #[error("the upstream connection broke")]
+    Upstream(#[source] io::Error),
+    /// The other agent reset the stream, or the whole tunnel died.
+    #[error("the tunnel's stream broke")]
+    Stream(#[source] h2::Error),
+}
+
+/// Copies between two sockets until both have ended.
+///
+/// Dropping the future resets both: a connection that is cut short must not look finished.
+///
+/// # Errors
+/// When either side breaks; both have been reset then.
+pub async fn copy_tcp(app: TcpStream, upstream: TcpStream, counters: &impl Count) -> Result<(), CopyError> {
+    let (app, upstream) = (Closing::new(app), Closing::new(upstream));
+    let (mut up, mut down) = (Leg::default(), Leg::default());
+    let (of_app, of_upstream): (Name, Name) = (CopyError::App, CopyError::Upstream);
+    let copied = {
+        let mut app_broke = pin!(app.broken());
+        let mut upstream_broke = pin!(upstream.broken());
+        poll_fn(|cx| {
+            if let Poll::Ready(err) = app_broke.as_mut().poll(cx) {
+                return Poll::Ready(Err(of_app(err)));
+            }
+            if let Poll::Ready(err) = upstream_broke.as_mut().poll(cx) {
+                return Poll::Ready(Err(of_upstream(err)));
+            }
+            let (near, far) = (&app.socket, &upstream.socket);
+            let up = up.poll(cx, near, far, |n| counters.up(n), (of_app, of_upstream))?;
+            let down = down.poll(cx, far, near, |n| counters.down(n), (of_upstream, of_app))?;
+            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    };
+    copied?;
+    app.finish();
+    upstream.finish();
+    Ok(())
+}
+
+/// How an error of one end is named.
+type Name = fn(io::Error) -> CopyError;
+
+/// One direction of a plain copy.
+#[derive(Default)]
+struct Leg {
+    inlet: Inlet,
+    outlet: Outlet,
+    ended: bool,
+    done: bool,
+}
+
+impl Leg {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        count: impl Fn(u64),
+        (from_error, to_error): (Name, Name),
+    ) -> Poll<Result<(), CopyError>> {
+        while !self.done {
+            let written = ready!(self.outlet.poll_flush(cx, to)).map_err(to_error)?;
+            count(written as u64);
+            if !self.outlet.is_empty() {
+                continue;
+            }
+            if self.ended {
+                shutdown_write(to).map_err(to_error)?;
+                self.done = true;
+            } else {
+                match ready!(self.inlet.poll_read(cx, from)).map_err(from_error)? {
+                    Some(chunk) => self.outlet.push(chunk),
+                    None => self.ended = true,
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A socket that is reset when it is dropped, until it is told that it came to a clean end.
+pub(crate) struct Closing {
+    pub(crate) socket: TcpStream,
+    clean: bool,
+}
+
+impl Closing {
+    pub(crate) fn new(socket: TcpStream) -> Self {
+        Self { socket, clean: false }
+    }
+
+    /// Both directions have ended: from here on a drop is an ordinary close.
+    pub(crate) fn finish(mut self) {
+        self.clean = true;
+    }
+
+    /// Resolves when the socket has been reset. Reading alone would not see it while the copy waits for room, and
+    /// the connection would be held until there is some.
+    pub(crate) async fn broken(&self) -> io::Error {
+        loop {
+            if let Err(err) = self.socket.ready(Interest::ERROR).await {
+                return err;
+            }
+            match self.socket.take_error() {
+                Ok(Some(err)) | Err(err) => return err,
+                // Something else took the error off the socket: it will say so.
+                Ok(None) => pending().await,
+            }
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if !self.clean {
+            // Fails only on a socket that is gone already.
+            let _ = self.socket.set_zero_linger();
+        }
+    }
+}
+
+/// Passes a FIN on. A socket that the other end has already taken down is as closed as can be.
+pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(Shutdown::Write) {
+        Err(err) if err.kind() == ErrorKind::NotConnected => Ok(()),
+        done => done,
+    }
+}
+
+/// Reading from a socket with a buffer that grows with the connection: 1 KiB, after 128 KiB 16 KiB, after 10 MiB
+/// 256 KiB (COMPAT A3). A connection that waits for data holds no more than 1 KiB.
+#[derive(Default)]
+pub(crate) struct Inlet {
+    buffer: BytesMut,
+    /// The size of the memory behind `buffer`, which also holds the chunks that were split off last.
+    allocated: usize,
+    total: u64,
+}
+
+const SMALL: usize = 1024;
+const MEDIUM: usize = 16 * 1024;
+/// The largest read; nothing larger is ever passed on at once.
+pub(crate) const LARGE: usize = 256 * 1024;
+
+impl Inlet {
+    /// The next bytes; `None` at the end.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &TcpStream,
+    ) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            if socket.poll_read_ready(cx)?.is_pending() {
+                if self.allocated > SMALL {
+                    self.buffer = BytesMut::new();
+                    self.allocated = 0;
+                }
+                return Poll::Pending;
+            }
+            self.make_room();
+            match read_once(socket, &mut self.buffer) {
+                Ok(0) => return Poll::Ready(Ok(None)),
+                Ok(read) => {
+                    self.total += read as u64;
+                    return Poll::Ready(Ok(Some(self.buffer.split().freeze())));
+                }
+                Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(err) => return Poll::Ready(Err(err)),
+            }
+        }
+    }
+
+    /// Uses what is left of the buffer up to its last quarter; `reserve` takes the same memory again once the chunks
+    /// that were split off have been sent.
+    fn make_room(&mut self) {
+        let size = match self.total {
+            0..0x2_0000 => SMALL,
+            0x2_0000..0xa0_0000 => MEDIUM,
+            _ => LARGE,
+        };
+        if self.buffer.capacity() < size / 4 {
+            self.buffer.reserve(size);
+            self.allocated = size;
+        }
+    }
+}
+
+/// One `recv` into the spare room of `buffer`. A short read means that the socket is empty: saying so to tokio saves
+/// the second `recv`, which would only answer EAGAIN.
+fn read_once(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
+    let mut short = None;
+    let full = socket.try_io(Interest::READABLE, || {
+        let spare = buffer.spare_capacity_mut();
+        let room = spare.len();
+        let read = SockRef::from(socket).recv(spare)?;
+        if read > 0 && read < room {
+            short = Some(read);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(read)
+    });
+    let read = match short {
+        Some(read) => read,
+        None => full?,
+    };
+    // SAFETY: `recv` has initialised the first `read` bytes of the spare room.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
+}
+
+/// Chunks on their way into a socket.
+///
+/// Small ones are joined, so that a peer that sends a byte at a time to a reader that has stopped costs no more
+/// memory than the bytes it sent.
+#[derive(Default)]
+pub(crate) struct Outlet {
+    chunks: VecDeque<Bytes>,
+    /// Bytes after `chunks`, in a buffer of their own.
+    joined: BytesMut,
+}
+
+/// Chunks below this size are joined once `VECTORS` of them wait.
+const JOIN_BELOW: usize = 4096;
+/// How many chunks go into one write.
+const VECTORS: usize = 32;
+
+impl Outlet {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.joined.is_empty()
+    }
+
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        let join = chunk.len() < JOIN_BELOW && self.chunks.len() >= VECTORS;
+        if join || (!self.joined.is_empty() && chunk.len() < JOIN_BELOW) {
+            self.joined.extend_from_slice(&chunk);
+            return;
+        }
+        if !self.joined.is_empty() {
+            self.chunks.push_back(std::mem::take(&mut self.joined).freeze());
+        }
+        if !chunk.is_empty() {
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// One write of what waits: how many bytes the socket took. Zero when nothing waits.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, socket: &TcpStream) -> Poll<io::Result<usize>> {
+        if self.chunks.is_empty() && !self.joined.is_empty() {
+            self.chunks.push_back(std::mem::take(&mut self.joined).freeze());
+        }
+        while !self.chunks.is_empty() {
+            ready!(socket.poll_write_ready(cx))?;
+            match self.write_once(socket) {
+                Ok(written) => {
+                    self.advance(written);
+                    return Poll::Ready(Ok(written));
+                }
+                Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(err) => return Poll::Ready(Err(err)),
+            }
+        }
+        Poll::Ready(Ok(0))
+    }
+
+    fn write_once(&self, socket: &TcpStream) -> io::Result<usize> {
+        if let [chunk] = self.chunks.as_slices().0
+            && self.chunks.len() == 1
+        {
+            return socket.try_write(chunk);
+        }
+        let mut slices = [IoSlice::new(&[]); VECTORS];
+        let mut count = 0;
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slice = IoSlice::new(chunk);
+            count += 1;
+        }
+        socket.try_write_vectored(slices.get(..count).unwrap_or_default())
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(first) = self.chunks.front_mut() {
+            if written < first.len() {
+                first.advance(written);
+                return;
+            }
+            written -= first.len();
+            self.chunks.pop_front();
+        }
+    }
+}

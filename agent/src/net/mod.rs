@@ -1,0 +1,6 @@
+//! The operating system's network, as weft uses it: namespaces, sockets, TLS. Knows the mesh's names, nothing of roles.
+
+pub mod copy;
+pub mod netns;
+pub mod socket;
+pub mod tls;

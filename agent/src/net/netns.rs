@@ -1,0 +1,103 @@
+//! Network namespaces: opening a pod's, and making sockets inside it.
+//!
+//! A socket belongs for life to the namespace it was made in, so a thread enters one only for the call that makes the
+//! socket (two `setns` calls, about 1 us together). Never async: the thread must not change hands in between.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use socket2::{Domain, Socket, Type};
+
+/// `SO_NETNS_COOKIE` (linux/asm-generic/socket.h, Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// A pod's network namespace, held open: it lives as long as this does.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    file: Arc<File>,
+    home: Arc<File>,
+    path: PathBuf,
+    cookie: u64,
+}
+
+impl Netns {
+    /// Opens the namespace at `path` (`/run/netns/name` or `/proc/<pid>/ns/net`).
+    ///
+    /// # Errors
+    /// When there is nothing, when it is not a network namespace, or without CAP_SYS_ADMIN (and CAP_SYS_PTRACE for
+    /// processes of other users).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = Arc::new(File::open(path)?);
+        let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
+        let mut netns = Self { file, home, path: path.to_owned(), cookie: 0 };
+        let probe = netns.enter(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
+        netns.cookie = cookie(probe.as_fd())?;
+        Ok(netns)
+    }
+
+    /// What the kernel's programs know the namespace by: unique until reboot.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Whether the path still leads to this namespace: false once the pod is gone or was made anew.
+    pub fn is_current(&self) -> bool {
+        let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let (held, now) = (self.file.metadata(), std::fs::metadata(&self.path));
+        held.and_then(|held| now.map(|now| identity(held) == identity(now))).unwrap_or(false)
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs `make` with the calling thread inside the namespace.
+    ///
+    /// # Errors
+    /// Those of `make`, and of entering.
+    ///
+    /// # Panics
+    /// Ends the process when the thread cannot return: it would go on making sockets in the wrong pod.
+    pub fn enter<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let made = make();
+        if let Err(error) = move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network)) {
+            tracing::error!(%error, "cannot return to the agent's own network namespace");
+            std::process::abort();
+        }
+        made
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The cookie of the namespace that a socket belongs to.
+fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: `cookie` has room for the 8 bytes that `len` says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

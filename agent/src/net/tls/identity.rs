@@ -1,0 +1,227 @@
+//! Who is at the other end: the SPIFFE identity of a certificate, and the two verifiers that rustls calls.
+//!
+//! The chain is verified first (webpki, no host names), then the identity. Nothing here knows about policy.
+
+use std::{fmt, io, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use thiserror::Error as ThisError;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::TlsError;
+use crate::mesh::{SpiffeId, SpiffeIdError, TrustDomain};
+
+/// The identity in a peer's chain, leaf first. The chain itself must have been verified.
+///
+/// # Errors
+/// When the leaf cannot be read, or names no workload or more than one (X509-SVID 2: exactly one URI SAN).
+pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityError> {
+    let leaf = certs.first().ok_or(IdentityError::NoCertificate)?;
+    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| IdentityError::Unreadable)?;
+    let names = leaf.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+    let names = names.map_or(&[][..], |extension| &extension.value.general_names);
+    let mut uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Ok(uri.parse()?),
+        (Some(_), Some(_)) => Err(IdentityError::SeveralUris),
+        (None, _) => Err(IdentityError::NoUri),
+    }
+}
+
+/// Whether a handshake failed because of who the peer is: the chain was good, the identity was not.
+pub fn is_identity_error(err: &io::Error) -> bool {
+    let rustls = err.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match rustls {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) => inner.is::<IdentityError>(),
+        _ => false,
+    }
+}
+
+/// Why a verified certificate is not the one of the workload that should be there.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+pub enum IdentityError {
+    /// No certificate was presented.
+    #[error("no certificate was presented")]
+    NoCertificate,
+    /// The certificate's names cannot be parsed.
+    #[error("the names in the certificate cannot be read")]
+    Unreadable,
+    /// No URI among its names.
+    #[error("the certificate has no URI among its names, so it is no SPIFFE certificate")]
+    NoUri,
+    /// X509-SVID allows one.
+    #[error("the certificate has more than one URI among its names")]
+    SeveralUris,
+    /// The URI is not a workload's.
+    #[error(transparent)]
+    NotSpiffe(#[from] SpiffeIdError),
+    /// Somebody of a mesh that is not ours.
+    #[error("{0} is not of a trust domain that is accepted here")]
+    TrustDomain(SpiffeId),
+    /// Somebody else: a valid certificate of another service account.
+    #[error("the peer proved to be {presented}, expected {expected}")]
+    Unexpected {
+        /// Who came.
+        presented: SpiffeId,
+        /// Who should have come.
+        expected: Expected,
+    },
+}
+
+impl From<IdentityError> for Error {
+    fn from(err: IdentityError) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(err))))
+    }
+}
+
+/// The identities that would have been accepted, printed as `a or b`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected(Arc<[SpiffeId]>);
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, id) in self.0.iter().enumerate() {
+            write!(f, "{}{id}", if i == 0 { "" } else { " or " })?;
+        }
+        Ok(())
+    }
+}
+
+/// What a client asks of a server's certificate: the chain, and one of the identities the mesh gives for it.
+#[derive(Debug)]
+pub(super) struct ServerVerifier {
+    roots: Arc<RootCertStore>,
+    accept: Arc<[SpiffeId]>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        accept: Arc<[SpiffeId]>,
+        provider: &CryptoProvider,
+    ) -> Self {
+        Self { roots, accept, algorithms: provider.signature_verification_algorithms }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        let presented = peer_identity(std::slice::from_ref(leaf))?;
+        if self.accept.contains(&presented) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(IdentityError::Unexpected { presented, expected: Expected(self.accept.clone()) }.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// What a server asks of a client's certificate: there must be one, its chain, and an identity of our trust domains.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    chain: Arc<dyn ClientCertVerifier>,
+    trust_domains: Vec<TrustDomain>,
+}
+
+impl ClientVerifier {
+    pub(super) fn new(
+        roots: Arc<RootCertStore>,
+        trust_domains: &[TrustDomain],
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, TlsError> {
+        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            // Clients have one certificate each: the names of our roots would only make the handshake longer.
+            .clear_root_hint_subjects()
+            .build()
+            .map_err(|err| TlsError::Config(Error::General(err.to_string())))?;
+        Ok(Self { chain, trust_domains: trust_domains.to_vec() })
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let peer = peer_identity(std::slice::from_ref(leaf))?;
+        if self.trust_domains.iter().any(|domain| domain.as_str() == peer.trust_domain()) {
+            return Ok(verified);
+        }
+        Err(IdentityError::TrustDomain(peer).into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}

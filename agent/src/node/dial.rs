@@ -1,0 +1,69 @@
+//! Dialling from inside a pod: to other nodes' tunnels, to plain destinations, and to the pod's own app.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use socket2::Socket;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::pod::Pod;
+use crate::{
+    kernel::maps::SocketStates,
+    net::socket::{bind_source, unconnected},
+};
+
+/// How long a TCP connect may take (COMPAT: 10 s).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Loopback addresses that connections to an app are spread over when one has no port left.
+const LOOPBACK_SOURCES: u8 = 16;
+
+/// Dials `remote` as the agent, with the pod's address as its source.
+pub(super) async fn dial(sockets: &SocketStates, pod: &Pod, remote: SocketAddr) -> io::Result<TcpStream> {
+    let socket = pod.netns.enter(|| unconnected(remote))?;
+    sockets.mark_own(&socket).map_err(io::Error::other)?;
+    connect(socket, remote).await
+}
+
+/// Dials an app in the pod; the app sees `client` as its peer. The source is a loopback address, which cannot come
+/// from outside the pod, and whose ports the kernel reuses while they are in TIME-WAIT.
+pub(super) async fn dial_app(
+    sockets: &SocketStates,
+    pod: &Pod,
+    app: SocketAddr,
+    client: SocketAddr,
+) -> io::Result<TcpStream> {
+    for source in loopback_sources(app.ip()) {
+        let socket = pod.netns.enter(|| unconnected(app))?;
+        sockets.mark_on_behalf(&socket, client).map_err(io::Error::other)?;
+        bind_source(&socket, source)?;
+        match connect(socket, app).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+            result => return result,
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "every port of every loopback address is in use"))
+}
+
+fn loopback_sources(app: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let v4 = (1..=LOOPBACK_SOURCES).map(|last| IpAddr::from(Ipv4Addr::new(127, 0, 0, last)));
+    let v6 = [IpAddr::from(Ipv6Addr::LOCALHOST)];
+    let is_v4 = app.is_ipv4();
+    v4.filter(move |_| is_v4).chain(v6.into_iter().filter(move |_| !is_v4))
+}
+
+async fn connect(socket: Socket, remote: SocketAddr) -> io::Result<TcpStream> {
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(remote);
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer from {remote} in {} s; does a NetworkPolicy block it?", CONNECT_TIMEOUT.as_secs()),
+        )),
+    }
+}

@@ -1,0 +1,263 @@
+//! A connection that arrives at a captured pod: through a tunnel from another agent, or in plaintext.
+//!
+//! Both end the same way: `authorize`, dial the app from inside the pod, copy. Policy is enforced here, at the
+//! destination, whatever the other side did or did not do.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use tokio::net::TcpStream;
+
+use super::{
+    connections::{Asked, Carried},
+    dial::dial_app,
+    pod::Pod,
+    worker::Worker,
+};
+use crate::{
+    hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
+    mesh::{
+        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, ServiceKey, SpiffeId, Verdict, Workload,
+        authorize, is_own_port,
+    },
+    net::{copy::copy_tcp, socket::abort_on_close, tls},
+    telemetry::chain,
+};
+
+/// Serves one plaintext connection, from accept to close, and records it once.
+pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
+    let since = Instant::now();
+    let source = Party { addr: Some(peer), ..Party::default() };
+    let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+    match admit_plaintext(&worker, &pod, &client, peer, &mut flow).await {
+        Ok((app, asked)) => {
+            let carried = Carried::open(&worker.shared, flow, since, Some(asked));
+            let copied = carried.unless_refused(copy_tcp(client, app, carried.counts())).await;
+            carried.close(copied);
+        }
+        Err(outcome) => {
+            abort_on_close(&client);
+            flow.outcome = outcome;
+            worker.record_refused(flow, since);
+        }
+    }
+}
+
+async fn admit_plaintext(
+    worker: &Worker,
+    pod: &Pod,
+    client: &TcpStream,
+    peer: SocketAddr,
+    flow: &mut Flow,
+) -> Result<(TcpStream, Asked), Outcome> {
+    let destination = client.local_addr().map(super::worker::canonical).map_err(|_| Refusal::NotCaptured)?;
+    flow.destination.addr = Some(destination);
+    let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+    let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
+    flow.destination.workload = Some(Arc::clone(workload));
+    flow.source.workload = mesh.workload_at(peer.ip()).cloned();
+    if !pod.addresses.contains(&destination.ip()) {
+        // An app of the pod that dialled our listener itself.
+        return Err(Refusal::NotThisWorkload(destination.to_string()).into());
+    }
+    let question = Inbound { peer: None, source_ip: peer.ip(), destination };
+    admit(worker, pod, &mesh, workload, question, peer, flow).await
+}
+
+/// Serves one tunnel: the handshake, and then each of its streams as a connection of its own.
+pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+    let since = Instant::now();
+    match accept_tunnel(&worker, &pod, tcp).await {
+        Ok((stream, identity)) => {
+            let tunnel = Arc::new(InboundTunnel { worker, pod, peer, identity });
+            tunnel.serve(stream).await;
+        }
+        Err(outcome) => {
+            let source = Party { addr: Some(peer), ..Party::default() };
+            let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+            let mesh = worker.shared.mesh.load_full();
+            flow.destination.workload = mesh.and_then(|mesh| mesh.workload(&pod.uid).cloned());
+            flow.outcome = outcome;
+            worker.record_refused(flow, since);
+        }
+    }
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// TLS with the certificate of the pod that was dialled.
+async fn accept_tunnel(worker: &Worker, pod: &Pod, tcp: TcpStream) -> Result<(TlsStream, SpiffeId), Outcome> {
+    let config = {
+        let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+        let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
+        let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
+            Outcome::Failed(FailureKind::Identity, format!("no certificate for {} yet", workload.identity))
+        })?;
+        let trust = worker.shared.svids.trust();
+        tls::server_config(Arc::clone(&svid.cert), &trust, std::slice::from_ref(mesh.trust_domain()))
+            .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
+    };
+    let _turn = worker.handshakes.acquire().await;
+    tls::accept(tcp, config, Settings::default().handshake_timeout).await.map_err(|error| {
+        let kind = if error.is_identity() { FailureKind::Identity } else { FailureKind::Tls };
+        Outcome::Failed(kind, chain(&error))
+    })
+}
+
+/// A tunnel whose peer has proved who it is.
+struct InboundTunnel {
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    identity: SpiffeId,
+}
+
+impl InboundTunnel {
+    async fn serve(self: Arc<Self>, stream: TlsStream) {
+        let drain = self.worker.drain.clone();
+        let each = |request| drop(tokio::spawn(Arc::clone(&self).serve_stream(request)));
+        if let Err(error) = hbone::serve(stream, &Settings::default(), drain, each).await {
+            let (peer, identity, pod) = (self.peer, &self.identity, &self.pod.uid);
+            tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
+        }
+    }
+
+    /// One stream, from CONNECT to close, recorded once.
+    async fn serve_stream(self: Arc<Self>, mut request: Request) {
+        let since = Instant::now();
+        let client = self.client(request.forwarded.as_ref());
+        let source = Party { addr: Some(client), workload: None, identity: Some(self.identity.clone()) };
+        let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+        flow.mutual_tls = true;
+        flow.hbone_addr = Some(SocketAddr::new(self.pod.addresses[0], crate::mesh::HBONE_PORT));
+        let target = request.target.clone();
+        let admitted = tokio::select! {
+            admitted = self.admit_stream(target, client, &mut flow) => admitted,
+            () = request.respond.cancelled() => {
+                Err(Outcome::Failed(FailureKind::Broken, "the client gave up before the answer".to_owned()))
+            }
+        };
+        match admitted {
+            Ok((app, asked)) => self.carry(request, app, asked, flow, since).await,
+            Err(outcome) => {
+                request.respond.refuse(status_of(&outcome));
+                flow.outcome = outcome;
+                self.worker.record_refused(flow, since);
+            }
+        }
+    }
+
+    /// The client that the app is to see. The address is the tunnel's own, which cannot be forged; the port is what
+    /// the other agent says, as long as it speaks of the same address.
+    fn client(&self, forwarded: Option<&Forwarded>) -> SocketAddr {
+        let said = forwarded.map(|forwarded| super::worker::canonical(forwarded.client));
+        said.filter(|said| said.ip() == self.peer.ip()).unwrap_or(self.peer)
+    }
+
+    async fn admit_stream(
+        &self,
+        target: Result<Authority, Refusal>,
+        client: SocketAddr,
+        flow: &mut Flow,
+    ) -> Result<(TcpStream, Asked), Outcome> {
+        let mesh = self.worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+        let workload = mesh.workload(&self.pod.uid).ok_or(Refusal::UnknownWorkload)?;
+        flow.destination.workload = Some(Arc::clone(workload));
+        flow.destination.identity = Some(workload.identity.clone());
+        flow.source.workload = mesh.workload_at(self.peer.ip()).cloned();
+        let destination = destination(&mesh, workload, &self.pod, &target?)?;
+        flow.destination.addr = Some(destination);
+        let question =
+            Inbound { peer: Some(self.identity.clone()), source_ip: self.peer.ip(), destination };
+        admit(&self.worker, &self.pod, &mesh, workload, question, client, flow).await
+    }
+
+    async fn carry(&self, request: Request, app: TcpStream, asked: Asked, flow: Flow, since: Instant) {
+        let baggage = flow.destination.workload.as_ref().map(|workload| Baggage::of(workload).header());
+        let carried = Carried::open(&self.worker.shared, flow, since, Some(asked));
+        let stream = match request.respond.accept(baggage.as_ref()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                abort_on_close(&app);
+                return carried.close(Outcome::Failed(FailureKind::Broken, chain(&error)));
+            }
+        };
+        let copy = hbone::copy(app, stream, AppSide::Answered, carried.counts());
+        let copied = carried.unless_refused(copy).await;
+        carried.close(copied);
+    }
+}
+
+/// Where a CONNECT leads: this pod, by its address or by a service that it backs; nowhere else, and not to ourselves.
+fn destination(
+    mesh: &Mesh,
+    workload: &Workload,
+    pod: &Pod,
+    target: &Authority,
+) -> Result<SocketAddr, Refusal> {
+    let addr = match target {
+        Authority::Addr(addr) => super::worker::canonical(*addr),
+        Authority::Host(host, port) => {
+            let mut backed = workload.services.keys().filter(|key| *key.hostname == **host);
+            return match backed.next() {
+                Some(key) => backed_port(mesh, workload, pod, key, *port),
+                None => Err(Refusal::NotThisWorkload(target.to_string())),
+            };
+        }
+    };
+    if is_own_port(addr.port()) {
+        return Err(Refusal::OwnPort(addr.port()));
+    }
+    if pod.addresses.contains(&addr.ip()) {
+        return Ok(addr);
+    }
+    match mesh.service_at(addr.ip()) {
+        Some(service) if workload.services.contains_key(&service.key) => {
+            backed_port(mesh, workload, pod, &service.key, addr.port())
+        }
+        _ => Err(Refusal::NotThisWorkload(target.to_string())),
+    }
+}
+
+/// The pod's own port behind a service's.
+fn backed_port(
+    mesh: &Mesh,
+    workload: &Workload,
+    pod: &Pod,
+    key: &ServiceKey,
+    port: u16,
+) -> Result<SocketAddr, Refusal> {
+    let endpoint = mesh.endpoints(key).iter().find(|endpoint| endpoint.workload.uid == workload.uid);
+    let target = endpoint.and_then(|endpoint| endpoint.target_port(port));
+    let port = target.ok_or_else(|| Refusal::NoSuchPort(key.clone(), port))?;
+    let address = pod.addresses.first().ok_or(Refusal::UnknownWorkload)?;
+    Ok(SocketAddr::new(*address, port))
+}
+
+/// Asks `authorize`, and dials the app when the answer is yes.
+async fn admit(
+    worker: &Worker,
+    pod: &Pod,
+    mesh: &Mesh,
+    workload: &Workload,
+    question: Inbound,
+    client: SocketAddr,
+    flow: &mut Flow,
+) -> Result<(TcpStream, Asked), Outcome> {
+    match authorize(mesh, workload, &question) {
+        Verdict::Allow { policy } => flow.policy = policy,
+        Verdict::Deny(refusal) => return Err(refusal.into()),
+    }
+    let destination = question.destination;
+    let app = dial_app(&worker.sockets, pod, destination, client).await.map_err(|error| {
+        Outcome::Failed(FailureKind::Connect, format!("the app does not take {destination}: {error}"))
+    })?;
+    Ok((app, Asked { uid: Arc::clone(&pod.uid), question }))
+}
+
+/// The answer to a CONNECT that was not admitted.
+fn status_of(outcome: &Outcome) -> u16 {
+    match outcome {
+        Outcome::Refused(refusal) => refusal.http_status(),
+        Outcome::Complete | Outcome::Failed(..) => 503,
+    }
+}

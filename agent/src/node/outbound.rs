@@ -1,0 +1,172 @@
+//! A connection that an app in a captured pod makes: from the steered socket to the other node's agent.
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use tokio::net::TcpStream;
+
+use super::{
+    connections::Carried,
+    dial::{dial, dial_app},
+    pod::Pod,
+    worker::Worker,
+};
+use crate::{
+    hbone::{self, AppSide, Authority, Baggage, ConnectRequest, Forwarded, TraceParent, TunnelKey},
+    mesh::{Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Tunnel, route},
+    net::{copy::copy_tcp, socket::abort_on_close, tls},
+    telemetry::chain,
+};
+
+/// Endpoints of a service that are tried before the app is refused.
+const ATTEMPTS: usize = 3;
+
+/// What a connection was carried over to.
+enum Upstream {
+    Tcp(TcpStream),
+    Tunnel(hbone::Stream),
+}
+
+/// Why there is no upstream, and whether another endpoint may be tried.
+struct Unreached {
+    outcome: Outcome,
+    retry: bool,
+}
+
+/// Serves one connection, from accept to close, and records it once.
+pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
+    let since = Instant::now();
+    let source = Party { addr: Some(client), ..Party::default() };
+    let mut flow = Flow::new(Direction::Outbound, source, Party::default());
+    match reach(&worker, &pod, &app, &mut flow).await {
+        Ok(upstream) => carry(&worker, app, upstream, flow, since).await,
+        Err(outcome) => {
+            // The app gets RST, not a clean end: nothing was reached.
+            abort_on_close(&app);
+            flow.outcome = outcome;
+            worker.record_refused(flow, since);
+        }
+    }
+}
+
+/// Finds out where the app wants to go and gets there. A next hop that cannot be reached is tried again with another
+/// endpoint, as long as nothing was sent.
+async fn reach(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    app: &TcpStream,
+    flow: &mut Flow,
+) -> Result<Upstream, Outcome> {
+    let destination = worker.sockets.original_destination(app).ok_or(Refusal::NotCaptured)?;
+    flow.destination.addr = Some(destination);
+    let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+    let source = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
+    flow.source.workload = Some(Arc::clone(source));
+    let question = Outbound { source: Arc::clone(source), destination };
+    let mut attempt = 1;
+    loop {
+        match reach_once(worker, pod, &mesh, &question, flow).await {
+            Err(unreached) if unreached.retry && attempt < ATTEMPTS && flow.service.is_some() => attempt += 1,
+            reached => return reached.map_err(|unreached| unreached.outcome),
+        }
+    }
+}
+
+/// One attempt.
+async fn reach_once(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    mesh: &Mesh,
+    question: &Outbound,
+    flow: &mut Flow,
+) -> Result<Upstream, Unreached> {
+    let route = route(mesh, question, worker.draw());
+    flow.service = route.service;
+    match route.next {
+        NextHop::Refuse(refusal) => Err(Unreached { outcome: refusal.into(), retry: false }),
+        NextHop::Direct { addr, workload } => {
+            flow.destination = Party { addr: Some(addr), workload, identity: None };
+            dial_direct(worker, pod, addr, flow).await.map(Upstream::Tcp)
+        }
+        NextHop::Tunnel(tunnel) => {
+            flow.destination = Party {
+                addr: Some(tunnel.destination),
+                workload: Some(Arc::clone(&tunnel.workload)),
+                identity: None,
+            };
+            flow.hbone_addr = Some(tunnel.addr);
+            dial_tunnel(worker, pod, question, &tunnel, flow).await.map(Upstream::Tunnel)
+        }
+    }
+}
+
+/// Plain TCP, from inside the pod; to the pod's own app when it dialled itself through its service.
+async fn dial_direct(
+    worker: &Worker,
+    pod: &Pod,
+    addr: SocketAddr,
+    flow: &Flow,
+) -> Result<TcpStream, Unreached> {
+    let itself = flow.destination.workload.as_ref().is_some_and(|workload| workload.uid == pod.uid);
+    let dialled = match flow.source.addr {
+        Some(client) if itself => dial_app(&worker.sockets, pod, addr, client).await,
+        _ => dial(&worker.sockets, pod, addr).await,
+    };
+    dialled.map_err(|error| Unreached {
+        outcome: Outcome::Failed(FailureKind::Connect, format!("{addr} cannot be reached: {error}")),
+        retry: true,
+    })
+}
+
+/// A stream to the workload or waypoint at the tunnel's end, over a tunnel that is there or over a new one.
+async fn dial_tunnel(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    question: &Outbound,
+    tunnel: &Tunnel,
+    flow: &mut Flow,
+) -> Result<hbone::Stream, Unreached> {
+    let source = &question.source;
+    let svid = worker.shared.svids.current(&source.identity).ok_or_else(|| Unreached {
+        outcome: Outcome::Failed(FailureKind::Identity, format!("no certificate for {} yet", source.identity)),
+        retry: false,
+    })?;
+    let client = flow.source.addr.unwrap_or(question.destination);
+    let key = TunnelKey {
+        source: source.identity.clone(),
+        generation: svid.generation,
+        accept: Arc::clone(&tunnel.identities),
+        source_ip: client.ip(),
+        gateway: tunnel.addr,
+    };
+    let request = ConnectRequest {
+        authority: Authority::Addr(tunnel.authority),
+        baggage: Some(Baggage::of(source).header()),
+        forwarded: Some(Forwarded { client, host: flow.service.as_ref().map(|it| it.key.hostname.to_string()) }),
+        traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
+    };
+    let trust = worker.shared.svids.trust();
+    let config = || tls::client_config(Arc::clone(&svid.cert), &trust, Arc::clone(&tunnel.identities));
+    let (dialler, from, gateway) = (Arc::clone(worker), Arc::clone(pod), tunnel.addr);
+    let dial = move || async move { dial(&dialler.sockets, &from, gateway).await };
+    let stream = worker.tunnels.connect(key, config, dial, request).await.map_err(|error| Unreached {
+        outcome: Outcome::Failed(error.kind(), chain(&error)),
+        retry: error.may_retry(),
+    })?;
+    flow.mutual_tls = true;
+    flow.source.identity = Some(source.identity.clone());
+    flow.destination.identity = tunnel.identities.first().cloned();
+    Ok(stream)
+}
+
+/// Copies until both sides have ended.
+async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Flow, since: Instant) {
+    let carried = Carried::open(&worker.shared, flow, since, None);
+    let copied = match upstream {
+        Upstream::Tcp(upstream) => copy_tcp(app, upstream, carried.counts()).await,
+        Upstream::Tunnel(stream) => hbone::copy(app, stream, AppSide::Dialled, carried.counts()).await,
+    };
+    carried.close(match copied {
+        Ok(()) => Outcome::Complete,
+        Err(error) => Outcome::Failed(FailureKind::Broken, chain(&error)),
+    });
+}

@@ -1,0 +1,203 @@
+//! What the agent can tell of itself: the status that people and the kubelet ask for.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Instant, SystemTime},
+};
+
+use super::{
+    NodeConfig, Shared,
+    connections::Connection,
+    enroll::{Desired, Enrolment},
+};
+use crate::{
+    admin::StatusSource,
+    kernel::load::Kernel,
+    mesh::Direction,
+    svid::Svid,
+    telemetry::status::{
+        CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus, PodState,
+        PodStatus, ProgramStatus, Status, rfc3339,
+    },
+};
+
+/// The agent's own view of itself.
+pub(super) struct State {
+    node: String,
+    source: String,
+    workers: usize,
+    started: Instant,
+    programs: Vec<ProgramStatus>,
+    shared: Shared,
+    changing: Mutex<Changing>,
+}
+
+/// What the control loop reports.
+#[derive(Default)]
+struct Changing {
+    revision: u64,
+    loaded_at: Option<SystemTime>,
+    last_error: Option<String>,
+    pods: Vec<PodStatus>,
+    looked: bool,
+}
+
+impl State {
+    pub(super) fn new(config: &NodeConfig, shared: &Shared, kernel: &Kernel) -> Self {
+        let program = |attached: crate::kernel::load::Attached| ProgramStatus {
+            kind: attached.kind.to_owned(),
+            name: attached.name.to_owned(),
+            attached_to: attached.to,
+            id: attached.id,
+        };
+        Self {
+            node: config.node.clone(),
+            source: config.mesh_file.display().to_string(),
+            workers: config.workers.into(),
+            started: Instant::now(),
+            programs: kernel.attached().into_iter().map(program).collect(),
+            shared: shared.clone(),
+            changing: Mutex::default(),
+        }
+    }
+
+    pub(super) fn mesh_taken(&self) {
+        let mut changing = self.changing();
+        changing.revision += 1;
+        changing.loaded_at = Some(SystemTime::now());
+        changing.last_error = None;
+        // Not ready again until the control loop has looked at the new mesh's pods.
+        changing.looked = false;
+    }
+
+    pub(super) fn mesh_rejected(&self, error: String) {
+        self.changing().last_error = Some(error);
+    }
+
+    /// What a turn of the control loop left.
+    pub(super) fn pods(
+        &self,
+        desired: &BTreeMap<Arc<str>, Desired>,
+        enrolment: &Enrolment,
+        mut failed: BTreeMap<Arc<str>, String>,
+    ) {
+        let pods = desired.iter().map(|(uid, pod)| self.pod(uid, pod, enrolment, failed.remove(uid))).collect();
+        let mut changing = self.changing();
+        changing.pods = pods;
+        changing.looked = true;
+    }
+
+    fn pod(
+        &self,
+        uid: &Arc<str>,
+        desired: &Desired,
+        enrolment: &Enrolment,
+        failure: Option<String>,
+    ) -> PodStatus {
+        let mesh = self.shared.mesh.load();
+        let workload = mesh.as_ref().and_then(|mesh| mesh.workload(uid));
+        let certified = workload.is_some_and(|it| self.shared.svids.current(&it.identity).is_some());
+        let (state, message) = match failure {
+            Some(message) => (PodState::Failed, Some(message)),
+            None if !enrolment.is_captured(uid) => (PodState::Pending, None),
+            None if !certified => (PodState::Pending, Some("waits for its certificate".to_owned())),
+            None => (PodState::Captured, None),
+        };
+        PodStatus {
+            workload: workload.map_or_else(|| uid.to_string(), |it| it.name.to_string()),
+            namespace: workload.map(|it| it.namespace.to_string()).unwrap_or_default(),
+            addresses: desired.addresses.clone(),
+            netns: desired.netns.display().to_string(),
+            identity: workload.map(|it| it.identity.to_string()).unwrap_or_default(),
+            state,
+            message,
+        }
+    }
+
+    fn mesh_status(&self, changing: &Changing) -> MeshStatus {
+        let mesh = self.shared.mesh.load();
+        MeshStatus {
+            source: self.source.clone(),
+            revision: changing.revision,
+            loaded_at: changing.loaded_at.map(rfc3339),
+            age_seconds: changing.loaded_at.and_then(|at| at.elapsed().ok()).map(|age| age.as_secs()),
+            workloads: mesh.as_ref().map_or(0, |mesh| mesh.workloads().len()),
+            services: mesh.as_ref().map_or(0, |mesh| mesh.services().len()),
+            policies: mesh.as_ref().map_or(0, |mesh| mesh.policies().len()),
+            last_error: changing.last_error.clone(),
+        }
+    }
+
+    fn connections(&self) -> ConnectionsStatus {
+        let oldest = self.shared.connections.oldest(MOST_CONNECTIONS_LISTED);
+        ConnectionsStatus {
+            open: self.shared.connections.len(),
+            list: oldest.iter().map(|connection| connection_status(connection)).collect(),
+        }
+    }
+
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StatusSource for State {
+    fn status(&self) -> Status {
+        let ready = self.ready();
+        let changing = self.changing();
+        let captured = changing.pods.iter().filter(|pod| pod.state == PodState::Captured).count();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.node.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            ready: ready.is_ok(),
+            reason: ready.err(),
+            workers: self.workers,
+            mesh: self.mesh_status(&changing),
+            programs: self.programs.clone(),
+            expected_pods: changing.pods.len(),
+            captured_pods: captured,
+            pods: changing.pods.clone(),
+            certificates: self.shared.svids.all().iter().map(|svid| certificate(svid)).collect(),
+            connections: self.connections(),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let changing = self.changing();
+        if !changing.looked {
+            return Err("the mesh's pods have not been looked at yet".to_owned());
+        }
+        match changing.pods.iter().find(|pod| pod.state != PodState::Captured) {
+            Some(pod) => {
+                let why = pod.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+                Err(format!("pod {}/{} is {}{why}", pod.namespace, pod.workload, pod.state))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn certificate(svid: &Svid) -> CertificateStatus {
+    let now = SystemTime::now();
+    CertificateStatus::new(svid.id.as_str(), &svid.serial, svid.issued_at, svid.expires_at, now)
+}
+
+fn connection_status(connection: &Connection) -> ConnectionStatus {
+    let flow = &connection.flow;
+    let (direction, peer) = match flow.direction {
+        Direction::Outbound => ("outbound", &flow.destination),
+        Direction::Inbound => ("inbound", &flow.source),
+    };
+    ConnectionStatus {
+        direction: direction.to_owned(),
+        source: flow.source.addr,
+        destination: flow.destination.addr,
+        service: flow.service.as_ref().map(|service| service.key.hostname.to_string()),
+        identity: peer.identity.as_ref().map(ToString::to_string),
+        open_seconds: connection.since.elapsed().as_secs(),
+        request_bytes: connection.counts.request(),
+        response_bytes: connection.counts.response(),
+    }
+}

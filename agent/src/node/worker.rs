@@ -1,0 +1,177 @@
+//! A worker of the data plane: one thread with a runtime of its own. It accepts in every pod, and what it accepts it
+//! keeps: tunnels, apps and their buffers never change threads.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use agent_common::ListenerKind;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Shared, inbound, outbound, pod::{Pod, PodListener}};
+use crate::{hbone, kernel::maps::SocketStates, mesh::Flow, net::socket::tune, telemetry::log};
+
+/// TLS handshakes of tunnels that one worker has under way at once; the next ones wait. A handshake costs about a
+/// millisecond of CPU, so this is a second's work.
+const HANDSHAKES: usize = 1024;
+/// How long a released pod's listeners go on, for connections that were on their way.
+const RELEASE_GRACE: Duration = Duration::from_millis(500);
+/// How long open connections may go on after shutdown began.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Commands that wait for a worker. There is one for each pod that is captured.
+const COMMANDS: usize = 64;
+
+/// What enrolment tells a worker.
+pub(super) struct Serve {
+    pub(super) pod: Arc<Pod>,
+    pub(super) listeners: Vec<PodListener>,
+    /// Ends the listeners; connections go on.
+    pub(super) released: CancellationToken,
+}
+
+/// The parts of a worker that connections use.
+pub(super) struct Worker {
+    pub(super) shared: Shared,
+    pub(super) sockets: SocketStates,
+    pub(super) tunnels: hbone::Pool,
+    pub(super) handshakes: Semaphore,
+    /// Set when the agent shuts down.
+    pub(super) drain: CancellationToken,
+    draws: Draws,
+}
+
+/// Numbers that endpoints are picked by: each endpoint of a service in turn.
+#[derive(Default)]
+struct Draws(std::sync::atomic::AtomicU64);
+
+impl Worker {
+    /// The next number to pick an endpoint by.
+    pub(super) fn draw(&self) -> u64 {
+        self.draws.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Writes the one line of a connection that never opened, and counts it.
+    pub(super) fn record_refused(&self, mut flow: Flow, since: Instant) {
+        flow.duration = since.elapsed();
+        self.shared.metrics.refused(&flow);
+        log::access(&flow);
+    }
+}
+
+/// Starts a worker's thread. It ends when `drain` is set and its connections have ended, or their time is up.
+///
+/// # Errors
+/// When the thread or its runtime cannot be made.
+pub(super) fn start(
+    number: u16,
+    shared: Shared,
+    sockets: SocketStates,
+    drain: CancellationToken,
+) -> io::Result<(mpsc::Sender<Serve>, JoinHandle<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let thread = thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || {
+        let worker = Worker {
+            shared,
+            sockets,
+            tunnels: hbone::Pool::new(hbone::Settings::default()),
+            handshakes: Semaphore::new(HANDSHAKES),
+            drain,
+            draws: Draws::default(),
+        };
+        runtime.block_on(run(Arc::new(worker), inbox));
+    })?;
+    Ok((commands, thread))
+}
+
+async fn run(worker: Arc<Worker>, mut inbox: mpsc::Receiver<Serve>) {
+    let connections = TaskTracker::new();
+    loop {
+        let serve = tokio::select! {
+            () = worker.drain.cancelled() => break,
+            command = inbox.recv() => match command { Some(serve) => serve, None => break },
+        };
+        for listener in serve.listeners {
+            let accepting = Accepting {
+                worker: Arc::clone(&worker),
+                pod: Arc::clone(&serve.pod),
+                kind: listener.kind,
+                connections: connections.clone(),
+            };
+            match TcpListener::from_std(listener.socket) {
+                Ok(socket) => drop(tokio::spawn(accepting.run(socket, serve.released.clone()))),
+                Err(error) => tracing::error!(%error, pod = %serve.pod.uid, "cannot listen in a pod"),
+            }
+        }
+    }
+    connections.close();
+    // Those that are left are reset when the runtime is dropped.
+    let _ = timeout(DRAIN, connections.wait()).await;
+}
+
+/// One listener's loop.
+struct Accepting {
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    kind: ListenerKind,
+    connections: TaskTracker,
+}
+
+impl Accepting {
+    async fn run(self, listener: TcpListener, released: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = released.cancelled() => break,
+                () = self.worker.drain.cancelled() => return,
+                accepted = listener.accept() => self.accepted(accepted).await,
+            }
+        }
+        let leftovers = async {
+            loop {
+                self.accepted(listener.accept().await).await;
+            }
+        };
+        let _ = timeout(RELEASE_GRACE, leftovers).await;
+    }
+
+    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        match accepted {
+            Ok((stream, peer)) => self.spawn(stream, canonical(peer)),
+            Err(error) => {
+                tracing::warn!(%error, pod = %self.pod.uid, "cannot accept; raise the agent's limit of open files?");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    fn spawn(&self, stream: TcpStream, peer: SocketAddr) {
+        // A peer that is gone already shows when it is read.
+        let _ = tune((&stream).into());
+        let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
+        match self.kind {
+            ListenerKind::Outbound => {
+                self.connections.spawn(outbound::serve(worker, pod, stream, peer));
+            }
+            ListenerKind::Plaintext => {
+                self.connections.spawn(inbound::serve_plaintext(worker, pod, stream, peer));
+            }
+            ListenerKind::Hbone => {
+                self.connections.spawn(inbound::serve_tunnel(worker, pod, stream, peer));
+            }
+        }
+    }
+}
+
+/// IPv4 as IPv4, however the socket shows it.
+pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}

@@ -1,0 +1,16 @@
+//! The pods' certificates: asking for them, signing them where there is no cluster, keeping them fresh.
+//!
+//! Keys are made here, live in memory only, and leave as a [`rustls::sign::CertifiedKey`], which does not give its key
+//! away. How certificates are used on the wire is `net::tls`. Called by the roles.
+
+mod authority;
+mod csr;
+mod local_ca;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub use authority::{CaError, CertificateAuthority, Signed};
+pub use csr::{CsrError, Csr};
+pub use local_ca::{LocalCa, LocalCaError};
+pub use store::{StoreSettings, Svid, SvidStore};

@@ -1,0 +1,267 @@
+//! The log: how it is set up, and the access log, which has exactly one line for every [`Flow`].
+//!
+//! Lines are formatted where they are logged and written by a thread of their own. The queue between the two is
+//! bounded: when the reader of our stdout stalls, lines are dropped and counted, and no connection waits for them.
+
+use std::{fmt, io};
+
+use thiserror::Error;
+use tracing::{Level, level_filters::LevelFilter};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::ParseError,
+    fmt::{MakeWriter, layer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::{SubscriberInitExt, TryInitError},
+};
+
+use crate::mesh::{Direction, Flow, Outcome, Party};
+
+#[cfg(test)]
+mod tests;
+
+/// Lines that may wait for the writer: some 10 MiB of access lines, a second or two of a busy node.
+const QUEUED_LINES: usize = 16_384;
+/// Bytes that the writer gathers before it writes, when lines come faster than it takes them.
+const WRITE_BUFFER: usize = 64 * 1024;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// `key=value` for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the log could not be set up or changed.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// The filter's syntax.
+    #[error(
+        "`{filter}` is not a log filter: write a level (error, warn, info, debug, trace) or target=level,..."
+    )]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it, where the parser says.
+        source: Option<ParseError>,
+    },
+    /// Somebody else set a global subscriber up.
+    #[error("the log is set up already")]
+    AlreadySet(#[source] TryInitError),
+    /// The subscriber that the filter belongs to is gone.
+    #[error("the log's filter cannot be changed any more")]
+    Gone(#[source] reload::Error),
+}
+
+/// Keeps the log's writer alive; what is queued is written when it is dropped.
+#[derive(Debug)]
+pub struct LogGuard {
+    filter: LogFilter,
+    dropped: DroppedLines,
+    _writer: WorkerGuard,
+}
+
+impl LogGuard {
+    /// The handle by which the filter is read and changed while weft runs.
+    pub fn filter(&self) -> LogFilter {
+        self.filter.clone()
+    }
+
+    /// The count of lines that were dropped because the reader of the log was too slow.
+    pub fn dropped(&self) -> DroppedLines {
+        self.dropped.clone()
+    }
+}
+
+/// How many log lines were dropped. Cheap to clone; the default counts nothing (a log that is not set up).
+#[derive(Clone, Debug, Default)]
+pub struct DroppedLines(Option<ErrorCounter>);
+
+impl DroppedLines {
+    /// Lines dropped since the start.
+    pub fn count(&self) -> u64 {
+        self.0
+            .as_ref()
+            .map_or(0, |counter| counter.dropped_lines() as u64)
+    }
+}
+
+/// Reads and changes which lines are logged. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// The filter in force, for example `info,weft=debug`.
+    pub fn current(&self) -> String {
+        self.0.with_current(EnvFilter::to_string).unwrap_or_default()
+    }
+
+    /// Puts another filter in force.
+    ///
+    /// # Errors
+    /// When `filter` is not one; the old one stays.
+    pub fn set(&self, filter: &str) -> Result<(), LogError> {
+        self.0.reload(parse(filter)?).map_err(LogError::Gone)
+    }
+}
+
+impl From<reload::Handle<EnvFilter, Registry>> for LogFilter {
+    fn from(handle: reload::Handle<EnvFilter, Registry>) -> Self {
+        Self(handle)
+    }
+}
+
+/// Sets the process's log up: lines that pass `filter`, on stdout.
+///
+/// # Errors
+/// When `filter` is not a filter, or the log is set up already.
+pub fn init(filter: &str, format: LogFormat) -> Result<LogGuard, LogError> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    let stdout = io::BufWriter::with_capacity(WRITE_BUFFER, io::stdout());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUED_LINES)
+        .lossy(true)
+        .thread_name("weft-log")
+        .finish(stdout);
+    let dropped = DroppedLines(Some(writer.error_counter()));
+    let subscriber = Registry::default().with(filter).with(lines(format, writer));
+    subscriber.try_init().map_err(LogError::AlreadySet)?;
+    Ok(LogGuard {
+        filter: handle.into(),
+        dropped,
+        _writer: guard,
+    })
+}
+
+/// A bare word must be a level: `EnvFilter` takes `verbose` for a target, and would silence everything else.
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    let wrong = |source| LogError::Filter {
+        filter: filter.chars().take(256).collect(),
+        source,
+    };
+    let misread =
+        |directive: &&str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
+    let directives: Vec<&str> = filter.split(',').map(str::trim).collect();
+    if directives.iter().any(misread) {
+        return Err(wrong(None));
+    }
+    EnvFilter::try_new(directives.join(",")).map_err(|source| wrong(Some(source)))
+}
+
+/// What turns events into lines. Never coloured: the lines are for `grep` and for collectors.
+fn lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let layer = layer().with_writer(writer).with_ansi(false);
+    match format {
+        LogFormat::Text => Box::new(layer),
+        LogFormat::Json => Box::new(layer.json().flatten_event(true).with_span_list(false)),
+    }
+}
+
+/// One access event. The field names are Istio's (COMPAT A9); a field that has no value is left out of the line.
+macro_rules! access_event {
+    ($level:expr, $flow:expr, $message:literal $(, $name:ident = $value:expr)*) => {
+        tracing::event!(
+            target: "access",
+            parent: None,
+            $level,
+            {
+                src.addr = $flow.source.addr.map(tracing::field::display),
+                src.workload = workload_name(&$flow.source),
+                src.namespace = namespace(&$flow.source),
+                src.identity = identity($flow, &$flow.source),
+                src.cluster = cluster(&$flow.source),
+                dst.addr = $flow.destination.addr.map(tracing::field::display),
+                dst.hbone_addr = $flow.hbone_addr.map(tracing::field::display),
+                dst.service = $flow.service.as_deref().map(|service| &*service.key.hostname),
+                dst.workload = workload_name(&$flow.destination),
+                dst.namespace = namespace(&$flow.destination),
+                dst.identity = identity($flow, &$flow.destination),
+                dst.cluster = cluster(&$flow.destination),
+                direction = direction($flow.direction)
+                $(, $name = $value)*
+            },
+            $message
+        )
+    };
+}
+
+/// The DEBUG line of a connection whose way is clear, before its first byte.
+pub fn opened(flow: &Flow) {
+    access_event!(Level::DEBUG, flow, "connection opened");
+}
+
+/// The one line of a connection that has ended: INFO where it was carried to its end, ERROR otherwise.
+pub fn access(flow: &Flow) {
+    match &flow.outcome {
+        Outcome::Complete => complete(flow),
+        Outcome::Refused(refusal) => incomplete(flow, refusal),
+        Outcome::Failed(_, error) => incomplete(flow, error),
+    }
+}
+
+fn complete(flow: &Flow) {
+    access_event!(
+        Level::INFO,
+        flow,
+        "connection complete",
+        policy = flow.policy.as_ref().map(tracing::field::display),
+        bytes_sent = flow.bytes_sent(),
+        bytes_recv = flow.bytes_received(),
+        duration = duration(flow).as_str()
+    );
+}
+
+fn incomplete(flow: &Flow, error: &dyn fmt::Display) {
+    access_event!(
+        Level::ERROR,
+        flow,
+        "connection complete",
+        policy = flow.policy.as_ref().map(tracing::field::display),
+        bytes_sent = flow.bytes_sent(),
+        bytes_recv = flow.bytes_received(),
+        duration = duration(flow).as_str(),
+        error = error.to_string().as_str()
+    );
+}
+
+fn workload_name(party: &Party) -> Option<&str> {
+    party.workload.as_deref().map(|workload| &*workload.name)
+}
+
+fn namespace(party: &Party) -> Option<&str> {
+    party.workload.as_deref().map(|workload| &*workload.namespace)
+}
+
+fn cluster(party: &Party) -> Option<&str> {
+    party.workload.as_deref().map(|workload| &*workload.cluster)
+}
+
+/// An identity is printed only where mutual TLS proved it.
+fn identity<'a>(flow: &Flow, party: &'a Party) -> Option<&'a str> {
+    party
+        .identity
+        .as_ref()
+        .filter(|_| flow.mutual_tls)
+        .map(|identity| identity.as_str())
+}
+
+fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "outbound",
+        Direction::Inbound => "inbound",
+    }
+}
+
+fn duration(flow: &Flow) -> String {
+    format!("{}ms", flow.duration.as_millis())
+}

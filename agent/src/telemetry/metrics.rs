@@ -1,0 +1,210 @@
+//! The metrics: Istio's names and labels for connections, and a few gauges of weft's own.
+//!
+//! Who calls it: the roles, at the beginning and the end of every connection and for every piece that was copied;
+//! `admin` calls [`Metrics::encode`] when Prometheus asks. A connection finds its counters once, when it opens; after
+//! that a byte count is two relaxed atomic additions and nothing else.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::DroppedLines;
+use crate::mesh::{Flow, Workload};
+
+mod connections;
+mod labels;
+#[cfg(test)]
+mod tests;
+
+use connections::Connections;
+pub use connections::{ByteCounts, OpenConnection};
+
+/// What [`Metrics::encode`] writes, for a `Content-Type` header.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Every metric of the agent. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Registered>);
+
+#[derive(Debug)]
+struct Registered {
+    registry: Registry,
+    connections: Arc<Connections>,
+    active_proxies: Gauge,
+    pending_proxies: Gauge,
+    proxies_started: Counter,
+    proxies_stopped: Counter,
+    expected_pods: Gauge,
+    captured_pods: Gauge,
+    mesh_loaded: Gauge<f64, AtomicU64>,
+    meshes_rejected: Counter,
+}
+
+impl Metrics {
+    /// All metrics at zero. `tag` is the version in `istio_build`; `dropped` counts the log lines that were lost.
+    pub fn new(tag: &str, dropped: DroppedLines) -> Self {
+        let mut registered = Registered {
+            registry: Registry::default(),
+            connections: Arc::default(),
+            active_proxies: Gauge::default(),
+            pending_proxies: Gauge::default(),
+            proxies_started: Counter::default(),
+            proxies_stopped: Counter::default(),
+            expected_pods: Gauge::default(),
+            captured_pods: Gauge::default(),
+            mesh_loaded: Gauge::default(),
+            meshes_rejected: Counter::default(),
+        };
+        registered.register_istio(tag);
+        registered.register_weft(dropped);
+        Self(Arc::new(registered))
+    }
+
+    /// Counts a connection whose way is clear, and finds the counters that it will use.
+    pub fn open(&self, flow: &Flow) -> OpenConnection {
+        self.0.connections.open(flow)
+    }
+
+    /// Counts a connection that was refused or failed before it was open.
+    pub fn refused(&self, flow: &Flow) {
+        self.0.connections.refused(flow);
+    }
+
+    /// Drops the series of workloads that are not in `live` any more, some minutes after they left, so that the last
+    /// values were scraped. To be called whenever the mesh changes, and every minute or so.
+    pub fn retain<'a>(&self, live: impl IntoIterator<Item = &'a Arc<Workload>>, now: Instant) {
+        self.0
+            .connections
+            .retain(live.into_iter().map(|workload| &**workload), now);
+    }
+
+    /// Sets how many pods have an open listener, and how many wait for one.
+    pub fn proxies(&self, active: usize, pending: usize) {
+        self.0.active_proxies.set(gauge_value(active));
+        self.0.pending_proxies.set(gauge_value(pending));
+    }
+
+    /// Counts a pod whose listeners were opened.
+    pub fn proxy_started(&self) {
+        self.0.proxies_started.inc();
+    }
+
+    /// Counts a pod whose listeners were closed.
+    pub fn proxy_stopped(&self) {
+        self.0.proxies_stopped.inc();
+    }
+
+    /// Sets how many pods of this node should be captured, and how many are.
+    pub fn pods(&self, expected: usize, captured: usize) {
+        self.0.expected_pods.set(gauge_value(expected));
+        self.0.captured_pods.set(gauge_value(captured));
+    }
+
+    /// Sets when the running mesh was loaded.
+    pub fn mesh_loaded(&self, at: SystemTime) {
+        let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.0.mesh_loaded.set(since_epoch.as_secs_f64());
+    }
+
+    /// Counts a mesh that was not taken because of an error in it.
+    pub fn mesh_rejected(&self) {
+        self.0.meshes_rejected.inc();
+    }
+
+    /// Every metric, as OpenMetrics text; see [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = text::encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+impl Registered {
+    /// Names that dashboards know.
+    fn register_istio(&mut self, tag: &str) {
+        let build = Family::<[(&'static str, String); 2], Gauge>::default();
+        let labels = [("component", "weft".to_owned()), ("tag", tag.to_owned())];
+        build.get_or_create(&labels).set(1);
+        let registry = &mut self.registry;
+        registry.register("istio_build", "The component and its version", build);
+        registry.register_collector(Box::new(self.connections.clone()));
+        let manager = registry.sub_registry_with_prefix("workload_manager");
+        let gauges = [
+            (
+                "active_proxy_count",
+                "Pods with open listeners",
+                &self.active_proxies,
+            ),
+            (
+                "pending_proxy_count",
+                "Pods that wait for their listeners",
+                &self.pending_proxies,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            manager.register(name, help, gauge.clone());
+        }
+        manager.register(
+            "proxies_started",
+            "Pods whose listeners were opened",
+            self.proxies_started.clone(),
+        );
+        manager.register(
+            "proxies_stopped",
+            "Pods whose listeners were closed",
+            self.proxies_stopped.clone(),
+        );
+    }
+
+    /// Names of our own.
+    fn register_weft(&mut self, dropped: DroppedLines) {
+        let weft = self.registry.sub_registry_with_prefix("weft");
+        weft.register(
+            "expected_pods",
+            "Pods of this node that should be captured; alert when captured_pods stays below",
+            self.expected_pods.clone(),
+        );
+        weft.register(
+            "captured_pods",
+            "Pods of this node that are captured",
+            self.captured_pods.clone(),
+        );
+        weft.register(
+            "mesh_loaded_timestamp_seconds",
+            "When the running mesh was loaded, in seconds since 1970; 0 before the first",
+            self.mesh_loaded.clone(),
+        );
+        weft.register(
+            "mesh_rejected",
+            "Meshes that were not taken because of an error in them",
+            self.meshes_rejected.clone(),
+        );
+        weft.register_collector(Box::new(DroppedLinesCollector(dropped)));
+    }
+}
+
+/// The log keeps its own count of dropped lines, so it is read when somebody asks.
+#[derive(Debug)]
+struct DroppedLinesCollector(DroppedLines);
+
+impl Collector for DroppedLinesCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Log lines dropped because whoever reads the log was too slow.";
+        let metric = encoder.encode_descriptor("access_log_dropped", help, None, MetricType::Counter)?;
+        ConstCounter::new(self.0.count()).encode(metric)
+    }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,196 @@
+//! The label set of a connection's series: the fields of a [`Flow`] that Istio's labels are made of.
+//!
+//! A label set holds references, not texts: to make one and to look it up costs a few reference counts and a hash. The
+//! labels are written out when Prometheus asks. Labels name the Deployment, never the pod, so that series do not grow
+//! with every rollout.
+
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
+
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+
+use crate::mesh::{Direction, Flow, Service, SpiffeId, Workload};
+
+/// What a label says where nothing is known.
+const UNKNOWN: &str = "unknown";
+/// `response_flags` of a connection with which nothing is wrong.
+pub(super) const NO_FLAGS: &str = "-";
+
+/// The labels of one series. Two are equal when their texts are.
+#[derive(Clone, Debug)]
+pub(super) struct Labels {
+    direction: Direction,
+    source: Option<Arc<Workload>>,
+    source_identity: Option<SpiffeId>,
+    destination: Option<Arc<Workload>>,
+    destination_identity: Option<SpiffeId>,
+    service: Option<Arc<Service>>,
+    mutual_tls: bool,
+    response_flags: &'static str,
+}
+
+/// The texts that tell one workload's series from another's.
+pub(super) type WorkloadLabels<'a> = [&'a str; 5];
+
+/// The labels of a workload: name, namespace, canonical name and revision, cluster.
+pub(super) fn workload_labels(workload: &Workload) -> WorkloadLabels<'_> {
+    [
+        &workload.workload_name,
+        &workload.namespace,
+        &workload.canonical_name,
+        &workload.canonical_revision,
+        &workload.cluster,
+    ]
+    .map(|text| or_unknown(text))
+}
+
+impl Labels {
+    /// The labels of `flow`, with nothing wrong so far.
+    pub(super) fn of(flow: &Flow) -> Self {
+        Self {
+            direction: flow.direction,
+            source: flow.source.workload.clone(),
+            source_identity: flow.source.identity.clone().filter(|_| flow.mutual_tls),
+            destination: flow.destination.workload.clone(),
+            destination_identity: flow.destination.identity.clone().filter(|_| flow.mutual_tls),
+            service: flow.service.clone(),
+            mutual_tls: flow.mutual_tls,
+            response_flags: NO_FLAGS,
+        }
+    }
+
+    /// The same with `response_flags`.
+    pub(super) fn with_flags(self, response_flags: &'static str) -> Self {
+        Self {
+            response_flags,
+            ..self
+        }
+    }
+
+    /// What remains when there are too many series to tell them apart.
+    pub(super) fn anonymous(self) -> Self {
+        Self {
+            source: None,
+            source_identity: None,
+            destination: None,
+            destination_identity: None,
+            service: None,
+            ..self
+        }
+    }
+
+    /// Which side reports.
+    pub(super) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// `-`, or what was wrong.
+    pub(super) fn response_flags(&self) -> &'static str {
+        self.response_flags
+    }
+
+    /// Whether `live` holds for both ends, as far as they are known.
+    pub(super) fn both_ends(&self, live: impl Fn(&WorkloadLabels<'_>) -> bool) -> bool {
+        let ends = [&self.source, &self.destination];
+        ends.into_iter()
+            .flatten()
+            .all(|workload| live(&workload_labels(workload)))
+    }
+
+    /// Everything that the labels' texts are made of.
+    fn texts(&self) -> impl Hash + PartialEq {
+        (
+            (self.direction, self.mutual_tls, self.response_flags),
+            (
+                end(self.source.as_deref()),
+                principal(self.source_identity.as_ref()),
+            ),
+            (
+                end(self.destination.as_deref()),
+                principal(self.destination_identity.as_ref()),
+            ),
+            service(self.service.as_deref()),
+        )
+    }
+}
+
+impl PartialEq for Labels {
+    fn eq(&self, other: &Self) -> bool {
+        self.texts() == other.texts()
+    }
+}
+
+impl Eq for Labels {}
+
+impl Hash for Labels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.texts().hash(state);
+    }
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut label = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
+        label("reporter", reporter(self.direction))?;
+        let [workload, namespace, name, revision, cluster] = end(self.source.as_deref());
+        label("source_workload", workload)?;
+        label("source_canonical_service", name)?;
+        label("source_canonical_revision", revision)?;
+        label("source_workload_namespace", namespace)?;
+        label("source_principal", principal(self.source_identity.as_ref()))?;
+        label("source_app", name)?;
+        label("source_version", revision)?;
+        label("source_cluster", cluster)?;
+        let [hostname, service_namespace, service_name] = service(self.service.as_deref());
+        label("destination_service", hostname)?;
+        label("destination_service_namespace", service_namespace)?;
+        label("destination_service_name", service_name)?;
+        let [workload, namespace, name, revision, cluster] = end(self.destination.as_deref());
+        label("destination_workload", workload)?;
+        label("destination_canonical_service", name)?;
+        label("destination_canonical_revision", revision)?;
+        label("destination_workload_namespace", namespace)?;
+        label(
+            "destination_principal",
+            principal(self.destination_identity.as_ref()),
+        )?;
+        label("destination_app", name)?;
+        label("destination_version", revision)?;
+        label("destination_cluster", cluster)?;
+        label("request_protocol", "tcp")?;
+        label("response_flags", self.response_flags)?;
+        label(
+            "connection_security_policy",
+            if self.mutual_tls { "mutual_tls" } else { UNKNOWN },
+        )
+    }
+}
+
+/// Istio's `reporter`: the side whose agent counts.
+pub(super) fn reporter(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Outbound => "source",
+        Direction::Inbound => "destination",
+    }
+}
+
+fn end(workload: Option<&Workload>) -> WorkloadLabels<'_> {
+    workload.map_or([UNKNOWN; 5], workload_labels)
+}
+
+fn principal(identity: Option<&SpiffeId>) -> &str {
+    identity.map_or(UNKNOWN, SpiffeId::as_str)
+}
+
+fn service(service: Option<&Service>) -> [&str; 3] {
+    service.map_or([UNKNOWN; 3], |service| {
+        [&service.key.hostname, &service.key.namespace, &service.name].map(|text| or_unknown(text))
+    })
+}
+
+fn or_unknown(text: &str) -> &str {
+    if text.is_empty() { UNKNOWN } else { text }
+}

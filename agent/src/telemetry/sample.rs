@@ -1,0 +1,88 @@
+//! Flows for the tests of this layer: a curl pod that asks a web pod of another node.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use crate::mesh::{Direction, Flow, Party, PolicyKey, Service, ServiceKey, SpiffeId, Workload};
+
+pub(crate) fn identity(service_account: &str) -> SpiffeId {
+    let uri = format!("spiffe://cluster.local/ns/demo/sa/{service_account}");
+    uri.parse().expect("an identity")
+}
+
+/// A pod `name` of the workload, service account and canonical service `app`.
+pub(crate) fn workload(name: &str, app: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        uid: format!("Kubernetes//Pod/demo/{name}").into(),
+        name: name.into(),
+        namespace: "demo".into(),
+        identity: identity(app),
+        addresses: Vec::new(),
+        node: "a".into(),
+        tunnel_protocol: Default::default(),
+        workload_name: app.into(),
+        workload_type: Default::default(),
+        canonical_name: app.into(),
+        canonical_revision: "v1".into(),
+        cluster: "Kubernetes".into(),
+        locality: Default::default(),
+        healthy: true,
+        host_network: false,
+        waypoint: None,
+        policies: Vec::new(),
+        services: Default::default(),
+    })
+}
+
+pub(crate) fn policy(name: &str) -> PolicyKey {
+    PolicyKey {
+        namespace: "demo".into(),
+        name: name.into(),
+    }
+}
+
+fn service() -> Arc<Service> {
+    Arc::new(Service {
+        key: ServiceKey {
+            namespace: "demo".into(),
+            hostname: "web.demo.svc.cluster.local".into(),
+        },
+        name: "web".into(),
+        vips: Vec::new(),
+        ports: Vec::new(),
+        subject_alt_names: Vec::new(),
+        waypoint: None,
+    })
+}
+
+fn party(addr: [u8; 4], port: u16, pod: &str, app: &str) -> Party {
+    Party {
+        addr: Some(SocketAddr::from((addr, port))),
+        workload: Some(workload(pod, app)),
+        identity: Some(identity(app)),
+    }
+}
+
+fn flow(direction: Direction) -> Flow {
+    let source = party([10, 244, 1, 2], 41000, "curl-7f9c", "curl");
+    let destination = party([10, 244, 2, 2], 8080, "web-5d4c", "web");
+    let mut flow = Flow::new(direction, source, destination);
+    flow.mutual_tls = true;
+    (flow.request_bytes, flow.response_bytes) = (84, 358);
+    flow.duration = Duration::from_micros(15_900);
+    flow
+}
+
+/// Complete, by service address, through a tunnel.
+pub(crate) fn outbound() -> Flow {
+    let mut flow = flow(Direction::Outbound);
+    flow.service = Some(service());
+    flow.hbone_addr = Some(SocketAddr::from(([10, 244, 2, 2], 15008)));
+    flow
+}
+
+/// The same connection at its other end, where a policy allowed it.
+pub(crate) fn inbound() -> Flow {
+    let mut flow = flow(Direction::Inbound);
+    flow.policy = Some(policy("allow-curl"));
+    flow
+}

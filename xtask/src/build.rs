@@ -1,0 +1,141 @@
+//! Building through cargo, once for everything: the products, and every test binary with where it is. `test` and
+//! `mutate` run those files themselves, so one invocation decides the features and nothing is built twice.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::shell;
+
+/// A test binary that cargo built.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TestBinary {
+    /// The directory of its package: what cargo would make its working directory.
+    pub(crate) package_dir: PathBuf,
+    /// Integration tests are a target of their own; unit tests are the library or binary they are in.
+    pub(crate) integration: bool,
+    /// The target's name: `weft`, `xtask`, `tunnel`.
+    pub(crate) target: String,
+    /// The file to run.
+    pub(crate) executable: PathBuf,
+}
+
+impl TestBinary {
+    /// How a person names it.
+    pub(crate) fn title(&self) -> String {
+        let package = self.package_dir.file_name().unwrap_or_default().to_string_lossy();
+        let kind = if self.integration { "" } else { " (unit tests)" };
+        format!("{package}/{}{kind}", self.target)
+    }
+}
+
+/// What one build made.
+#[derive(Debug, Default)]
+pub(crate) struct Artifacts {
+    /// Every test binary, in a fixed order: units first.
+    pub(crate) tests: Vec<TestBinary>,
+    /// The `weft` binary.
+    pub(crate) weft: Option<PathBuf>,
+}
+
+/// Builds weft and weft-pause for use.
+///
+/// # Errors
+/// The build failed; cargo has said why.
+pub(crate) fn product(release: bool) -> Result<()> {
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "-p", "weft", "-p", "weft-tests"]);
+    if release {
+        cargo.arg("--release");
+    }
+    shell::run(&mut cargo)
+}
+
+/// Builds every library, binary and test of a checkout.
+///
+/// # Errors
+/// The build failed; cargo has said why.
+pub(crate) fn everything(root: &Path, target_dir: Option<&Path>) -> Result<Artifacts> {
+    let mut cargo = shell::cargo();
+    cargo
+        .current_dir(root)
+        .args(["build", "--workspace", "--lib", "--bins", "--tests"]);
+    cargo
+        .args(["--message-format", "json-render-diagnostics"])
+        .stdout(Stdio::piped());
+    if let Some(dir) = target_dir {
+        cargo.arg("--target-dir").arg(dir);
+    }
+    let mut child = cargo.spawn().context("cannot run cargo")?;
+    let mut artifacts = Artifacts::default();
+    for line in child
+        .stdout
+        .take()
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
+        artifacts.add(&line.context("cannot read cargo's messages")?);
+    }
+    if !child.wait()?.success() {
+        bail!("the build failed: see cargo's messages above");
+    }
+    artifacts
+        .tests
+        .sort_by(|a, b| (a.integration, a).cmp(&(b.integration, b)));
+    Ok(artifacts)
+}
+
+impl Artifacts {
+    /// Takes one line of cargo's JSON messages; lines of other kinds are passed over.
+    fn add(&mut self, line: &str) {
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
+            return;
+        };
+        let Some(executable) = message["executable"].as_str().map(PathBuf::from) else {
+            return;
+        };
+        let target = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+        if message["profile"]["test"] == true {
+            let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+            let package_dir = manifest.parent().unwrap_or(Path::new(".")).to_owned();
+            let integration = message["target"]["kind"][0] == "test";
+            self.tests.push(TestBinary {
+                package_dir,
+                integration,
+                target,
+                executable,
+            });
+        } else if target == "weft" {
+            self.weft = Some(executable);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_cargo_become_test_binaries() {
+        let mut artifacts = Artifacts::default();
+        for line in [
+            r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml","target":{"kind":["lib"],"name":"weft"},"profile":{"test":false},"executable":null}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml","target":{"kind":["bin"],"name":"weft"},"profile":{"test":false},"executable":"/w/target/debug/weft"}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"name":"tunnel"},"profile":{"test":true},"executable":"/w/target/debug/deps/tunnel-1"}"#,
+            r#"{"reason":"build-finished","success":true}"#,
+            "not json",
+        ] {
+            artifacts.add(line);
+        }
+        assert_eq!(artifacts.weft, Some("/w/target/debug/weft".into()));
+        let titles: Vec<_> = artifacts.tests.iter().map(TestBinary::title).collect();
+        assert_eq!(titles, ["tests/tunnel"]);
+        assert_eq!(artifacts.tests[0].package_dir, Path::new("/w/tests"));
+    }
+}

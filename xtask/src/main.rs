@@ -1,0 +1,121 @@
+//! `cargo xtask <command>`: everything a developer does besides editing. This file only parses the command line and
+//! calls one function; each command is a file of its own, and the file's `//!` says what the command promises.
+
+mod build;
+mod ci;
+mod demo;
+mod mutate;
+mod preflight;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// weft's developer commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples, all from the root of the checkout:
+  cargo xtask demo                 see the mesh at work on two nodes (as root)
+  cargo xtask test                 every test, with real sockets and real eBPF programs (as root)
+  cargo xtask test half_close      only the tests whose name contains half_close
+  cargo xtask setup --no-install   print what is missing and the commands that install it
+  cargo xtask ci                   all that CI checks; --help of each command says more";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find what building and testing need; install what is missing, saying so
+    Setup {
+        /// Print the commands instead of running them; exit 1 if anything is missing
+        #[arg(long)]
+        no_install: bool,
+        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy)
+        #[arg(long)]
+        dev: bool,
+    },
+    /// Build weft (with its eBPF programs) and the test world's helper process
+    Build {
+        /// With optimisations, as it is shipped
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run the tests (as root); ends in `N passed, N failed`
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// Show two nodes talking through the mesh, with the evidence (as root)
+    Demo {
+        /// Leave it running and print commands to try
+        #[arg(long)]
+        keep: bool,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// Check all that CI checks: format, clippy, dependencies, tidy, then the tests (as root)
+    Ci {
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// Check the house rules: layers, lengths, headers, unsafe, dead files, words
+    Tidy,
+    /// Prove that the safety tests can fail: break the code, see them go red (as root)
+    Mutate {
+        /// Only this mutation; without it, all of them
+        name: Option<String>,
+        /// Print the mutations and check that each still fits the code, without running any
+        #[arg(long)]
+        list: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) if err.is::<test::Failed>() => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("\nerror: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Setup { no_install, dev } => setup::run(setup::Options {
+            install: !no_install,
+            dev,
+        }),
+        Command::Build { release } => build::product(release),
+        Command::Test { filter, no_install } => test::run(filter.as_deref(), !no_install),
+        Command::Demo { keep, no_install } => demo::run(keep, !no_install),
+        Command::Ci { no_install } => ci::run(!no_install),
+        Command::Tidy => tidy::run(),
+        Command::Mutate { name, list: true } => mutate::list(name.as_deref()),
+        Command::Mutate { name, list: false } => mutate::run(name.as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,42 @@
+//! The mutations: each breaks one promise of safety in one place. A text must be in its file exactly once, so that code
+//! that moves on takes its mutation along or fails loudly.
+
+/// One way to break a promise.
+pub(super) struct Mutation {
+    /// What to call it.
+    pub(super) name: &'static str,
+    /// The promise that it breaks.
+    pub(super) promise: &'static str,
+    /// From the root of the checkout.
+    pub(super) file: &'static str,
+    /// The code, once in the file.
+    pub(super) find: &'static str,
+    /// What stands there instead.
+    pub(super) replace: &'static str,
+    /// The test binary, as `test` titles it.
+    pub(super) target: &'static str,
+    /// The test that must notice, in full.
+    pub(super) test: &'static str,
+}
+
+/// All of them.
+pub(super) const MUTATIONS: [Mutation; 2] = [
+    Mutation {
+        name: "any-server",
+        promise: "a client speaks only to the identity that the mesh gives for an endpoint",
+        file: "agent/src/net/tls/identity.rs",
+        find: "if self.accept.contains(&presented) {",
+        replace: "if !self.accept.is_empty() {",
+        target: "agent/weft (unit tests)",
+        test: "net::tls::tests::a_server_of_another_service_account_is_refused_by_name",
+    },
+    Mutation {
+        name: "deny-ignored",
+        promise: "a DENY policy refuses, whatever else allows",
+        file: "agent/src/mesh/authorize.rs",
+        find: "enforced(Action::Deny).find(|policy| policy_matches(policy, &conn))",
+        replace: "enforced(Action::Deny).find(|_| false)",
+        target: "agent/weft (unit tests)",
+        test: "mesh::authorize::tests::order_and_scopes",
+    },
+];

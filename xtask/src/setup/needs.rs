@@ -1,0 +1,350 @@
+//! What weft needs on a machine, as data: each need with its check and the ways to meet it. No command that changes
+//! anything is run from here.
+
+use std::path::Path;
+
+use super::shell;
+
+/// The version of bpf-linker that setup installs.
+const BPF_LINKER: &str = "0.13.0";
+/// The LLVM versions it can be built for (its Cargo features).
+const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
+
+/// Something that must be there.
+pub(crate) struct Need {
+    /// What a person calls it.
+    pub(crate) name: String,
+    /// Whether it is there.
+    pub(crate) check: Check,
+    /// How to get it, best first.
+    pub(crate) ways: Vec<Way>,
+    /// What to do when no way works.
+    pub(crate) mend: &'static str,
+}
+
+/// How to see that something is there.
+#[derive(Clone)]
+pub(crate) enum Check {
+    /// A program in PATH.
+    Program(&'static str),
+    /// A command of cargo that answers: rustup leaves a program behind for components that are not there.
+    Cargo(&'static str),
+    /// A C header, which has no program.
+    Header(&'static str),
+    /// A Rust toolchain that can build for the kernel: it has the library's source.
+    RustSource,
+    /// A bpf-linker whose LLVM is at least this.
+    BpfLinker(u32),
+    /// Every one of these.
+    All(Vec<Check>),
+}
+
+/// One way to get something.
+pub(crate) enum Way {
+    /// Packages of the distribution.
+    Packages(Vec<String>),
+    /// Packages, then a command that needs them.
+    Built(Vec<String>, Vec<String>),
+    /// A command of rustup or cargo.
+    Command(Vec<String>),
+}
+
+/// Everything that is needed, in the order in which it must be installed.
+pub(crate) fn all(dev: bool) -> Vec<Need> {
+    let mut needs: Vec<_> = PACKAGES
+        .iter()
+        .map(|(name, check, package)| packaged(name, check, package))
+        .collect();
+    needs.extend([rust_source(), bpf_linker(llvm_version())]);
+    if dev {
+        needs.extend(DEV.iter().map(|(command, words)| Need {
+            name: format!("cargo {command}"),
+            check: Check::Cargo(command),
+            ways: vec![Way::command(words)],
+            mend: "install it with rustup or cargo from a machine that reaches the network",
+        }));
+    }
+    needs
+}
+
+/// Name, check, Debian's package.
+const PACKAGES: [(&str, Check, &str); 8] = [
+    ("C compiler (for aws-lc)", Check::Program("cc"), "gcc"),
+    ("C library headers", Check::Header("stdlib.h"), "libc6-dev"),
+    ("ip", Check::Program("ip"), "iproute2"),
+    ("nsenter and mount", Check::Program("nsenter"), "util-linux"),
+    ("tcpdump", Check::Program("tcpdump"), "tcpdump"),
+    ("curl", Check::Program("curl"), "curl"),
+    ("nginx", Check::Program("nginx"), "nginx-light"),
+    ("ps", Check::Program("ps"), "procps"),
+];
+
+/// Command of cargo, and what installs it.
+const DEV: [(&str, &[&str]); 3] = [
+    ("fmt", &["rustup", "component", "add", "rustfmt"]),
+    ("clippy", &["rustup", "component", "add", "clippy"]),
+    ("deny", &["cargo", "install", "cargo-deny", "--locked"]),
+];
+
+fn packaged(name: &str, check: &Check, package: &str) -> Need {
+    Need {
+        name: name.to_owned(),
+        check: check.clone(),
+        ways: vec![Way::packages(&[package])],
+        mend: "install it with your distribution's package manager",
+    }
+}
+
+/// The same order as in `agent/build.rs`: our own toolchain, a nightly, Debian's.
+fn rust_source() -> Need {
+    Need {
+        name: "Rust library source (for the eBPF programs)".to_owned(),
+        check: Check::RustSource,
+        ways: vec![
+            Way::command(&["rustup", "component", "add", "rust-src"]),
+            Way::command(&["rustup", "component", "add", "rust-src", "--toolchain", "nightly"]),
+            Way::packages(&["rustc-web", "cargo-web", "rust-web-src"]),
+        ],
+        mend: "the component rust-src of the toolchain in use must be installed",
+    }
+}
+
+/// bpf-linker reads the bitcode that rustc writes, so its LLVM must be rustc's own or newer.
+fn bpf_linker(llvm: u32) -> Need {
+    let build = |version: u32| {
+        let packages = [
+            format!("llvm-{version}-dev"),
+            "libzstd-dev".to_owned(),
+            "zlib1g-dev".to_owned(),
+        ];
+        let prefix = format!("LLVM_PREFIX=/usr/lib/llvm-{version}");
+        let feature = format!("llvm-{version}");
+        let install = [
+            "env",
+            &prefix,
+            "cargo",
+            "install",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
+        ];
+        let features = ["--force", "--no-default-features", "--features", &feature];
+        let install = install.iter().chain(&features).map(|word| (*word).to_owned());
+        Way::Built(packages.into(), install.collect())
+    };
+    Need {
+        name: format!("bpf-linker with LLVM {llvm} or newer"),
+        check: Check::BpfLinker(llvm),
+        ways: LINKER_LLVM
+            .filter(|version| *version >= llvm)
+            .map(build)
+            .collect(),
+        mend: "add a source of LLVM packages (https://apt.llvm.org), or put a binary of bpf-linker from \
+               https://github.com/aya-rs/bpf-linker/releases into PATH",
+    }
+}
+
+/// The major version of the LLVM in the rustc that builds weft; 0 (any) if it does not say.
+fn llvm_version() -> u32 {
+    shell::ask("rustc", &["-vV"])
+        .as_deref()
+        .and_then(llvm_in)
+        .unwrap_or(0)
+}
+
+fn llvm_in(verbose: &str) -> Option<u32> {
+    let version = verbose
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    version.split('.').next()?.parse().ok()
+}
+
+impl Need {
+    /// The package, if a single package is all it takes.
+    pub(crate) fn package(&self) -> Option<&str> {
+        match self.ways.as_slice() {
+            [Way::Packages(packages)] => packages.first().map(String::as_str),
+            _ => None,
+        }
+    }
+}
+
+impl Check {
+    /// What was found.
+    pub(crate) fn found(&self) -> Option<String> {
+        match self {
+            Self::Program(name) => shell::find(name).map(|path| path.display().to_string()),
+            Self::Cargo(name) => {
+                shell::ask("cargo", &[name, "--version"]).map(|version| version.trim().to_owned())
+            }
+            Self::Header(name) => {
+                Some(format!("/usr/include/{name}")).filter(|path| Path::new(path).exists())
+            }
+            Self::RustSource => rust_source_found(),
+            Self::BpfLinker(llvm) => bpf_linker_found(*llvm),
+            Self::All(checks) => {
+                let found: Option<Vec<_>> = checks.iter().map(Self::found).collect();
+                found.map(|found| found.join(", "))
+            }
+        }
+    }
+}
+
+fn rust_source_found() -> Option<String> {
+    let toolchains: [&[&str]; 3] = [
+        &["rustc"],
+        &["rustup", "run", "nightly", "rustc"],
+        &["/usr/bin/rustc"],
+    ];
+    toolchains.iter().find_map(|words| {
+        let (program, args) = words.split_first()?;
+        let sysroot = shell::ask(program, &[args, &["--print", "sysroot"]].concat())?;
+        let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+        library
+            .join("core/src/lib.rs")
+            .exists()
+            .then(|| library.display().to_string())
+    })
+}
+
+fn bpf_linker_found(llvm: u32) -> Option<String> {
+    let path = shell::find("bpf-linker")?;
+    let version = shell::ask(&path, &["--version"])?;
+    let linked = shell::ask("ldd", &[path.to_str()?])
+        .as_deref()
+        .and_then(llvm_linked);
+    // A binary with LLVM inside does not say which; the published ones have the newest.
+    (linked.unwrap_or(llvm) >= llvm).then(|| format!("{} ({})", path.display(), version.trim()))
+}
+
+/// The LLVM that a program is linked to: the 22 in `libLLVM.so.22.1 => …`, `libLLVM-22.so.1 => …`.
+fn llvm_linked(ldd: &str) -> Option<u32> {
+    let name = ldd
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("libLLVM"))?;
+    name.split(|c: char| !c.is_ascii_digit())
+        .find(|part| !part.is_empty())?
+        .parse()
+        .ok()
+}
+
+impl Way {
+    fn command(words: &[&str]) -> Self {
+        Self::Command(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    /// A way that is packages of the distribution.
+    pub(crate) fn packages(names: &[&str]) -> Self {
+        Self::Packages(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    /// The commands, in order.
+    pub(crate) fn commands(&self) -> Vec<Vec<String>> {
+        match self {
+            Self::Packages(packages) => apt(packages),
+            Self::Built(packages, build) => {
+                let mut commands = apt(packages);
+                commands.push(build.clone());
+                commands
+            }
+            Self::Command(words) => vec![words.clone()],
+        }
+    }
+
+    /// Its first command, to name it.
+    pub(crate) fn first(&self) -> String {
+        self.commands()
+            .first()
+            .map(|words| words.join(" "))
+            .unwrap_or_default()
+    }
+
+    /// Whether apt does not (yet) know its packages.
+    pub(crate) fn unknown(&self) -> bool {
+        match self {
+            Self::Packages(packages) | Self::Built(packages, _) => !has_candidates(packages),
+            Self::Command(_) => false,
+        }
+    }
+
+    /// Whether it can be tried now; otherwise why not.
+    pub(crate) fn possible(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Command(words) => match words.first().and_then(|program| shell::find(program)) {
+                Some(_) => Ok(()),
+                None => Err("that program is not here"),
+            },
+            _ if shell::find("apt-get").is_none() => Err("there is no apt-get here"),
+            _ if self.unknown() => Err("apt does not know these packages"),
+            _ if !rustix::process::geteuid().is_root() => Err("it needs root"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn apt(packages: &[String]) -> Vec<Vec<String>> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let mut install = words(&["apt-get", "install", "-y", "--no-install-recommends"]);
+    install.extend(packages.iter().cloned());
+    let mut commands = vec![install];
+    // Debian starts a service when it is installed; only the program is wanted here, not a server on port 80.
+    if packages.iter().any(|name| name == "nginx-light") && Path::new("/run/systemd/system").exists() {
+        commands.push(words(&["systemctl", "disable", "--now", "nginx"]));
+    }
+    commands
+}
+
+/// Whether apt knows a version of every one of these packages.
+fn has_candidates(packages: &[String]) -> bool {
+    let names: Vec<_> = packages.iter().map(String::as_str).collect();
+    let policy = shell::ask("apt-cache", &[&["policy"], names.as_slice()].concat()).unwrap_or_default();
+    candidates(&policy) == packages.len()
+}
+
+fn candidates(policy: &str) -> usize {
+    policy
+        .lines()
+        .filter(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)"))
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_llvm_of_rustc_and_of_the_linker_are_read() {
+        assert_eq!(llvm_in("rustc 1.95.0\nLLVM version: 22.1.2\n"), Some(22));
+        assert_eq!(llvm_in("rustc 1.95.0\n"), None);
+        assert_eq!(
+            llvm_linked("\tlibLLVM.so.22.1 => /usr/lib/llvm-22/lib/libLLVM.so.22.1 (0x7f)\n"),
+            Some(22)
+        );
+        assert_eq!(llvm_linked("\tlibLLVM-19.so.1 => not found\n"), Some(19));
+        assert_eq!(llvm_linked("\tstatically linked\n"), None);
+    }
+
+    #[test]
+    fn the_linker_is_built_for_the_llvm_of_rustc_or_a_newer_one() {
+        let ways = |llvm| {
+            bpf_linker(llvm)
+                .ways
+                .iter()
+                .map(|way| way.commands().pop().unwrap().join(" "))
+                .collect()
+        };
+        let ways: Vec<String> = ways(22);
+        assert_eq!(ways.len(), 2);
+        assert!(ways[0].contains("LLVM_PREFIX=/usr/lib/llvm-22") && ways[0].ends_with("--features llvm-22"));
+        assert!(ways[1].ends_with("--features llvm-23"));
+    }
+
+    #[test]
+    fn packages_that_apt_does_not_know_are_seen() {
+        let known =
+            "a:\n  Installed: (none)\n  Candidate: 1.0\nb:\n  Installed: (none)\n  Candidate: (none)\n";
+        assert_eq!(candidates(known), 1);
+        assert!(!has_candidates(&["no-such-package-here".to_owned()]));
+    }
+}

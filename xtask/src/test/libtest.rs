@@ -1,0 +1,149 @@
+//! What libtest prints, counted. The `test result:` lines are the truth; a process that ends without one has failed.
+
+use std::fmt;
+
+use super::Ending;
+
+/// How many tests did what. Prints as the last line of a run.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
+    /// The names of those that failed.
+    pub(super) failures: Vec<String>,
+    /// Result lines seen.
+    results: usize,
+}
+
+impl Tally {
+    /// One failure that is no test's.
+    pub(super) fn failure(name: String) -> Self {
+        Self {
+            failed: 1,
+            failures: vec![name],
+            ..Self::default()
+        }
+    }
+
+    /// Takes one line of output.
+    pub(super) fn line(&mut self, line: &str) {
+        if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+        {
+            self.failures.push(name.to_owned());
+        }
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.results += 1;
+            self.passed += count(counts, "passed");
+            self.failed += count(counts, "failed");
+            self.skipped += count(counts, "ignored");
+        }
+    }
+
+    /// Takes how the process ended: what its lines do not tell is one more failure.
+    pub(super) fn end(&mut self, ending: &Ending) {
+        let told = match ending {
+            Ending::Exited(status) => status.success() == (self.failed == 0) && self.results > 0,
+            Ending::Interrupted => self.failed > 0,
+            Ending::TimedOut(_) => false,
+        };
+        if !told && *ending != Ending::Interrupted {
+            self.failed += 1;
+            self.failures.push(ending.to_string());
+        }
+    }
+
+    /// Takes the counts of a binary.
+    pub(super) fn add(&mut self, title: &str, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.failures
+            .extend(other.failures.iter().map(|name| format!("{title}: {name}")));
+    }
+}
+
+/// The number before a word: 3 in `ok. 3 passed; 0 failed`.
+fn count(counts: &str, word: &str) -> usize {
+    let words: Vec<_> = counts
+        .split([' ', ';', '.'])
+        .filter(|word| !word.is_empty())
+        .collect();
+    let pair = words.windows(2).find(|pair| pair[1] == word);
+    pair.and_then(|pair| pair[0].parse().ok()).unwrap_or(0)
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+    use super::*;
+
+    const GREEN: &str =
+        "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s";
+    const RED: &str =
+        "test a::b ... FAILED\ntest c ... ok\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured";
+
+    fn check(lines: &str, ending: &Ending, expect: &str, failures: usize) {
+        let mut tally = Tally::default();
+        lines.lines().for_each(|line| tally.line(line));
+        tally.end(ending);
+        assert_eq!(tally.to_string(), expect, "{lines} then {ending}");
+        assert_eq!(tally.failures.len(), failures, "{tally:?}");
+    }
+
+    fn exited(code: i32) -> Ending {
+        Ending::Exited(ExitStatus::from_raw(code << 8))
+    }
+
+    #[test]
+    fn results_are_counted() {
+        check(GREEN, &exited(0), "3 passed, 0 failed, 1 skipped", 0);
+        check(RED, &exited(101), "1 passed, 1 failed", 1);
+        check(
+            &format!("{GREEN}\n{GREEN}"),
+            &exited(0),
+            "6 passed, 0 failed, 2 skipped",
+            0,
+        );
+    }
+
+    #[test]
+    fn what_the_lines_do_not_tell_is_a_failure() {
+        check("test a ... ok", &exited(0), "0 passed, 1 failed", 1);
+        check(GREEN, &exited(101), "3 passed, 1 failed, 1 skipped", 1);
+        check(
+            "",
+            &Ending::Exited(ExitStatus::from_raw(11)),
+            "0 passed, 1 failed",
+            1,
+        );
+        check(
+            "",
+            &Ending::TimedOut(Duration::from_secs(1)),
+            "0 passed, 1 failed",
+            1,
+        );
+        check("", &Ending::Interrupted, "0 passed, 0 failed", 0);
+    }
+
+    #[test]
+    fn failures_keep_their_binary() {
+        let (mut all, mut one) = (Tally::default(), Tally::default());
+        RED.lines().for_each(|line| one.line(line));
+        all.add("tests/tunnel", &one);
+        assert_eq!(all.failures, ["tests/tunnel: a::b"]);
+    }
+}

@@ -1,0 +1,96 @@
+//! Files that no `mod` names: cargo does not compile them, so nobody notices when they rot.
+
+use std::collections::BTreeSet;
+
+use super::{Finding, source::Source};
+
+/// Checks all files together.
+pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
+    let mut reached: BTreeSet<String> = BTreeSet::new();
+    let mut open: Vec<&Source> = sources.iter().filter(|source| is_root(&source.path)).collect();
+    while let Some(source) = open.pop() {
+        if !reached.insert(source.path.clone()) {
+            continue;
+        }
+        let named = children(source);
+        open.extend(sources.iter().filter(|other| named.contains(&other.path)));
+    }
+    let dead = sources.iter().filter(|source| !reached.contains(&source.path));
+    dead.map(|source| Finding {
+        path: source.path.clone(),
+        line: 1,
+        what: "no `mod` names this file".into(),
+        mend: "name it, or remove it".into(),
+    })
+    .collect()
+}
+
+/// Files that cargo takes as the root of a target: `build.rs`, `src/lib.rs`, `src/main.rs`, `src/bin/x.rs`, `tests/x.rs`.
+fn is_root(path: &str) -> bool {
+    let parts: Vec<_> = path.split('/').collect();
+    matches!(
+        parts.as_slice(),
+        [_, "build.rs"] | [_, "src", "lib.rs" | "main.rs"]
+    ) || matches!(
+        parts.as_slice(),
+        [_, "src", "bin", _] | [_, "src", "bin", _, "main.rs"]
+    ) || matches!(parts.as_slice(), [_, "tests" | "benches" | "examples", _])
+        || matches!(
+            parts.as_slice(),
+            [_, "tests" | "benches" | "examples", _, "main.rs"]
+        )
+}
+
+/// Where the modules that a file declares with `mod x;` may be, inline modules included.
+fn children(source: &Source) -> Vec<String> {
+    let dir = directory(&source.path);
+    let declared = (0..source.tokens.len()).filter(|at| source.matches(*at, &["mod"]));
+    declared
+        .filter(|at| source.tokens.get(at + 2).is_some_and(|token| token.is(";")))
+        .filter_map(|at| source.tokens.get(at + 1))
+        .flat_map(|name| {
+            [
+                format!("{dir}/{}.rs", name.word),
+                format!("{dir}/{}/mod.rs", name.word),
+            ]
+        })
+        .collect()
+}
+
+/// The directory of a file's modules: its own for a root and for `mod.rs`, else one of its name.
+fn directory(path: &str) -> String {
+    let (dir, file) = path.rsplit_once('/').unwrap_or(("", path));
+    if is_root(path) || file == "mod.rs" {
+        dir.to_owned()
+    } else {
+        path.trim_end_matches(".rs").to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_nobody_names_are_found() {
+        let files = [
+            ("a/src/lib.rs", "pub mod b;\nmod c;"),
+            ("a/src/b.rs", "mod d;"),
+            ("a/src/b/d.rs", ""),
+            ("a/src/c/mod.rs", "#[cfg(test)]\nmod tests;"),
+            ("a/src/c/tests.rs", ""),
+            ("a/src/bin/tool.rs", ""),
+            ("a/tests/promise.rs", "mod common;"),
+            ("a/tests/common/mod.rs", ""),
+            ("a/build.rs", ""),
+        ];
+        let dead = [("a/src/d.rs", "// mod d;"), ("a/src/b/e.rs", "mod e;")];
+        let sources = files
+            .iter()
+            .chain(&dead)
+            .map(|(path, text)| Source::new((*path).into(), (*text).into()));
+        let found = check(&sources.collect::<Vec<_>>());
+        let found: Vec<_> = found.iter().map(|finding| finding.path.as_str()).collect();
+        assert_eq!(found, ["a/src/d.rs", "a/src/b/e.rs"]);
+    }
+}
