@@ -68,7 +68,11 @@ fn parse_json(line: &str) -> Option<AccessLine> {
     if line.get("target")? != "access" || fields.get("message")? != MESSAGE {
         return None;
     }
-    let texts = fields.iter().map(|(name, value)| (name.clone(), text_of(value)));
+    let of_the_line = |name: &&String| !["level", "target", "timestamp", "message"].contains(&name.as_str());
+    let texts = fields
+        .iter()
+        .filter(|(name, _)| of_the_line(name))
+        .map(|(name, value)| (name.clone(), text_of(value)));
     Some(AccessLine {
         level: line.get("level")?.as_str()?.to_owned(),
         fields: texts.collect(),
@@ -119,25 +123,35 @@ fn parse_value(text: &str) -> (String, &str) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn text_and_json_say_the_same() {
-        let text = "2026-01-01T00:00:00Z  INFO weft: other line\n\
-            2026-01-01T00:00:00Z ERROR access: connection complete src.addr=10.0.0.1:5 bytes_sent=12 error=\"no \\\"way\\\" out\" direction=\"inbound\"\n\
-            2026-01-01T00:00:00Z  INFO access: connection complete src.a";
-        let json = r#"{"level":"INFO","target":"weft","fields":{"message":"other"}}
-            {"level":"ERROR","target":"access","fields":{"message":"connection complete","src.addr":"10.0.0.1:5","bytes_sent":12,"error":"no \"way\" out","direction":"inbound"}}
-"#
-        .replace("            {", "{");
+        let fields = r#"src.addr=10.0.0.1:5 bytes_sent=12 error="no \"way\" out" direction="inbound""#;
+        let text = format!(
+            "2026-01-01T00:00:00Z  INFO weft: other line\n\
+             2026-01-01T00:00:00Z ERROR access: connection complete {fields}\n\
+             2026-01-01T00:00:00Z  INFO access: connection complete src.a"
+        );
+        let fields = json!({
+            "message": "connection complete", "src.addr": "10.0.0.1:5", "bytes_sent": 12,
+            "error": "no \"way\" out", "direction": "inbound",
+        });
+        let json = [
+            json!({ "level": "INFO", "target": "weft", "fields": { "message": "other" } }),
+            json!({ "level": "ERROR", "target": "access", "fields": fields }),
+        ];
+        let json: String = json.iter().map(|line| format!("{line}\n")).collect();
         let wanted = [
             ("src.addr", "10.0.0.1:5"),
             ("bytes_sent", "12"),
             ("error", "no \"way\" out"),
             ("direction", "inbound"),
         ];
-        for log in [text, &json] {
-            let lines = parse(log);
+        for log in [text, json] {
+            let lines = parse(&log);
             assert_eq!(lines.len(), 1, "{lines:?}");
             assert!(lines[0].matches(&wanted), "{}", lines[0]);
             assert!(!lines[0].is_ok() && lines[0].number("bytes_sent") == Some(12));

@@ -136,9 +136,9 @@ impl Agent {
         let log = self.open_log()?;
         let mut command = self.0.place.command(&self.0.binary);
         // What the person running the tests has set for their own agents is not for these.
-        ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS"]
-            .into_iter()
-            .for_each(|name| drop(command.env_remove(name)));
+        for name in ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS"] {
+            command.env_remove(name);
+        }
         command.args(&self.0.args).envs(self.0.envs.iter().cloned());
         command
             .stdin(Stdio::null())

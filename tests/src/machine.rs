@@ -19,10 +19,10 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// Where the unified hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside the old ones.
 pub fn cgroup2_root() -> Result<PathBuf> {
-    mounts_of("cgroup2")?
-        .into_iter()
-        .next()
-        .context("no cgroup2 is mounted: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified")
+    mounts_of("cgroup2")?.into_iter().next().context(
+        "no cgroup2 is mounted: \
+             mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
+    )
 }
 
 /// Makes sure that bpffs is mounted where agents pin, and says so when it had to mount it.

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_scrape_reads_back() {
-        let text = "# HELP x y\n# TYPE x counter\nx_total{a=\"1\",b=\"q\\\"}\"} 2\nx_total{a=\"2\",b=\"\"} 3 1700000000\nup 1\n# EOF\n";
+        let text = "# HELP x y\n# TYPE x counter\nx_total{a=\"1\",b=\"q\\\"}\"} 2\n\
+            x_total{a=\"2\",b=\"\"} 3 1700000000\nup 1\n# EOF\n";
         let samples = Samples::parse(text).expect("valid");
         assert_eq!(samples.sum("x_total", &[]), 5.0);
         assert_eq!(samples.sum("x_total", &[("b", "q\"}")]), 2.0);

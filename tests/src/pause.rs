@@ -1,9 +1,9 @@
 //! Sockets that belong to a pod.
 //!
 //! A socket keeps the network namespace and the cgroup of the process that made it, and a cgroup is a matter of whole
-//! processes. So each pod has one small process (`weft-pause`) that makes sockets on request and passes them to the test
-//! (`SCM_RIGHTS`), where they are ordinary `std::net` sockets. `connect` is called over there too, so that the eBPF
-//! programs see a process of the pod.
+//! processes. So each pod has one small process (`weft-pause`) that makes sockets on request and passes them to the
+//! test (`SCM_RIGHTS`), where they are ordinary `std::net` sockets. `connect` is called over there too, so that the
+//! eBPF programs see a process of the pod.
 //!
 //! One request and one reply are one packet each on a `SOCK_SEQPACKET` pair; the pair's end is the process's end.
 

@@ -373,13 +373,9 @@ impl Drop for World {
         }
         self.pauses.clear();
         if self.keep || thread::panicking() {
-            let kept = self.run.kept_dir();
+            let (kept, tails) = (self.run.kept_dir(), self.log_tails());
             match fs::rename(self.dir(), &kept) {
-                Ok(()) => eprintln!(
-                    "{}the files of this world are kept in {}",
-                    self.log_tails(),
-                    kept.display()
-                ),
+                Ok(()) => eprintln!("{tails}the files of this world are kept in {}", kept.display()),
                 Err(err) => eprintln!("cannot keep {}: {err}", self.dir().display()),
             }
         }

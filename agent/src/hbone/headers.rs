@@ -14,6 +14,9 @@ use thiserror::Error;
 
 use crate::mesh::{Workload, WorkloadType};
 
+#[cfg(test)]
+mod tests;
+
 /// W3C Baggage.
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// RFC 7239.
@@ -74,7 +77,10 @@ impl FromStr for Authority {
 /// A DNS name of labels; one whose last label is a number is an address that somebody wrote badly.
 fn is_host(host: &str) -> bool {
     let label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        !label.is_empty()
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
     };
     let last = host.rsplit('.').next().unwrap_or_default();
     host.len() <= LONGEST_HOST && host.split('.').all(label) && !last.bytes().all(|b| b.is_ascii_digit())
@@ -134,14 +140,20 @@ impl Baggage {
     /// As a header. Names that are too long to be Kubernetes' give an empty one.
     pub fn header(&self) -> HeaderValue {
         let text = self.to_string();
-        let header = if text.len() > LONGEST { None } else { HeaderValue::try_from(text).ok() };
+        let header = if text.len() > LONGEST {
+            None
+        } else {
+            HeaderValue::try_from(text).ok()
+        };
         header.unwrap_or(HeaderValue::from_static(""))
     }
 
     /// Members and properties that are not ours are passed over.
     fn member(&mut self, member: &str) -> Result<(), HeaderError> {
         let member = member.split(';').next().unwrap_or_default();
-        let Some((key, value)) = member.split_once('=') else { return Ok(()) };
+        let Some((key, value)) = member.split_once('=') else {
+            return Ok(());
+        };
         let workload_type = match key.trim() {
             "k8s.cluster.name" => return decode_into(&mut self.cluster, value),
             "k8s.namespace.name" => return decode_into(&mut self.namespace, value),
@@ -217,14 +229,18 @@ fn decode_into(field: &mut String, value: &str) -> Result<(), HeaderError> {
             _ => None,
         };
         bytes.push(escape.map_or(*first, |(high, low)| high << 4 | low));
-        rest = tail.get(if escape.is_some() { 2 } else { 0 }..).unwrap_or_default();
+        rest = tail
+            .get(if escape.is_some() { 2 } else { 0 }..)
+            .unwrap_or_default();
     }
     *field = String::from_utf8(bytes).map_err(|_| HeaderError::NotText)?;
     Ok(())
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
 }
 
 /// Who the connection is forwarded for, and the service that was dialled.
@@ -244,7 +260,10 @@ impl Forwarded {
 
     fn parameter(name: &str, value: &str, client: &mut Option<SocketAddr>, host: &mut Option<String>) {
         let value = value.trim();
-        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        let value = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .unwrap_or(value);
         if name.trim().eq_ignore_ascii_case("for") {
             *client = value.parse().ok();
         } else if name.trim().eq_ignore_ascii_case("host") && is_host(value) {
@@ -267,7 +286,10 @@ impl FromStr for Forwarded {
                 Self::parameter(name, value, &mut client, &mut host);
             }
         }
-        Ok(Self { client: client.ok_or(HeaderError::Forwarded)?, host })
+        Ok(Self {
+            client: client.ok_or(HeaderError::Forwarded)?,
+            host,
+        })
     }
 }
 
@@ -303,7 +325,11 @@ impl TraceParent {
         // Zero is reserved, and a draw of it is one in 2^64.
         trace_id[15] |= u8::from(trace_id == [0; 16]);
         parent_id[7] |= u8::from(parent_id == [0; 8]);
-        Self { trace_id, parent_id, flags: sampled.into() }
+        Self {
+            trace_id,
+            parent_id,
+            flags: sampled.into(),
+        }
     }
 
     /// As a header; `None` never happens, the text is hexadecimal.
@@ -327,7 +353,11 @@ impl FromStr for TraceParent {
         if version == 0xff || (version == 0 && later) || trace_id == [0; 16] || parent_id == [0; 8] {
             return Err(HeaderError::TraceParent);
         }
-        Ok(Self { trace_id, parent_id, flags })
+        Ok(Self {
+            trace_id,
+            parent_id,
+            flags,
+        })
     }
 }
 

@@ -10,7 +10,9 @@ use super::Settings;
 /// Resolves when the peer has left a PING unanswered for the time it says. While it waits, the connection must be
 /// polled by somebody else.
 pub(super) async fn silence(pings: Option<PingPong>, settings: &Settings) -> Duration {
-    let Some(mut pings) = pings else { return pending().await };
+    let Some(mut pings) = pings else {
+        return pending().await;
+    };
     loop {
         sleep(settings.ping_interval).await;
         match timeout(settings.ping_timeout, pings.ping(Ping::opaque())).await {

@@ -25,10 +25,7 @@ use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers};
-use crate::{
-    mesh::SpiffeId,
-    net::tls::TlsError,
-};
+use crate::{mesh::SpiffeId, net::tls::TlsError};
 
 pub use error::ConnectError;
 pub(super) use tunnel::Slot;
@@ -82,7 +79,12 @@ const ATTEMPTS: usize = 3;
 impl Pool {
     /// An empty pool.
     pub fn new(settings: Settings) -> Self {
-        Self { shared: Arc::new(Shared { settings, tunnels: Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared {
+                settings,
+                tunnels: Mutex::default(),
+            }),
+        }
     }
 
     /// Opens a stream to `request.authority` through a tunnel that fits `key`, dialling one where there is none.
@@ -113,8 +115,12 @@ impl Pool {
                 Some(slot) => slot,
                 None => {
                     // Our own tunnel has turned us away as well: it is no use to go on.
-                    let Some((tls, dial)) = new.take() else { return Err(turned_away) };
-                    let config = tls().map_err(|source| ConnectError::Certificate { source: source.into() })?;
+                    let Some((tls, dial)) = new.take() else {
+                        return Err(turned_away);
+                    };
+                    let config = tls().map_err(|source| ConnectError::Certificate {
+                        source: source.into(),
+                    })?;
                     self.shared.open(&key, config, dial)
                 }
             };
@@ -153,7 +159,9 @@ impl Shared {
         let mut tunnels = self.lock();
         let fitting = tunnels.get_mut(key)?;
         fitting.retain(|tunnel| tunnel.is_usable());
-        fitting.iter().find_map(|tunnel| tunnel.take_slot(self.settings.max_streams))
+        fitting
+            .iter()
+            .find_map(|tunnel| tunnel.take_slot(self.settings.max_streams))
     }
 
     /// A new tunnel with one place taken. It is in the map at once, so that others wait for it.
@@ -166,7 +174,9 @@ impl Shared {
         self.lock().entry(key.clone()).or_default().push(tunnel.clone());
         let (shared, key) = (self.clone(), key.clone());
         tokio::spawn(async move {
-            tunnel.run(&shared.settings, config, dial, || shared.remove(&key, &tunnel)).await;
+            tunnel
+                .run(&shared.settings, config, dial, || shared.remove(&key, &tunnel))
+                .await;
         });
         slot
     }
@@ -195,22 +205,37 @@ impl Shared {
             let (answer, send) = sender.send_request(request, false).map_err(failed)?;
             Ok((answer.await.map_err(failed)?, send))
         });
-        let (answer, send) =
-            answered.await.map_err(|_| ConnectError::Unanswered { peer, after: self.settings.answer_timeout })??;
+        let (answer, send) = answered.await.map_err(|_| ConnectError::Unanswered {
+            peer,
+            after: self.settings.answer_timeout,
+        })??;
         let (head, recv) = answer.into_parts();
         let baggage: Option<Baggage> = headers::read(&head.headers, &headers::BAGGAGE);
         if head.status != http::StatusCode::OK {
-            return Err(ConnectError::Refused { peer, status: head.status.as_u16() });
+            return Err(ConnectError::Refused {
+                peer,
+                status: head.status.as_u16(),
+            });
         }
-        Ok(Stream { send, recv, peer: baggage, identity: Some(identity), slot: Some(slot) })
+        Ok(Stream {
+            send,
+            recv,
+            peer: baggage,
+            identity: Some(identity),
+            slot: Some(slot),
+            served: None,
+        })
     }
 }
 
 /// RFC 9113 8.5: CONNECT has an authority and neither scheme nor path.
 fn encode(request: &ConnectRequest) -> Result<http::Request<()>, ConnectError> {
     let malformed = |_| ConnectError::Authority(request.authority.clone());
-    let authority: http::uri::Authority =
-        request.authority.to_string().parse().map_err(|_| ConnectError::Authority(request.authority.clone()))?;
+    let authority: http::uri::Authority = request
+        .authority
+        .to_string()
+        .parse()
+        .map_err(|_| ConnectError::Authority(request.authority.clone()))?;
     let mut connect = http::Request::builder()
         .method(Method::CONNECT)
         .version(Version::HTTP_2)
@@ -219,8 +244,14 @@ fn encode(request: &ConnectRequest) -> Result<http::Request<()>, ConnectError> {
         .map_err(malformed)?;
     let values = [
         (headers::BAGGAGE, request.baggage.clone()),
-        (headers::FORWARDED, request.forwarded.as_ref().and_then(Forwarded::header)),
-        (headers::TRACEPARENT, request.traceparent.as_ref().and_then(TraceParent::header)),
+        (
+            headers::FORWARDED,
+            request.forwarded.as_ref().and_then(Forwarded::header),
+        ),
+        (
+            headers::TRACEPARENT,
+            request.traceparent.as_ref().and_then(TraceParent::header),
+        ),
     ];
     for (name, value) in values {
         if let Some(value) = value {

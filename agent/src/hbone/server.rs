@@ -2,10 +2,10 @@
 //!
 //! It answers nothing by itself and knows no policy. Called by the roles, once per accepted TLS connection.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use h2::{RecvStream, Reason, server::Connection, server::SendResponse};
+use h2::{Reason, RecvStream, server::Connection, server::SendResponse};
 use http::{HeaderValue, Method, StatusCode};
 use thiserror::Error;
 use tokio::{
@@ -37,6 +37,7 @@ pub struct Request {
 pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    served: Arc<()>,
 }
 
 impl Responder {
@@ -50,7 +51,14 @@ impl Responder {
             answer.headers_mut().insert(headers::BAGGAGE, baggage.clone());
         }
         let send = self.respond.send_response(answer, false)?;
-        Ok(Stream { send, recv: self.recv, peer: None, identity: None, slot: None })
+        Ok(Stream {
+            send,
+            recv: self.recv,
+            peer: None,
+            identity: None,
+            slot: None,
+            served: Some(self.served),
+        })
     }
 
     /// A status that is not 200, and the stream's end.
@@ -108,7 +116,9 @@ where
     F: FnMut(Request),
 {
     let handshake = timeout(settings.handshake_timeout, settings.server().handshake(io));
-    let handshake = handshake.await.map_err(|_| ServeError::TimedOut(settings.handshake_timeout))?;
+    let handshake = handshake
+        .await
+        .map_err(|_| ServeError::TimedOut(settings.handshake_timeout))?;
     let mut connection = handshake.map_err(name_error)?;
     let silence = keepalive::silence(connection.ping_pong(), settings);
     tokio::select! {
@@ -133,10 +143,14 @@ where
     };
     tokio::pin!(deadline);
     let mut draining = false;
+    // Held by every request and stream.
+    let served = Arc::new(());
     loop {
         tokio::select! {
             request = connection.accept() => match request {
-                Some(Ok((request, respond))) => on_request(read(request, respond)),
+                Some(Ok((request, respond))) => on_request(read(request, respond, served.clone())),
+                // A client that is done with us need not say good-bye.
+                Some(Err(err)) if err.is_io() && Arc::strong_count(&served) == 1 => return Ok(()),
                 Some(Err(err)) => return Err(name_error(err)),
                 None => return Ok(()),
             },
@@ -164,11 +178,17 @@ fn name_error(err: h2::Error) -> ServeError {
     }
 }
 
-fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Request {
+fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, served: Arc<()>) -> Request {
     let (head, recv) = request.into_parts();
-    let authority = head.uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
+    let authority = head
+        .uri
+        .authority()
+        .map(|authority| authority.as_str())
+        .unwrap_or_default();
     let target = if head.method == Method::CONNECT {
-        authority.parse().map_err(|_| Refusal::BadAuthority(authority.chars().take(128).collect()))
+        authority
+            .parse()
+            .map_err(|_| Refusal::BadAuthority(authority.chars().take(128).collect()))
     } else {
         Err(Refusal::NotConnect)
     };
@@ -177,6 +197,10 @@ fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>) -> Req
         baggage: headers::read(&head.headers, &headers::BAGGAGE),
         forwarded: headers::read(&head.headers, &headers::FORWARDED),
         traceparent: headers::read(&head.headers, &headers::TRACEPARENT),
-        respond: Responder { respond, recv },
+        respond: Responder {
+            respond,
+            recv,
+            served,
+        },
     }
 }

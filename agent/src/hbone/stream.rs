@@ -4,8 +4,9 @@
 //! and a half-close mean is in `net::copy`.
 
 use std::{
-    future::{Future as _, poll_fn},
+    future::poll_fn,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -32,6 +33,8 @@ pub struct Stream {
     pub(super) identity: Option<SpiffeId>,
     /// The place on the tunnel that the stream holds; given back when it is dropped.
     pub(super) slot: Option<Slot>,
+    /// On the side that was dialled: tells the connection that a stream is still there.
+    pub(super) served: Option<Arc<()>>,
 }
 
 impl Stream {
@@ -57,9 +60,24 @@ pub enum AppSide {
 ///
 /// # Errors
 /// When the app's socket or the stream breaks; the other one has been reset then.
-pub async fn copy(app: TcpStream, stream: Stream, side: AppSide, counters: &impl Count) -> Result<(), CopyError> {
-    let app = Closing::new(app);
-    let Stream { mut send, recv, slot: _slot, .. } = stream;
+pub fn copy(
+    app: TcpStream,
+    stream: Stream,
+    side: AppSide,
+    counters: &impl Count,
+) -> impl Future<Output = Result<(), CopyError>> {
+    // Outside of the future, which may be dropped before it was polled.
+    run(Closing::new(app), stream, side, counters)
+}
+
+async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count) -> Result<(), CopyError> {
+    let Stream {
+        mut send,
+        recv,
+        slot: _slot,
+        served: _served,
+        ..
+    } = stream;
     let sent = |n| match side {
         AppSide::Dialled => counters.up(n),
         AppSide::Answered => counters.down(n),
@@ -69,7 +87,12 @@ pub async fn copy(app: TcpStream, stream: Stream, side: AppSide, counters: &impl
         AppSide::Answered => counters.up(n),
     };
     let mut to_stream = ToStream::default();
-    let mut to_app = ToApp { recv, outlet: Outlet::default(), ended: false, done: false };
+    let mut to_app = ToApp {
+        recv,
+        outlet: Outlet::default(),
+        ended: false,
+        done: false,
+    };
     let copied = {
         let mut broken = pin!(app.broken());
         poll_fn(|cx| {
@@ -78,7 +101,11 @@ pub async fn copy(app: TcpStream, stream: Stream, side: AppSide, counters: &impl
             }
             let up = to_stream.poll(cx, &app.socket, &mut send, sent)?;
             let down = to_app.poll(cx, &app.socket, received)?;
-            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
         })
         .await
     };
@@ -161,7 +188,12 @@ struct ToApp {
 }
 
 impl ToApp {
-    fn poll(&mut self, cx: &mut Context<'_>, app: &TcpStream, count: impl Fn(u64)) -> Poll<Result<(), CopyError>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &TcpStream,
+        count: impl Fn(u64),
+    ) -> Poll<Result<(), CopyError>> {
         while !self.done {
             self.take_arrived(cx).map_err(CopyError::Stream)?;
             if !self.outlet.is_empty() {

@@ -1,0 +1,6 @@
+//! Tunnels over loopback with real TLS: an app on each side, and everything in between as in the product.
+
+mod apps;
+mod floods;
+mod tunnels;
+mod world;

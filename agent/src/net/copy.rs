@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    future::{Future as _, pending, poll_fn},
+    future::{pending, poll_fn},
     io::{self, ErrorKind, IoSlice},
     net::Shutdown,
     pin::pin,
@@ -71,8 +71,16 @@ pub enum CopyError {
 ///
 /// # Errors
 /// When either side breaks; both have been reset then.
-pub async fn copy_tcp(app: TcpStream, upstream: TcpStream, counters: &impl Count) -> Result<(), CopyError> {
-    let (app, upstream) = (Closing::new(app), Closing::new(upstream));
+pub fn copy_tcp(
+    app: TcpStream,
+    upstream: TcpStream,
+    counters: &impl Count,
+) -> impl Future<Output = Result<(), CopyError>> {
+    // Outside of the future, which may be dropped before it was polled.
+    run(Closing::new(app), Closing::new(upstream), counters)
+}
+
+async fn run(app: Closing, upstream: Closing, counters: &impl Count) -> Result<(), CopyError> {
     let (mut up, mut down) = (Leg::default(), Leg::default());
     let (of_app, of_upstream): (Name, Name) = (CopyError::App, CopyError::Upstream);
     let copied = {
@@ -88,7 +96,11 @@ pub async fn copy_tcp(app: TcpStream, upstream: TcpStream, counters: &impl Count
             let (near, far) = (&app.socket, &upstream.socket);
             let up = up.poll(cx, near, far, |n| counters.up(n), (of_app, of_upstream))?;
             let down = down.poll(cx, far, near, |n| counters.down(n), (of_upstream, of_app))?;
-            if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
         })
         .await
     };

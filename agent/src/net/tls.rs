@@ -98,7 +98,10 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 pub fn random<const N: usize>() -> Result<[u8; N], TlsError> {
     let mut bytes = [0; N];
     let provider = crypto_provider();
-    provider.secure_random.fill(&mut bytes).map_err(|_| TlsError::Random)?;
+    provider
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_| TlsError::Random)?;
     Ok(bytes)
 }
 
@@ -158,7 +161,10 @@ pub async fn accept(
     deadline: Duration,
 ) -> Result<(server::TlsStream<TcpStream>, SpiffeId), TlsError> {
     let handshake = timeout(deadline, TlsAcceptor::from(config).accept(tcp));
-    let stream = handshake.await.map_err(|_| TlsError::TimedOut(deadline))?.map_err(TlsError::Handshake)?;
+    let stream = handshake
+        .await
+        .map_err(|_| TlsError::TimedOut(deadline))?
+        .map_err(TlsError::of_handshake)?;
     let session = stream.get_ref().1;
     // rustls refuses other protocols, but lets a client pass that names none.
     require_h2(session.alpn_protocol())?;
@@ -181,7 +187,10 @@ pub async fn connect(
 ) -> Result<(client::TlsStream<TcpStream>, SpiffeId), TlsError> {
     let name = ServerName::IpAddress(server.into());
     let handshake = timeout(deadline, TlsConnector::from(config).connect(name, tcp));
-    let stream = handshake.await.map_err(|_| TlsError::TimedOut(deadline))?.map_err(TlsError::Handshake)?;
+    let stream = handshake
+        .await
+        .map_err(|_| TlsError::TimedOut(deadline))?
+        .map_err(TlsError::of_handshake)?;
     let session = stream.get_ref().1;
     require_h2(session.alpn_protocol())?;
     let peer = peer_identity(session.peer_certificates().unwrap_or_default()).map_err(TlsError::Identity)?;
@@ -189,7 +198,11 @@ pub async fn connect(
 }
 
 fn require_h2(agreed: Option<&[u8]>) -> Result<(), TlsError> {
-    if agreed == Some(ALPN_H2) { Ok(()) } else { Err(TlsError::NoAlpn) }
+    if agreed == Some(ALPN_H2) {
+        Ok(())
+    } else {
+        Err(TlsError::NoAlpn)
+    }
 }
 
 /// Why a configuration could not be built or a handshake failed.
@@ -204,11 +217,11 @@ pub enum TlsError {
     /// The operating system gave no randomness.
     #[error("the operating system gave no random bytes")]
     Random,
-    /// The handshake failed; [`TlsError::is_identity`] tells who from how.
+    /// The handshake failed, for another reason than who the peer is.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
-    /// The peer's certificate names nobody.
-    #[error("the peer has no identity")]
+    /// The peer's chain is good, but it is not who it should be.
+    #[error("the peer is not who it should be")]
     Identity(#[source] IdentityError),
     /// The peer did not agree on HTTP/2.
     #[error("the peer did not agree on ALPN `h2`")]
@@ -221,10 +234,13 @@ pub enum TlsError {
 impl TlsError {
     /// Whether the peer proved to be somebody else than it should be, as against any other failure.
     pub fn is_identity(&self) -> bool {
-        match self {
-            Self::Handshake(err) => is_identity_error(err),
-            Self::Identity(_) => true,
-            _ => false,
+        matches!(self, Self::Identity(_))
+    }
+
+    fn of_handshake(err: io::Error) -> Self {
+        match identity::identity_error(&err) {
+            Some(identity) => Self::Identity(identity.clone()),
+            None => Self::Handshake(err),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Certificate requests: a fresh key and the identity it is for; and reading one, for whoever signs.
 
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKey,
-    SanType,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256,
+    PublicKey, SanType,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use thiserror::Error;
@@ -27,7 +27,10 @@ impl Csr {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(id)?];
         let request = params.serialize_request(&key).map_err(CsrError::Make)?;
-        Ok(Self { pem: request.pem().map_err(CsrError::Make)?, key })
+        Ok(Self {
+            pem: request.pem().map_err(CsrError::Make)?,
+            key,
+        })
     }
 
     /// The key, for the certificate that came back. rustls wipes this copy from memory when it is dropped.
@@ -42,7 +45,7 @@ pub(super) fn uri(id: &SpiffeId) -> Result<SanType, CsrError> {
 
 /// A request as the one who signs reads it: its signature has been verified.
 #[derive(Debug)]
-pub struct ReadCsr {
+pub(super) struct ReadCsr {
     /// Who it is for.
     pub id: SpiffeId,
     /// The key that is to be certified.
@@ -55,10 +58,13 @@ impl ReadCsr {
     ///
     /// # Errors
     /// When it is damaged, not signed by its key, or has other than one name, a workload's URI.
-    pub fn from_pem(pem: &str) -> Result<Self, CsrError> {
+    pub(super) fn from_pem(pem: &str) -> Result<Self, CsrError> {
         let csr = CertificateSigningRequestParams::from_pem(pem).map_err(CsrError::Read)?;
         match csr.params.subject_alt_names.as_slice() {
-            [SanType::URI(uri)] => Ok(Self { id: uri.as_str().parse()?, key: csr.public_key }),
+            [SanType::URI(uri)] => Ok(Self {
+                id: uri.as_str().parse()?,
+                key: csr.public_key,
+            }),
             names => Err(CsrError::Names(names.len())),
         }
     }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use thiserror::Error;
@@ -43,7 +43,9 @@ pub struct LocalCa {
 
 impl fmt::Debug for LocalCa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalCa").field("intermediates", &self.intermediates.len()).finish_non_exhaustive()
+        f.debug_struct("LocalCa")
+            .field("intermediates", &self.intermediates.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,7 +59,9 @@ impl LocalCa {
         let now = SystemTime::now();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, trust_domain.as_str());
         params.distinguished_name.push(DnType::CommonName, "weft root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -77,24 +81,46 @@ impl LocalCa {
         Self::from_pem(&read(cert_path)?, &read(key_path)?, cert_path, key_path)
     }
 
-    fn from_pem(cert_pem: &[u8], key_pem: &[u8], cert_path: &Path, key_path: &Path) -> Result<Self, LocalCaError> {
-        let bad_cert = |why: String| LocalCaError::Certificate { path: cert_path.into(), why };
-        let bad_key = |why: String| LocalCaError::Key { path: key_path.into(), why };
+    fn from_pem(
+        cert_pem: &[u8],
+        key_pem: &[u8],
+        cert_path: &Path,
+        key_path: &Path,
+    ) -> Result<Self, LocalCaError> {
+        let bad_cert = |why: String| LocalCaError::Certificate {
+            path: cert_path.into(),
+            why,
+        };
+        let bad_key = |why: String| LocalCaError::Key {
+            path: key_path.into(),
+            why,
+        };
         let mut chain = CertificateDer::pem_slice_iter(cert_pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|err| bad_cert(err.to_string()))?;
-        let first = chain.first().ok_or_else(|| bad_cert("it holds no certificate".into()))?.clone();
+        let first = chain
+            .first()
+            .ok_or_else(|| bad_cert("it holds no certificate".into()))?
+            .clone();
         let (_, parsed) = X509Certificate::from_der(&first).map_err(|err| bad_cert(err.to_string()))?;
         let not_after = check_ca(&parsed).map_err(bad_cert)?;
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|err| bad_key(err.to_string()))?;
         let key = KeyPair::try_from(&key).map_err(|err| bad_key(err.to_string()))?;
         if parsed.public_key().subject_public_key.data != key.der_bytes() {
-            return Err(LocalCaError::Mismatch { cert: cert_path.into(), key: key_path.into() });
+            return Err(LocalCaError::Mismatch {
+                cert: cert_path.into(),
+                key: key_path.into(),
+            });
         }
         let root = chain.pop().unwrap_or_else(|| first.clone());
         let trust = TrustBundle::from_der(vec![root]).map_err(|err| bad_cert(err.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(&first, key).map_err(|err| bad_cert(err.to_string()))?;
-        Ok(Self { issuer, not_after, intermediates: chain, trust })
+        Ok(Self {
+            issuer,
+            not_after,
+            intermediates: chain,
+            trust,
+        })
     }
 
     /// The root.
@@ -117,17 +143,27 @@ impl LocalCa {
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(&csr.id).map_err(LocalCaError::Csr)?];
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         params.not_before = (now - BACKDATED).into();
         params.not_after = (now + LIFETIME).min(self.not_after).into();
         params.serial_number = Some(serial()?);
-        let cert = params.signed_by(&csr.key, &self.issuer).map_err(LocalCaError::Sign)?;
+        let cert = params
+            .signed_by(&csr.key, &self.issuer)
+            .map_err(LocalCaError::Sign)?;
         let mut chain = vec![cert.into()];
         chain.extend_from_slice(&self.intermediates);
-        Ok(Signed { chain, trust: self.trust.clone() })
+        Ok(Signed {
+            chain,
+            trust: self.trust.clone(),
+        })
     }
 }
 
@@ -139,7 +175,10 @@ fn serial() -> Result<rcgen::SerialNumber, LocalCaError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LocalCaError> {
-    fs::read(path).map_err(|source| LocalCaError::Read { path: path.into(), source })
+    fs::read(path).map_err(|source| LocalCaError::Read {
+        path: path.into(),
+        source,
+    })
 }
 
 /// Whether a certificate may sign others, and until when.

@@ -11,6 +11,6 @@ mod store;
 mod tests;
 
 pub use authority::{CaError, CertificateAuthority, Signed};
-pub use csr::{CsrError, Csr};
+pub use csr::{Csr, CsrError};
 pub use local_ca::{LocalCa, LocalCaError};
 pub use store::{StoreSettings, Svid, SvidStore};

@@ -93,7 +93,9 @@ struct Shared {
 
 impl fmt::Debug for SvidStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidStore").field("current", &self.shared.current.load().len()).finish_non_exhaustive()
+        f.debug_struct("SvidStore")
+            .field("current", &self.shared.current.load().len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,7 +131,12 @@ impl SvidStore {
 
     /// The certificate of `id`, if there is one that is still good. Never waits.
     pub fn current(&self, id: &SpiffeId) -> Option<Arc<Svid>> {
-        self.shared.current.load().get(id).filter(|svid| !svid.is_expired()).cloned()
+        self.shared
+            .current
+            .load()
+            .get(id)
+            .filter(|svid| !svid.is_expired())
+            .cloned()
     }
 
     /// Every certificate, also those that have expired, by name: for status.
@@ -228,7 +235,14 @@ impl Owner {
     fn reconcile(&mut self, wanted: &HashSet<SpiffeId>) {
         self.entries.retain(|id, _| wanted.contains(id));
         for id in wanted {
-            let new = || Entry { due: Due { at: Instant::now(), wall: None }, failures: 0, in_flight: false };
+            let new = || Entry {
+                due: Due {
+                    at: Instant::now(),
+                    wall: None,
+                },
+                failures: 0,
+                in_flight: false,
+            };
             self.entries.entry(id.clone()).or_insert_with(new);
         }
         let current = self.shared.current.load();
@@ -245,12 +259,17 @@ impl Owner {
 
     fn start_due(&mut self) {
         let free = self.settings.concurrency.saturating_sub(self.signing.len());
-        let due = self.entries.iter_mut().filter(|(_, entry)| !entry.in_flight && entry.due.is_over());
+        let due = self
+            .entries
+            .iter_mut()
+            .filter(|(_, entry)| !entry.in_flight && entry.due.is_over());
         for (id, entry) in due.take(free) {
             entry.in_flight = true;
             let (ca, id, limit) = (self.ca.clone(), id.clone(), self.settings.sign_timeout);
             self.signing.spawn(async move {
-                let fetched = timeout(limit, fetch(&ca, &id)).await.unwrap_or(Err(CaError::TimedOut));
+                let fetched = timeout(limit, fetch(&ca, &id))
+                    .await
+                    .unwrap_or(Err(CaError::TimedOut));
                 (id, fetched)
             });
         }
@@ -258,13 +277,18 @@ impl Owner {
 
     fn next_look(&self) -> Instant {
         let soonest = Instant::now() + LOOK;
-        let waiting = self.entries.values().filter(|entry| !entry.in_flight && !entry.due.is_over());
+        let waiting = self
+            .entries
+            .values()
+            .filter(|entry| !entry.in_flight && !entry.due.is_over());
         waiting.map(|entry| entry.due.at).fold(soonest, Instant::min)
     }
 
     /// An answer of the CA. Nobody may want it any more.
     fn settle(&mut self, id: SpiffeId, result: Result<Fetched, CaError>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
         entry.in_flight = false;
         match result {
             Ok(Fetched { mut svid, trust }) => {
@@ -280,8 +304,14 @@ impl Owner {
             }
             Err(err) => {
                 entry.failures += 1;
-                let pause = self.settings.backoff_cap.min(doubled(self.settings.backoff, entry.failures));
-                entry.due = Due { at: Instant::now() + pause.mul_f64(0.5 + 0.5 * draw()), wall: None };
+                let pause = self
+                    .settings
+                    .backoff_cap
+                    .min(doubled(self.settings.backoff, entry.failures));
+                entry.due = Due {
+                    at: Instant::now() + pause.mul_f64(0.5 + 0.5 * draw()),
+                    wall: None,
+                };
                 let error = chain(&err);
                 warn!(%id, error, failures = entry.failures, "no certificate; the CA will be asked again");
             }
@@ -303,7 +333,10 @@ fn draw() -> f64 {
 fn renewal(svid: &Svid) -> Due {
     let left = svid.expires.saturating_duration_since(Instant::now());
     let pause = left.mul_f64(0.45 + 0.1 * draw());
-    Due { at: Instant::now() + pause, wall: SystemTime::now().checked_add(pause) }
+    Due {
+        at: Instant::now() + pause,
+        wall: SystemTime::now().checked_add(pause),
+    }
 }
 
 /// An error and its causes, in one line.
@@ -320,13 +353,21 @@ async fn fetch(ca: &CertificateAuthority, id: &SpiffeId) -> Result<Fetched, CaEr
     if named != *id {
         return Err(CaError::Unusable(format!("it is for {named}")));
     }
-    let leaf = signed.chain.first().ok_or_else(|| CaError::Unusable("there is none".into()))?;
+    let leaf = signed
+        .chain
+        .first()
+        .ok_or_else(|| CaError::Unusable("there is none".into()))?;
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|err| CaError::Unusable(err.to_string()))?;
     let (issued_at, expires_at) = (at(leaf.validity().not_before), at(leaf.validity().not_after));
-    let serial = leaf.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect();
+    let serial = leaf
+        .raw_serial()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let left = expires_at.duration_since(SystemTime::now());
     let left = left.map_err(|_| CaError::Unusable("it has expired already".into()))?;
-    let cert = CertifiedKey::from_der(signed.chain.clone(), csr.into_key(), &crypto_provider()).map_err(CaError::Key)?;
+    let cert = CertifiedKey::from_der(signed.chain.clone(), csr.into_key(), &crypto_provider())
+        .map_err(CaError::Key)?;
     let svid = Svid {
         id: id.clone(),
         cert: Arc::new(cert),
@@ -336,7 +377,10 @@ async fn fetch(ca: &CertificateAuthority, id: &SpiffeId) -> Result<Fetched, CaEr
         generation: 0,
         expires: Instant::now() + left,
     };
-    Ok(Fetched { svid, trust: signed.trust })
+    Ok(Fetched {
+        svid,
+        trust: signed.trust,
+    })
 }
 
 fn at(time: x509_parser::time::ASN1Time) -> SystemTime {

@@ -139,16 +139,19 @@ pub fn init(filter: &str, format: LogFormat) -> Result<LogGuard, LogError> {
     })
 }
 
-/// A bare word must be a level: `EnvFilter` takes `verbose` for a target, and would silence everything else.
+/// `EnvFilter` takes a bare `verbose` for a target, which would silence everything else, and an empty text for `error`:
+/// here a bare word must be a level.
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     let wrong = |source| LogError::Filter {
         filter: filter.chars().take(256).collect(),
         source,
     };
-    let misread =
-        |directive: &&str| !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let directives: Vec<&str> = filter.split(',').map(str::trim).collect();
-    if directives.iter().any(misread) {
+    if !directives
+        .iter()
+        .all(|directive| directive.contains(['=', '[']) || is_level(directive))
+    {
         return Err(wrong(None));
     }
     EnvFilter::try_new(directives.join(",")).map_err(|source| wrong(Some(source)))

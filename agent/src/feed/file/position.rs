@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{Location, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Location, Spanned};
 
 use super::{
     problem::Place,
@@ -16,7 +16,8 @@ use super::{
 /// The field at a position, for example `workloads[3].healthy`; empty where the text is not YAML at all.
 pub(super) fn field_at(text: &str, at: Location) -> String {
     let at = (at.line(), at.column());
-    let tree = serde_saphyr::from_str_with_options::<Tree>(text, schema::options());
+    let options = schema::options(DuplicateKeyPolicy::LastWins);
+    let tree = serde_saphyr::from_str_with_options::<Tree>(text, options);
     tree.map(|tree| last_before(&tree, &Place::ROOT, at).unwrap_or_default())
         .unwrap_or_default()
 }

@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Deserialize;
-use serde_saphyr::{Error, Location, Spanned, localizer::Localizer};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned, localizer::Localizer};
 
 use super::{LARGEST_FILE, Problem, position};
 
@@ -155,14 +155,15 @@ pub(super) fn read(text: &str) -> Result<Document, Problem> {
             "is empty: for a mesh without workloads write `workloads: []`".into(),
         ));
     }
-    serde_saphyr::from_str_with_options(text, options()).map_err(|err| problem(&err, text))
+    serde_saphyr::from_str_with_options(text, options(DuplicateKeyPolicy::Error))
+        .map_err(|err| problem(&err, text))
 }
 
 /// The file's size is the limit that counts: what fits into it may have as many nodes as it likes. Anchors, aliases and
 /// depth keep the parser's own limits.
-pub(super) fn options() -> serde_saphyr::Options {
+pub(super) fn options(duplicate_keys: DuplicateKeyPolicy) -> serde_saphyr::Options {
     let budget = serde_saphyr::budget! { max_events: LARGEST_FILE, max_nodes: LARGEST_FILE };
-    serde_saphyr::options! { budget: budget, with_snippet: false }
+    serde_saphyr::options! { budget: budget, duplicate_keys: duplicate_keys, with_snippet: false }
 }
 
 fn whole_file(message: String) -> Problem {
@@ -177,7 +178,23 @@ fn whole_file(message: String) -> Problem {
 fn problem(err: &Error, text: &str) -> Problem {
     let at = err.location().unwrap_or(Location::UNKNOWN);
     let formatter = serde_saphyr::DefaultMessageFormatter.with_localizer(&WithoutLocation);
-    let message = err.render_with_formatter(&formatter);
+    let message = match err {
+        Error::Unexpected {
+            expected: "sequence start",
+            ..
+        } => "must be a list".to_owned(),
+        Error::Unexpected {
+            expected: "mapping start",
+            ..
+        } => "must be a list of fields, `name: value`".to_owned(),
+        Error::Unexpected {
+            expected: "string scalar",
+            ..
+        } => "must be a single value".to_owned(),
+        Error::DuplicateMappingKey { .. } => "is written twice: remove one of them".to_owned(),
+        Error::MultipleDocuments { .. } => "a second document begins here (`---`): write one".to_owned(),
+        _ => err.render_with_formatter(&formatter),
+    };
     Problem {
         line: at.line(),
         column: at.column(),

@@ -300,17 +300,35 @@ fn defaults_and_json() {
     );
 }
 
-/// The problems of a file, one a line, without its name.
+/// The problems of a file: what stands at the place that is named, the field, and what is said.
 fn check(text: &str, expect: &[&str]) {
-    let problems = match parse(text, Path::new("m"), "node-a") {
-        Ok(_) => String::new(),
-        Err(err) => err.to_string(),
+    let problems = parse(text, Path::new("m"), "node-a").map_or_else(|err| err.problems, |_| Vec::new());
+    let shown = |problem: &Problem| {
+        let line = text
+            .lines()
+            .nth(problem.line.saturating_sub(1) as usize)
+            .unwrap_or_default();
+        let at = line
+            .chars()
+            .skip(problem.column.saturating_sub(1) as usize)
+            .collect::<String>();
+        let value = at
+            .split([',', ']', '}'])
+            .next()
+            .filter(|_| problem.line > 0)
+            .unwrap_or_default();
+        format!("`{value}` {}: {}", problem.field, problem.message)
     };
-    let problems: Vec<_> = problems
-        .lines()
-        .map(|line| line.strip_prefix("m:").unwrap_or(line))
-        .collect();
-    assert_eq!(problems, expect, "{text}");
+    assert_eq!(problems.iter().map(shown).collect::<Vec<_>>(), expect, "{text}");
+}
+
+#[test]
+fn a_problem_as_people_see_it() {
+    let text = "workloads:\n- name: a\n  namespace: b\n  addresses: [10.0.0.1, 10.1.2]\n";
+    let err = parse(text, Path::new("dir/mesh.yaml"), "node-a").unwrap_err();
+    let expect = "dir/mesh.yaml:4:25: workloads[0].addresses[1]: \"10.1.2\" is not an IP address: write four \
+                  numbers, or an IPv6 address";
+    assert_eq!(err.to_string(), expect);
 }
 
 /// As [`check`], for the workload `{name: a, namespace: b, ...}`.
@@ -350,8 +368,6 @@ fn files_of_another_shape() {
         " \n\n",
         &["`` : is empty: for a mesh without workloads write `workloads: []`"],
     );
-    let too_large = "#".repeat(LARGEST_FILE + 1);
-    check(&too_large, &["`` : is larger than 16 MiB, which is the limit"]);
     let known = "expected one of trustDomain, cluster, rootNamespace, clusterCidrs, workloads, services, policies, \
                  peerAuthentications";
     check(
@@ -360,14 +376,52 @@ fn files_of_another_shape() {
             "`workload: [` workload: unknown field `workload`, {known}"
         )],
     );
+    check("workloads: 5", &["`5` workloads: must be a list"]);
     check(
-        "workloads: 5",
-        &["`5` workloads: unexpected event: expected sequence start"],
+        "workloads: [5]",
+        &["`5` workloads[0]: must be a list of fields, `name: value`"],
+    );
+    check(
+        "workloads: [{name: [a]}]",
+        &["`[a` workloads[0].name: must be a single value"],
+    );
+    check(
+        "- workloads",
+        &["`- workloads` : must be a list of fields, `name: value`"],
+    );
+    check(
+        "cluster: a\ncluster: b",
+        &["`cluster: b` cluster: is written twice: remove one of them"],
+    );
+    check("workloads: [", &["`[` : unclosed bracket '['"]);
+    check(
+        "cluster: a\n---\ncluster: b",
+        &["`cluster: b` : a second document begins here (`---`): write one"],
     );
     check(
         "workloads: [{name: a, namespace: b, healthy: perhaps}]",
         &["`perhaps` workloads[0].healthy: invalid bool"],
     );
+}
+
+#[test]
+fn files_that_want_too_much() {
+    let refused = |text: &str| parse(text, Path::new("m"), "node-a").unwrap_err().to_string();
+    let too_large = "#".repeat(LARGEST_FILE + 1);
+    assert_eq!(
+        refused(&too_large),
+        "m: is larger than 16 MiB, which is the limit"
+    );
+    // Aliases of aliases, ten times ten times ten; and lists in lists.
+    let bomb = |i: usize| format!("  l{}: &l{} [{}]\n", i + 1, i + 1, format!("*l{i}, ").repeat(10));
+    let bomb = format!(
+        "workloads:\n- labels:\n  l0: &l0 [x]\n{}",
+        (0..12).map(bomb).collect::<String>()
+    );
+    refused(&bomb);
+    refused(&format!("workloads: {}", "[".repeat(1 << 20)));
+    refused(&format!("workloads: {}", "\n - ".repeat(1 << 10)));
+    refused(&format!("a{}: 1", "b".repeat(1 << 20)));
 }
 
 #[test]
@@ -526,6 +580,7 @@ fn twins() {
         ("{namespace: b}", "namespace b"),
         ("{namespace: b, selector: {app: a}}", "workload b/a"),
     ] {
+        let value = one.split([',', '}']).next().unwrap();
         check(
             &format!("{POD}{modes}- {one}\n- {one}"),
             &[&format!(

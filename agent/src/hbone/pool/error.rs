@@ -23,7 +23,9 @@ pub enum ConnectError {
     #[error("{0} cannot be the target of a CONNECT")]
     Authority(Authority),
     /// TCP to the other agent.
-    #[error("{peer} cannot be reached; where the connection timed out, a NetworkPolicy may be blocking the port")]
+    #[error(
+        "{peer} cannot be reached; where the connection timed out, a NetworkPolicy may be blocking the port"
+    )]
     Dial {
         /// The other agent.
         peer: SocketAddr,
@@ -91,14 +93,18 @@ impl ConnectError {
     /// Whether another endpoint may be tried, and is of use. No byte was sent, so it is always safe; but a policy's no is an answer,
     /// and what is wrong on our side is wrong everywhere.
     pub fn may_retry(&self) -> bool {
-        !matches!(self, Self::Certificate { .. } | Self::Authority(_) | Self::Refused { status: 401, .. })
+        !matches!(
+            self,
+            Self::Certificate { .. } | Self::Authority(_) | Self::Refused { status: 401, .. }
+        )
     }
 }
 
 /// Names an error that h2 gave for a stream of a tunnel that was open.
 pub(super) fn of_stream(peer: SocketAddr, source: h2::Error) -> ConnectError {
     // RFC 9113 6.8 and 8.7: the request was not looked at, so that it may be sent again on another connection.
-    let unseen = (source.is_go_away() && source.is_remote()) || source.reason() == Some(Reason::REFUSED_STREAM);
+    let unseen =
+        (source.is_go_away() && source.is_remote()) || source.reason() == Some(Reason::REFUSED_STREAM);
     match source.get_io() {
         // tokio-rustls reports every TLS error as InvalidData. In TLS 1.3 the other end looks at our certificate
         // after we are done, so that its refusal is seen here.
@@ -107,6 +113,9 @@ pub(super) fn of_stream(peer: SocketAddr, source: h2::Error) -> ConnectError {
             ConnectError::Tls { peer, source }
         }
         _ if unseen => ConnectError::Closed { peer },
-        _ => ConnectError::H2 { peer, source: source.into() },
+        _ => ConnectError::H2 {
+            peer,
+            source: source.into(),
+        },
     }
 }

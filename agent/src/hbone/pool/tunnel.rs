@@ -67,7 +67,9 @@ impl Slot {
         match state.as_deref() {
             Ok(State::Open(sender, identity)) => Ok((sender.clone(), identity.clone())),
             Ok(State::Closed(err)) => Err(err.clone()),
-            Ok(State::Opening) | Err(_) => Err(ConnectError::Closed { peer: self.tunnel.peer }),
+            Ok(State::Opening) | Err(_) => Err(ConnectError::Closed {
+                peer: self.tunnel.peer,
+            }),
         }
     }
 }
@@ -81,8 +83,15 @@ impl Drop for Slot {
 impl Tunnel {
     /// A tunnel that is about to be opened, with its first place taken.
     pub(super) fn new(peer: SocketAddr) -> (Arc<Self>, Slot) {
-        let tunnel = Arc::new(Self { peer, state: watch::Sender::new(State::Opening), streams: 1.into(), taken: 1.into() });
-        let slot = Slot { tunnel: tunnel.clone() };
+        let tunnel = Arc::new(Self {
+            peer,
+            state: watch::Sender::new(State::Opening),
+            streams: 1.into(),
+            taken: 1.into(),
+        });
+        let slot = Slot {
+            tunnel: tunnel.clone(),
+        };
         (tunnel, slot)
     }
 
@@ -120,7 +129,8 @@ impl Tunnel {
     /// No more streams; the connection ends with its last one.
     pub(super) fn retire(&self) {
         let peer = self.peer;
-        self.state.send_replace(State::Closed(ConnectError::Closed { peer }));
+        self.state
+            .send_replace(State::Closed(ConnectError::Closed { peer }));
     }
 
     /// Opens the tunnel and keeps it running to its end. `remove` takes it out of the pool.
@@ -166,13 +176,22 @@ impl Tunnel {
         let peer = self.peer;
         let dialled = timeout(settings.dial_timeout, dial()).await;
         let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let tcp = dialled.map_err(|source| ConnectError::Dial { peer, source: source.into() })?;
+        let tcp = dialled.map_err(|source| ConnectError::Dial {
+            peer,
+            source: source.into(),
+        })?;
         let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
             .await
-            .map_err(|source| ConnectError::Tls { peer, source: source.into() })?;
+            .map_err(|source| ConnectError::Tls {
+                peer,
+                source: source.into(),
+            })?;
         let preface = timeout(settings.handshake_timeout, settings.client().handshake(stream));
         let preface = preface.await.map_err(|_| ConnectError::Closed { peer })?;
-        let (sender, connection) = preface.map_err(|source| ConnectError::H2 { peer, source: source.into() })?;
+        let (sender, connection) = preface.map_err(|source| ConnectError::H2 {
+            peer,
+            source: source.into(),
+        })?;
         Ok((sender, connection, identity))
     }
 

@@ -5,7 +5,8 @@
 use std::{fmt, io, sync::Arc};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -30,7 +31,9 @@ use crate::mesh::{SpiffeId, SpiffeIdError, TrustDomain};
 pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityError> {
     let leaf = certs.first().ok_or(IdentityError::NoCertificate)?;
     let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| IdentityError::Unreadable)?;
-    let names = leaf.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|_| IdentityError::Unreadable)?;
     let names = names.map_or(&[][..], |extension| &extension.value.general_names);
     let mut uris = names.iter().filter_map(|name| match name {
         GeneralName::URI(uri) => Some(*uri),
@@ -45,10 +48,14 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityE
 
 /// Whether a handshake failed because of who the peer is: the chain was good, the identity was not.
 pub fn is_identity_error(err: &io::Error) -> bool {
-    let rustls = err.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    match rustls {
-        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) => inner.is::<IdentityError>(),
-        _ => false,
+    identity_error(err).is_some()
+}
+
+/// What a verifier of ours said, from inside the error that tokio-rustls makes of it.
+pub(super) fn identity_error(err: &io::Error) -> Option<&IdentityError> {
+    match err.get_ref()?.downcast_ref()? {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+        _ => None,
     }
 }
 
@@ -111,12 +118,12 @@ pub(super) struct ServerVerifier {
 }
 
 impl ServerVerifier {
-    pub(super) fn new(
-        roots: Arc<RootCertStore>,
-        accept: Arc<[SpiffeId]>,
-        provider: &CryptoProvider,
-    ) -> Self {
-        Self { roots, accept, algorithms: provider.signature_verification_algorithms }
+    pub(super) fn new(roots: Arc<RootCertStore>, accept: Arc<[SpiffeId]>, provider: &CryptoProvider) -> Self {
+        Self {
+            roots,
+            accept,
+            algorithms: provider.signature_verification_algorithms,
+        }
     }
 }
 
@@ -136,7 +143,11 @@ impl ServerCertVerifier for ServerVerifier {
         if self.accept.contains(&presented) {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(IdentityError::Unexpected { presented, expected: Expected(self.accept.clone()) }.into())
+        Err(IdentityError::Unexpected {
+            presented,
+            expected: Expected(self.accept.clone()),
+        }
+        .into())
     }
 
     fn verify_tls12_signature(
@@ -180,7 +191,10 @@ impl ClientVerifier {
             .clear_root_hint_subjects()
             .build()
             .map_err(|err| TlsError::Config(Error::General(err.to_string())))?;
-        Ok(Self { chain, trust_domains: trust_domains.to_vec() })
+        Ok(Self {
+            chain,
+            trust_domains: trust_domains.to_vec(),
+        })
     }
 }
 
@@ -197,7 +211,11 @@ impl ClientCertVerifier for ClientVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
         let peer = peer_identity(std::slice::from_ref(leaf))?;
-        if self.trust_domains.iter().any(|domain| domain.as_str() == peer.trust_domain()) {
+        if self
+            .trust_domains
+            .iter()
+            .any(|domain| domain.as_str() == peer.trust_domain())
+        {
             return Ok(verified);
         }
         Err(IdentityError::TrustDomain(peer).into())

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType, SignatureAlgorithm,
 };
 use rustls::{
     pki_types::{CertificateDer, PrivatePkcs8KeyDer},
@@ -27,15 +27,24 @@ impl Ca {
     }
 
     pub(crate) fn with_key(algorithm: &'static SignatureAlgorithm) -> Self {
-        let issuer = CertifiedIssuer::self_signed(ca_params(), KeyPair::generate_for(algorithm).unwrap()).unwrap();
-        Self { root: issuer.der().clone(), issuer, intermediates: Vec::new() }
+        let issuer =
+            CertifiedIssuer::self_signed(ca_params(), KeyPair::generate_for(algorithm).unwrap()).unwrap();
+        Self {
+            root: issuer.der().clone(),
+            issuer,
+            intermediates: Vec::new(),
+        }
     }
 
     /// A CA below this one, as Istio's plugged-in CAs are.
     pub(crate) fn intermediate(&self) -> Self {
         let key = KeyPair::generate().unwrap();
         let issuer = CertifiedIssuer::signed_by(ca_params(), key, &self.issuer).unwrap();
-        Self { root: self.root.clone(), intermediates: vec![issuer.der().clone()], issuer }
+        Self {
+            root: self.root.clone(),
+            intermediates: vec![issuer.der().clone()],
+            issuer,
+        }
     }
 
     pub(crate) fn bundle(&self) -> TrustBundle {
@@ -47,13 +56,19 @@ impl Ca {
         self.leaf(&[SanType::URI(uri.try_into().unwrap())], |_| {})
     }
 
-    pub(crate) fn leaf(&self, names: &[SanType], change: impl FnOnce(&mut CertificateParams)) -> Arc<CertifiedKey> {
+    pub(crate) fn leaf(
+        &self,
+        names: &[SanType],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Arc<CertifiedKey> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = names.to_vec();
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let mut chain = vec![leaf.der().clone()];

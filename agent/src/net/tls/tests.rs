@@ -69,17 +69,26 @@ async fn both_sides_learn_who_is_there() {
 
 #[tokio::test]
 async fn chains_of_other_key_types_and_through_an_intermediate_are_taken() {
-    for root in [Ca::with_key(&rcgen::PKCS_RSA_SHA256), Ca::with_key(&rcgen::PKCS_ECDSA_P384_SHA384), Ca::new()] {
+    for root in [
+        Ca::with_key(&rcgen::PKCS_RSA_SHA256),
+        Ca::with_key(&rcgen::PKCS_ECDSA_P384_SHA384),
+        Ca::new(),
+    ] {
         let ca = root.intermediate();
         let (dialled, served) = handshake(client(&ca, ca.svid(CLIENT)), server(&ca)).await;
-        assert_eq!((dialled.unwrap().as_str(), served.unwrap().as_str()), (SERVER, CLIENT));
+        assert_eq!(
+            (dialled.unwrap().as_str(), served.unwrap().as_str()),
+            (SERVER, CLIENT)
+        );
     }
 }
 
 #[tokio::test]
 async fn a_bundle_of_two_roots_takes_both() {
     let (old, new) = (Ca::new(), Ca::new());
-    let both = TrustBundle { roots: Arc::new(merged(&old, &new)) };
+    let both = TrustBundle {
+        roots: Arc::new(merged(&old, &new)),
+    };
     let config = server_config(new.svid(SERVER), &both, &["cluster.local".parse().unwrap()]).unwrap();
     let dialler = client_config(old.svid(CLIENT), &both, [SERVER.parse().unwrap()].into()).unwrap();
     let (dialled, served) = handshake(dialler, config).await;
@@ -101,14 +110,22 @@ async fn a_server_of_another_service_account_is_refused_by_name() {
     let err = dialled.unwrap_err();
     assert!(err.is_identity());
     let line = text(&err);
-    assert!(line.contains(&format!("proved to be {SERVER}, expected spiffe://cluster.local/ns/shop/sa/pay")), "{line}");
+    assert!(
+        line.contains(&format!(
+            "proved to be {SERVER}, expected spiffe://cluster.local/ns/shop/sa/pay"
+        )),
+        "{line}"
+    );
     assert!(served.is_err());
 }
 
 #[tokio::test]
 async fn a_client_accepts_any_of_several_identities() {
     let ca = Ca::new();
-    let accept = ["spiffe://cluster.local/ns/shop/sa/pay".parse().unwrap(), SERVER.parse().unwrap()];
+    let accept = [
+        "spiffe://cluster.local/ns/shop/sa/pay".parse().unwrap(),
+        SERVER.parse().unwrap(),
+    ];
     let config = client_config(ca.svid(CLIENT), &ca.bundle(), accept.into()).unwrap();
     assert_eq!(handshake(config, server(&ca)).await.0.unwrap().as_str(), SERVER);
 }
@@ -155,7 +172,11 @@ async fn a_client_of_another_trust_domain_is_refused() {
     let ca = Ca::new();
     let cert = ca.svid("spiffe://elsewhere.example/ns/shop/sa/cart");
     let (dialled, served) = handshake(client(&ca, cert), server(&ca)).await;
-    refused(served, true, "spiffe://elsewhere.example/ns/shop/sa/cart is not of a trust domain");
+    refused(
+        served,
+        true,
+        "spiffe://elsewhere.example/ns/shop/sa/cart is not of a trust domain",
+    );
     assert!(dialled.is_err());
 }
 
@@ -177,7 +198,10 @@ async fn names_that_are_not_one_spiffe_uri_are_refused() {
     for (names, expect) in [
         (vec![uri(CLIENT), uri(SERVER)], "more than one URI"),
         (vec![dns()], "no URI"),
-        (vec![uri("https://cluster.local/ns/shop/sa/cart")], "not of the form"),
+        (
+            vec![uri("https://cluster.local/ns/shop/sa/cart")],
+            "not of the form",
+        ),
         (vec![uri("spiffe://cluster.local/vm/1")], "not of the form"),
     ] {
         let (_, served) = handshake(client(&ca, ca.leaf(&names, |_| {})), server(&ca)).await;
@@ -190,7 +214,10 @@ async fn names_that_are_not_one_spiffe_uri_are_refused() {
 #[tokio::test]
 async fn a_client_that_does_not_ask_for_h2_is_refused() {
     let ca = Ca::new();
-    for (alpn, expect) in [(vec![], "did not agree on ALPN"), (vec![b"http/1.1".to_vec()], "")] {
+    for (alpn, expect) in [
+        (vec![], "did not agree on ALPN"),
+        (vec![b"http/1.1".to_vec()], ""),
+    ] {
         let mut config = ClientConfig::clone(&client(&ca, ca.svid(CLIENT)));
         config.alpn_protocols = alpn;
         let (_, served) = handshake(Arc::new(config), server(&ca)).await;
@@ -205,7 +232,9 @@ async fn a_client_hello_has_no_sni_and_offers_aes_128_and_the_hybrid_exchange_fi
     let addr = listener.local_addr().unwrap();
     let config = client(&ca, ca.svid(CLIENT));
     let dialled = tokio::spawn(async move {
-        connect(TcpStream::connect(addr).await.unwrap(), config, addr.ip(), SOON).await.map(|_| ())
+        connect(TcpStream::connect(addr).await.unwrap(), config, addr.ip(), SOON)
+            .await
+            .map(|_| ())
     });
     let (mut tcp, _) = listener.accept().await.unwrap();
     let mut hello = rustls::server::Acceptor::default();
@@ -220,8 +249,14 @@ async fn a_client_hello_has_no_sni_and_offers_aes_128_and_the_hybrid_exchange_fi
     let hello = accepted.client_hello();
     assert_eq!(hello.server_name(), None);
     assert_eq!(hello.alpn().unwrap().collect::<Vec<_>>(), [b"h2"]);
-    assert_eq!(hello.cipher_suites()[0], rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
-    assert_eq!(hello.named_groups().unwrap()[0], rustls::NamedGroup::X25519MLKEM768);
+    assert_eq!(
+        hello.cipher_suites()[0],
+        rustls::CipherSuite::TLS13_AES_128_GCM_SHA256
+    );
+    assert_eq!(
+        hello.named_groups().unwrap()[0],
+        rustls::NamedGroup::X25519MLKEM768
+    );
     drop(tcp);
     assert!(dialled.await.unwrap().is_err());
 }
@@ -230,8 +265,8 @@ async fn a_client_hello_has_no_sni_and_offers_aes_128_and_the_hybrid_exchange_fi
 const CLIENT_HELLO_12: &[u8] = &[
     0x16, 0x03, 0x01, 0x00, 0x3f, // record: handshake, 63 bytes
     0x01, 0x00, 0x00, 0x3b, 0x03, 0x03, // ClientHello, 59 bytes, TLS 1.2
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,
-    32, // random
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
+    29, 30, 31, 32,   // random
     0x00, // no session id
     0x00, 0x02, 0xc0, 0x2b, // ECDHE-ECDSA-AES128-GCM-SHA256
     0x01, 0x00, // no compression
@@ -266,13 +301,25 @@ async fn garbage_and_silence_end_the_handshake() {
     assert!(matches!(served, Err(TlsError::Handshake(_))));
 
     let _silent = TcpStream::connect(addr).await.unwrap();
-    let served = accept(listener.accept().await.unwrap().0, server(&ca), Duration::from_millis(20)).await;
+    let served = accept(
+        listener.accept().await.unwrap().0,
+        server(&ca),
+        Duration::from_millis(20),
+    )
+    .await;
     assert!(matches!(served, Err(TlsError::TimedOut(_))));
 }
 
 #[test]
 fn a_bundle_needs_a_certificate() {
-    for pem in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-        assert!(matches!(TrustBundle::from_pem(pem.as_bytes()), Err(TlsError::Bundle(_))), "{pem}");
+    for pem in [
+        "",
+        "hello",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
+        assert!(
+            matches!(TrustBundle::from_pem(pem.as_bytes()), Err(TlsError::Bundle(_))),
+            "{pem}"
+        );
     }
 }

@@ -19,8 +19,8 @@ use prometheus_client::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::labels::{Labels, NO_FLAGS, WorkloadLabels, reporter, workload_labels};
-use crate::net::copy::Count;
 use crate::mesh::{Direction, Flow, Workload};
+use crate::net::copy::Count;
 
 /// More label sets than this share one series of which only the direction is known.
 const MOST_SERIES: usize = 10_000;

@@ -1,0 +1,262 @@
+//! Two agents without a kernel: a pool on one side, a server on the other, apps beyond both.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use rustls::{ClientConfig, ServerConfig};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    hbone::{
+        AppSide, Authority, Baggage, ConnectError, ConnectRequest, Pool, Request, ServeError, Settings,
+        Stream, TunnelKey, copy, serve,
+    },
+    net::{
+        copy::{CopyError, Counters},
+        tls::{self, sample::Ca},
+    },
+};
+
+pub(super) const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/cart";
+pub(super) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/stock";
+
+/// Nothing in these tests takes longer unless it hangs.
+pub(super) async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(Duration::from_secs(5), future).await.expect("it hangs")
+}
+
+/// Waits until `condition` holds.
+pub(super) async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+pub(super) struct World {
+    pub(super) ca: Ca,
+    pub(super) pool: Pool,
+    pub(super) server: Server,
+    pub(super) dials: Arc<AtomicUsize>,
+}
+
+/// The side that takes tunnels.
+pub(super) struct Server {
+    pub(super) addr: SocketAddr,
+    pub(super) tunnels: Arc<Mutex<Vec<Tunnel>>>,
+    pub(super) ended: mpsc::UnboundedReceiver<Result<(), ServeError>>,
+}
+
+/// One tunnel as the server sees it.
+pub(super) struct Tunnel {
+    pub(super) drain: CancellationToken,
+    pub(super) kill: tokio::task::AbortHandle,
+}
+
+impl World {
+    /// A server that dials what it is asked for.
+    pub(super) async fn new() -> Self {
+        Self::with(Settings::default(), relay).await
+    }
+
+    pub(super) async fn with(
+        settings: Settings,
+        on_request: impl Fn(Request) + Clone + Send + 'static,
+    ) -> Self {
+        let ca = Ca::new();
+        let config =
+            tls::server_config(ca.svid(SERVER), &ca.bundle(), &["cluster.local".parse().unwrap()]).unwrap();
+        let server = Server::start(config, settings.clone(), on_request).await;
+        Self {
+            ca,
+            server,
+            pool: Pool::new(settings),
+            dials: Arc::default(),
+        }
+    }
+
+    pub(super) fn key(&self) -> TunnelKey {
+        TunnelKey {
+            source: CLIENT.parse().unwrap(),
+            generation: 1,
+            accept: [SERVER.parse().unwrap()].into(),
+            source_ip: [127, 0, 0, 1].into(),
+            gateway: self.server.addr,
+        }
+    }
+
+    pub(super) fn client_config(&self) -> Arc<ClientConfig> {
+        let accept = [SERVER.parse().unwrap()].into();
+        tls::client_config(self.ca.svid(CLIENT), &self.ca.bundle(), accept).unwrap()
+    }
+
+    /// A stream to `target`.
+    pub(super) async fn connect(&self, target: SocketAddr) -> Result<Stream, ConnectError> {
+        let (dials, gateway) = (self.dials.clone(), self.server.addr);
+        let dial = move || {
+            dials.fetch_add(1, SeqCst);
+            dial(gateway)
+        };
+        soon(
+            self.pool
+                .connect(self.key(), || Ok(self.client_config()), dial, request(target)),
+        )
+        .await
+    }
+
+    /// An app's socket whose other end is copied through a stream to `target`.
+    pub(super) async fn app(&self, target: SocketAddr) -> (TcpStream, Copy) {
+        let stream = self.connect(target).await.unwrap();
+        let (app, agent) = pair().await;
+        let counters = Arc::new(Counters::default());
+        let task = tokio::spawn({
+            let counters = counters.clone();
+            async move { copy(agent, stream, AppSide::Dialled, &*counters).await }
+        });
+        (app, Copy { counters, task })
+    }
+
+    /// A TLS connection to the server with nothing on it, to write frames by hand.
+    pub(super) async fn raw(&self) -> TlsStream<TcpStream> {
+        let tcp = dial(self.server.addr).await.unwrap();
+        let (stream, _) = tls::connect(
+            tcp,
+            self.client_config(),
+            self.server.addr.ip(),
+            Duration::from_secs(5),
+        )
+        .await
+        .unwrap();
+        stream
+    }
+
+    pub(super) fn tunnels(&self) -> usize {
+        self.server.tunnels.lock().unwrap().len()
+    }
+}
+
+/// A copy that runs on the dialling side.
+pub(super) struct Copy {
+    pub(super) counters: Arc<Counters>,
+    pub(super) task: tokio::task::JoinHandle<Result<(), CopyError>>,
+}
+
+impl Server {
+    async fn start(
+        config: Arc<ServerConfig>,
+        settings: Settings,
+        on_request: impl Fn(Request) + Clone + Send + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tunnels = Arc::new(Mutex::new(Vec::new()));
+        let (ends, ended) = mpsc::unbounded_channel();
+        let accepted = tunnels.clone();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                tcp.set_nodelay(true).unwrap();
+                let (config, settings, on_request) = (config.clone(), settings.clone(), on_request.clone());
+                let (ends, drain) = (ends.clone(), CancellationToken::new());
+                let token = drain.clone();
+                let task = tokio::spawn(async move {
+                    let Ok((stream, _)) = tls::accept(tcp, config, Duration::from_secs(5)).await else {
+                        return;
+                    };
+                    let _ = ends.send(serve(stream, &settings, token, on_request).await);
+                });
+                accepted.lock().unwrap().push(Tunnel {
+                    drain,
+                    kill: task.abort_handle(),
+                });
+            }
+        });
+        Self { addr, tunnels, ended }
+    }
+}
+
+/// Dials what a request asks for and copies.
+pub(super) fn relay(mut request: Request) {
+    tokio::spawn(async move {
+        let Ok(Authority::Addr(target)) = request.target else {
+            return request.respond.refuse(400);
+        };
+        let dialled = tokio::select! {
+            dialled = dial(target) => dialled,
+            () = request.respond.cancelled() => return,
+        };
+        let Ok(app) = dialled else {
+            return request.respond.refuse(503);
+        };
+        let Ok(stream) = request.respond.accept(Some(&baggage("stock").header())) else {
+            return;
+        };
+        let _ = copy(app, stream, AppSide::Answered, &Counters::default()).await;
+    });
+}
+
+pub(super) fn baggage(name: &str) -> Baggage {
+    Baggage {
+        workload_name: name.into(),
+        ..Baggage::default()
+    }
+}
+
+pub(super) fn request(target: impl Into<Authority>) -> ConnectRequest {
+    ConnectRequest {
+        authority: target.into(),
+        baggage: Some(baggage("cart").header()),
+        forwarded: None,
+        traceparent: None,
+    }
+}
+
+pub(super) async fn dial(addr: SocketAddr) -> io::Result<TcpStream> {
+    let tcp = TcpStream::connect(addr).await?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
+}
+
+/// Two ends of a TCP connection.
+pub(super) async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (dialled, accepted) = tokio::join!(dial(addr), listener.accept());
+    (dialled.unwrap(), accepted.unwrap().0)
+}
+
+/// Where an app listens, for tests that play the app themselves.
+pub(super) async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// An app that sends back what it gets, to its end.
+pub(super) async fn echo() -> SocketAddr {
+    let (listener, addr) = listen().await;
+    tokio::spawn(async move {
+        while let Ok((mut app, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = app.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    addr
+}
