@@ -17,8 +17,8 @@ use crate::shell;
 pub(crate) struct TestBinary {
     /// The directory of its package: what cargo would make its working directory.
     pub(crate) package_dir: PathBuf,
-    /// Integration tests are a target of their own; unit tests are the library or binary they are in.
-    pub(crate) integration: bool,
+    /// What holds the tests: `test` for integration tests, `lib` or `bin` for unit tests.
+    pub(crate) kind: String,
     /// The target's name: `weft`, `xtask`, `tunnel`.
     pub(crate) target: String,
     /// The file to run.
@@ -29,8 +29,17 @@ impl TestBinary {
     /// How a person names it.
     pub(crate) fn title(&self) -> String {
         let package = self.package_dir.file_name().unwrap_or_default().to_string_lossy();
-        let kind = if self.integration { "" } else { " (unit tests)" };
+        let kind = if self.integration() {
+            String::new()
+        } else {
+            format!(" ({})", self.kind)
+        };
         format!("{package}/{}{kind}", self.target)
+    }
+
+    /// Whether it is a target of tests alone.
+    pub(crate) fn integration(&self) -> bool {
+        self.kind == "test"
     }
 }
 
@@ -87,7 +96,7 @@ pub(crate) fn everything(root: &Path, target_dir: Option<&Path>) -> Result<Artif
     }
     artifacts
         .tests
-        .sort_by(|a, b| (a.integration, a).cmp(&(b.integration, b)));
+        .sort_by(|a, b| (a.integration(), a).cmp(&(b.integration(), b)));
     Ok(artifacts)
 }
 
@@ -104,10 +113,13 @@ impl Artifacts {
         if message["profile"]["test"] == true {
             let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
             let package_dir = manifest.parent().unwrap_or(Path::new(".")).to_owned();
-            let integration = message["target"]["kind"][0] == "test";
+            let kind = message["target"]["kind"][0]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
             self.tests.push(TestBinary {
                 package_dir,
-                integration,
+                kind,
                 target,
                 executable,
             });
@@ -128,6 +140,7 @@ mod tests {
             r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml","target":{"kind":["lib"],"name":"weft"},"profile":{"test":false},"executable":null}"#,
             r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml","target":{"kind":["bin"],"name":"weft"},"profile":{"test":false},"executable":"/w/target/debug/weft"}"#,
             r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"name":"tunnel"},"profile":{"test":true},"executable":"/w/target/debug/deps/tunnel-1"}"#,
+            r#"{"reason":"compiler-artifact","manifest_path":"/w/agent/Cargo.toml","target":{"kind":["lib"],"name":"weft"},"profile":{"test":true},"executable":"/w/target/debug/deps/weft-2"}"#,
             r#"{"reason":"build-finished","success":true}"#,
             "not json",
         ] {
@@ -135,7 +148,7 @@ mod tests {
         }
         assert_eq!(artifacts.weft, Some("/w/target/debug/weft".into()));
         let titles: Vec<_> = artifacts.tests.iter().map(TestBinary::title).collect();
-        assert_eq!(titles, ["tests/tunnel"]);
+        assert_eq!(titles, ["tests/tunnel", "agent/weft (lib)"]);
         assert_eq!(artifacts.tests[0].package_dir, Path::new("/w/tests"));
     }
 }

@@ -53,7 +53,11 @@ pub(crate) fn run(keep: bool, install: bool) -> Result<()> {
     }
     drop(stage);
     println!("\n{} passed, {} failed", show.passed, show.failed);
-    if show.failed == 0 { Ok(()) } else { Err(Failed.into()) }
+    if show.failed == 0 {
+        Ok(())
+    } else {
+        Err(Failed.into())
+    }
 }
 
 /// Everything that is on the stage.
@@ -75,16 +79,42 @@ impl Stage {
         let curl = world.pod("a", PodSpec::new("curl").service_account("curl"))?;
         let batch = world.pod("a", PodSpec::new("batch").service_account("batch"))?;
         let legacy = world.pod("a", PodSpec::new("legacy").outside())?;
-        let web = world.pod("b", PodSpec::new("web").service_account("web").label("app", "web"))?;
-        let queue = world.pod("b", PodSpec::new("queue").service_account("queue").label("app", "queue"))?;
+        let web = world.pod(
+            "b",
+            PodSpec::new("web").service_account("web").label("app", "web"),
+        )?;
+        let queue = world.pod(
+            "b",
+            PodSpec::new("queue")
+                .service_account("queue")
+                .label("app", "queue"),
+        )?;
         world.mesh_mut().service("web", &[WEB], 80, 8080, "web");
         world.mesh_mut().service("queue", &[QUEUE], 25, 2525, "queue");
         let nginx = Nginx::start(&world, &web, 8080, MARKER)?;
         let queue_server = Server::start(queue.listen(2525)?, app::banner(BANNER))?;
-        println!("   node a: curl {}, batch {}, legacy {} (outside)", curl.v4(), batch.v4(), legacy.v4());
-        println!("   node b: web (nginx) {}, queue (TCP, speaks first) {}", web.v4(), queue.v4());
+        println!(
+            "   node a: curl {}, batch {}, legacy {} (outside)",
+            curl.v4(),
+            batch.v4(),
+            legacy.v4()
+        );
+        println!(
+            "   node b: web (nginx) {}, queue (TCP, speaks first) {}",
+            web.v4(),
+            queue.v4()
+        );
         println!("   services: web {WEB}:80, queue {QUEUE}:25");
-        Ok(Self { curl, batch, web, legacy, nginx, _queue_server: queue_server, agents: None, world })
+        Ok(Self {
+            curl,
+            batch,
+            web,
+            legacy,
+            nginx,
+            _queue_server: queue_server,
+            agents: None,
+            world,
+        })
     }
 
     fn agents(&self) -> Result<&[Agent; 2]> {
@@ -111,7 +141,10 @@ impl Stage {
         let _ = writeln!(text, "   sh -c '{join}; exec {} bash'", enter(&self.curl));
         let _ = writeln!(text, "   # in it: a request through the mesh");
         let _ = writeln!(text, "   curl http://{WEB}/");
-        let _ = writeln!(text, "   # the log of node b's agent: one line for each connection");
+        let _ = writeln!(
+            text,
+            "   # the log of node b's agent: one line for each connection"
+        );
         let _ = writeln!(text, "   tail -f {}", log.display());
         let _ = writeln!(text, "   # what node b's agent does");
         let _ = writeln!(text, "   nsenter --net={node} target/debug/weft status");

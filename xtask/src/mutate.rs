@@ -176,7 +176,7 @@ impl Place {
             .find(|binary| binary.title() == mutation.target);
         let binary = binary.with_context(|| format!("there is no test binary {}", mutation.target))?;
         let mut command = test::command(binary, Some(mutation.test));
-        command.arg("--exact");
+        command.arg("--exact").env("RUST_BACKTRACE", "0");
         if let Some(weft) = &artifacts.weft {
             command.env("WEFT_BIN", weft);
         }
@@ -190,7 +190,7 @@ impl Place {
         let Some(colour) = judge(&lines, mutation.test).filter(|_| matches!(ending, Ending::Exited(_)))
         else {
             bail!(
-                "{} did not come to a verdict ({ending}):\n{}",
+                "{} came to no verdict; its binary printed:\n{}",
                 mutation.test,
                 lines.join("\n")
             );

@@ -86,7 +86,7 @@ pub(crate) fn command(binary: &TestBinary, filter: Option<&str>) -> Command {
         .current_dir(&binary.package_dir)
         .env("CARGO_MANIFEST_DIR", &binary.package_dir)
         .args(filter);
-    if binary.integration {
+    if binary.integration() {
         command.arg(INTEGRATION_THREADS);
     }
     command

@@ -72,8 +72,8 @@ pub struct Flow {
     pub source: Party,
     /// The side that was dialled.
     pub destination: Party,
-    /// Where the tunnel leads, for a connection through HBONE.
-    pub hbone_addr: Option<SocketAddr>,
+    /// Where the tunnel was dialled (port 15008), for a connection through HBONE.
+    pub gateway: Option<SocketAddr>,
     /// The service that was dialled.
     pub service: Option<Arc<Service>>,
     /// Whether the connection is inside mutual TLS.
@@ -97,7 +97,7 @@ impl Flow {
             direction,
             source,
             destination,
-            hbone_addr: None,
+            gateway: None,
             service: None,
             mutual_tls: false,
             policy: None,

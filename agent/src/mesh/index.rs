@@ -3,10 +3,10 @@
 //! Not here: reading it from anywhere (`feed`), and the answers themselves (`route`, `authorize`). A change of the
 //! mesh is a new `Mesh`.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{hash::Hash, net::IpAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     GatewayAddress, GatewayDestination, Match, MtlsMode, PeerAuthentications, Policy, PolicyKey, PortMapping,
@@ -74,21 +74,11 @@ impl Endpoint {
 impl Mesh {
     /// Indexes the parts.
     pub fn new(parts: MeshParts) -> Self {
-        let workloads: Vec<_> = parts
-            .workloads
-            .into_iter()
-            .map(|w| Arc::new(canonical_workload(w)))
-            .collect();
-        let services: Vec<_> = parts
-            .services
-            .into_iter()
-            .map(|s| Arc::new(canonical_service(s)))
-            .collect();
-        let policies: Vec<_> = parts
-            .policies
-            .into_iter()
-            .map(|p| Arc::new(canonical_policy(p)))
-            .collect();
+        let workloads = unique(parts.workloads, canonical_workload, |workload| {
+            workload.uid.clone()
+        });
+        let services = unique(parts.services, canonical_service, |service| service.key.clone());
+        let policies = unique(parts.policies, canonical_policy, |policy| policy.key.clone());
         let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
         Self {
             trust_domain: parts.trust_domain,
@@ -212,10 +202,17 @@ impl Mesh {
     }
 }
 
+/// The values to share, without those whose key an earlier one has: nothing may lead to a value that is not there.
+fn unique<K: Eq + Hash, V>(values: Vec<V>, canonical: fn(V) -> V, key: fn(&V) -> K) -> Vec<Arc<V>> {
+    let mut keys = FxHashSet::default();
+    let kept = values.into_iter().filter(|value| keys.insert(key(value)));
+    kept.map(|value| Arc::new(canonical(value))).collect()
+}
+
 /// A map of shared values; the first of two values with the same key stays.
 fn index<'a, K, V>(entries: impl Iterator<Item = (K, &'a Arc<V>)>) -> FxHashMap<K, Arc<V>>
 where
-    K: Eq + std::hash::Hash,
+    K: Eq + Hash,
     V: 'a,
 {
     let mut map = FxHashMap::default();

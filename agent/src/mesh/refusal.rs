@@ -1,6 +1,6 @@
 //! Every reason for which weft refuses a connection, and what each means on the wire, in the log and in the metrics.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use thiserror::Error;
 
@@ -51,6 +51,9 @@ pub enum Refusal {
     /// An `:authority` that names somebody else.
     #[error("{0} is not this workload")]
     NotThisWorkload(String),
+    /// A peer that begins handshakes and does not end them.
+    #[error("{0} has too many TLS handshakes under way")]
+    TooManyHandshakes(IpAddr),
     /// The pod that was dialled is not one of ours any more.
     #[error("the workload is not known here")]
     UnknownWorkload,
@@ -71,6 +74,7 @@ impl Refusal {
             | Self::NoSuchPort(..)
             | Self::NoHealthyEndpoint(_)
             | Self::WaypointUnavailable(_)
+            | Self::TooManyHandshakes(_)
             | Self::UnknownWorkload => 503,
         }
     }

@@ -66,9 +66,10 @@ async fn admit_plaintext(
 /// Serves one tunnel: the handshake, and then each of its streams as a connection of its own.
 pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
     let since = Instant::now();
-    match accept_tunnel(&worker, &pod, tcp).await {
+    let gateway = tcp.local_addr().ok().map(super::worker::canonical);
+    match accept_tunnel(&worker, &pod, tcp, peer).await {
         Ok((stream, identity)) => {
-            let tunnel = Arc::new(InboundTunnel { worker, pod, peer, identity });
+            let tunnel = Arc::new(InboundTunnel { worker, pod, peer, gateway, identity });
             tunnel.serve(stream).await;
         }
         Err(outcome) => {
@@ -76,6 +77,7 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
             let mut flow = Flow::new(Direction::Inbound, source, Party::default());
             let mesh = worker.shared.mesh.load_full();
             flow.destination.workload = mesh.and_then(|mesh| mesh.workload(&pod.uid).cloned());
+            flow.gateway = gateway;
             flow.outcome = outcome;
             worker.record_refused(flow, since);
         }
@@ -85,7 +87,7 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
 type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// TLS with the certificate of the pod that was dialled.
-async fn accept_tunnel(worker: &Worker, pod: &Pod, tcp: TcpStream) -> Result<(TlsStream, SpiffeId), Outcome> {
+async fn accept_tunnel(worker: &Worker, pod: &Pod, tcp: TcpStream, peer: SocketAddr) -> Result<(TlsStream, SpiffeId), Outcome> {
     let config = {
         let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
         let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
@@ -96,7 +98,7 @@ async fn accept_tunnel(worker: &Worker, pod: &Pod, tcp: TcpStream) -> Result<(Tl
         tls::server_config(Arc::clone(&svid.cert), &trust, std::slice::from_ref(mesh.trust_domain()))
             .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
     };
-    let _turn = worker.handshakes.acquire().await;
+    let _underway = worker.handshakes.begin(peer.ip())?;
     tls::accept(tcp, config, Settings::default().handshake_timeout).await.map_err(|error| {
         let kind = if error.is_identity() { FailureKind::Identity } else { FailureKind::Tls };
         Outcome::Failed(kind, chain(&error))
@@ -108,6 +110,8 @@ struct InboundTunnel {
     worker: Arc<Worker>,
     pod: Arc<Pod>,
     peer: SocketAddr,
+    /// The address that the peer dialled.
+    gateway: Option<SocketAddr>,
     identity: SpiffeId,
 }
 
@@ -128,7 +132,7 @@ impl InboundTunnel {
         let source = Party { addr: Some(client), workload: None, identity: Some(self.identity.clone()) };
         let mut flow = Flow::new(Direction::Inbound, source, Party::default());
         flow.mutual_tls = true;
-        flow.hbone_addr = Some(SocketAddr::new(self.pod.addresses[0], crate::mesh::HBONE_PORT));
+        flow.gateway = self.gateway;
         let target = request.target.clone();
         let admitted = tokio::select! {
             admitted = self.admit_stream(target, client, &mut flow) => admitted,

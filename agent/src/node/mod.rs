@@ -6,6 +6,7 @@
 mod connections;
 mod dial;
 mod enroll;
+mod handshakes;
 mod inbound;
 mod outbound;
 mod pod;

@@ -93,7 +93,7 @@ async fn reach_once(
                 workload: Some(Arc::clone(&tunnel.workload)),
                 identity: None,
             };
-            flow.hbone_addr = Some(tunnel.addr);
+            flow.gateway = Some(tunnel.addr);
             dial_tunnel(worker, pod, question, &tunnel, flow).await.map(Upstream::Tunnel)
         }
     }

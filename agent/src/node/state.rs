@@ -169,10 +169,11 @@ impl StatusSource for State {
         if !changing.looked {
             return Err("the mesh's pods have not been looked at yet".to_owned());
         }
-        match changing.pods.iter().find(|pod| pod.state != PodState::Captured) {
+        // One that failed must not hold up the others; the status and the metrics say that it is not captured.
+        match changing.pods.iter().find(|pod| pod.state == PodState::Pending) {
             Some(pod) => {
                 let why = pod.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
-                Err(format!("pod {}/{} is {}{why}", pod.namespace, pod.workload, pod.state))
+                Err(format!("pod {}/{} is pending{why}", pod.namespace, pod.workload))
             }
             None => Ok(()),
         }

@@ -12,17 +12,14 @@ use std::{
 use agent_common::ListenerKind;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, inbound, outbound, pod::{Pod, PodListener}};
+use super::{Shared, handshakes::Handshakes, inbound, outbound, pod::{Pod, PodListener}};
 use crate::{hbone, kernel::maps::SocketStates, mesh::Flow, net::socket::tune, telemetry::log};
 
-/// TLS handshakes of tunnels that one worker has under way at once; the next ones wait. A handshake costs about a
-/// millisecond of CPU, so this is a second's work.
-const HANDSHAKES: usize = 1024;
 /// How long a released pod's listeners go on, for connections that were on their way.
 const RELEASE_GRACE: Duration = Duration::from_millis(500);
 /// How long open connections may go on after shutdown began.
@@ -43,7 +40,7 @@ pub(super) struct Worker {
     pub(super) shared: Shared,
     pub(super) sockets: SocketStates,
     pub(super) tunnels: hbone::Pool,
-    pub(super) handshakes: Semaphore,
+    pub(super) handshakes: Handshakes,
     /// Set when the agent shuts down.
     pub(super) drain: CancellationToken,
     draws: Draws,
@@ -84,7 +81,7 @@ pub(super) fn start(
             shared,
             sockets,
             tunnels: hbone::Pool::new(hbone::Settings::default()),
-            handshakes: Semaphore::new(HANDSHAKES),
+            handshakes: Handshakes::default(),
             drain,
             draws: Draws::default(),
         };

@@ -134,10 +134,10 @@ fn files_that_cannot_be_used_say_which_and_why() {
     let pem = key.serialize_pem();
     let no_ca = root(&key, DAY, |params| params.is_ca = IsCa::ExplicitNoCa);
     let no_sign = root(&key, DAY, |params| {
-        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature]
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
     });
     let old = root(&key, DAY, |params| {
-        params.not_after = rcgen::date_time_ymd(2024, 1, 1)
+        params.not_after = rcgen::date_time_ymd(2024, 1, 1);
     });
     for (cert, key, expect) in [
         (

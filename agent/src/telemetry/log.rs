@@ -183,8 +183,9 @@ macro_rules! access_event {
                 src.namespace = namespace(&$flow.source),
                 src.identity = identity($flow, &$flow.source),
                 src.cluster = cluster(&$flow.source),
-                dst.addr = $flow.destination.addr.map(tracing::field::display),
-                dst.hbone_addr = $flow.hbone_addr.map(tracing::field::display),
+                // As ztunnel has it: the address of the TCP connection, and what the tunnel's CONNECT asks for.
+                dst.addr = $flow.gateway.or($flow.destination.addr).map(tracing::field::display),
+                dst.hbone_addr = $flow.gateway.and($flow.destination.addr).map(tracing::field::display),
                 dst.service = $flow.service.as_deref().map(|service| &*service.key.hostname),
                 dst.workload = workload_name(&$flow.destination),
                 dst.namespace = namespace(&$flow.destination),

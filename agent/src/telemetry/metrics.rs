@@ -79,8 +79,8 @@ impl Metrics {
         self.0.connections.refused(flow);
     }
 
-    /// Drops the series of workloads that are not in `live` any more, some minutes after they left, so that the last
-    /// values were scraped. To be called whenever the mesh changes, and every minute or so.
+    /// Says which workloads the mesh has; to be called whenever it changes. The series of the others are dropped some
+    /// minutes after they left, when the metrics are next asked for: by then their last values were scraped.
     pub fn retain<'a>(&self, live: impl IntoIterator<Item = &'a Arc<Workload>>, now: Instant) {
         self.0
             .connections

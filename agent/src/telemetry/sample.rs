@@ -76,7 +76,7 @@ fn flow(direction: Direction) -> Flow {
 pub(crate) fn outbound() -> Flow {
     let mut flow = flow(Direction::Outbound);
     flow.service = Some(service());
-    flow.hbone_addr = Some(SocketAddr::from(([10, 244, 2, 2], 15008)));
+    flow.gateway = Some(SocketAddr::from(([10, 244, 2, 2], 15008)));
     flow
 }
 

@@ -11,23 +11,49 @@ use weft_tests::{AccessLine, Agent, Curled, Pod, app, capture, curl};
 use super::{BANNER, Evidence, MARKER, QUEUE, Show, Stage, WEB};
 
 pub(super) fn play(stage: &mut Stage, show: &mut Show) {
-    show.scene("without the mesh, a capture of the link between the nodes shows what is sent", |it| {
-        before_the_mesh(stage, it)
+    show.scene(
+        "without the mesh, a capture of the link between the nodes shows what is sent",
+        |it| before_the_mesh(stage, it),
+    );
+    show.scene(
+        "the agents start and capture the running pods, without restarting them",
+        |it| start_agents(stage, it),
+    );
+    show.scene(
+        "curl reaches nginx on the other node by its service address",
+        |it| reach_nginx(stage, it),
+    );
+    show.scene("a TCP server that speaks first is reached as well", |it| {
+        server_first(stage, it)
     });
-    show.scene("the agents start and capture the running pods, without restarting them", |it| {
-        start_agents(stage, it)
+    show.scene("on the link there is TLS, and no plaintext", |it| {
+        capture_shows_tls(stage, it)
     });
-    show.scene("curl reaches nginx on the other node by its service address", |it| reach_nginx(stage, it));
-    show.scene("a TCP server that speaks first is reached as well", |it| server_first(stage, it));
-    show.scene("on the link there is TLS, and no plaintext", |it| capture_shows_tls(stage, it));
-    show.scene("nginx sees the client's real address", |it| real_address(stage, it));
-    show.scene("the access line names both identities", |it| access_line(stage, it));
-    show.scene("no proxy in the pods, and no iptables", |it| nothing_in_the_pods(stage, it));
-    show.scene("a policy allows one identity and denies another", |it| policy(stage, it));
-    show.scene("a pod outside the mesh reaches what is PERMISSIVE", |it| outside_permissive(stage, it));
-    show.scene("and STRICT refuses it before it can send a byte", |it| outside_strict(stage, it));
-    show.scene("the agent is killed: nothing passes, nothing goes in clear", |it| agent_killed(stage, it));
-    show.scene("the agent is started again: traffic flows", |it| agent_restarted(stage, it));
+    show.scene("nginx sees the client's real address", |it| {
+        real_address(stage, it)
+    });
+    show.scene("the access line names both identities", |it| {
+        access_line(stage, it)
+    });
+    show.scene("no proxy in the pods, and no iptables", |it| {
+        nothing_in_the_pods(stage, it)
+    });
+    show.scene("a policy allows one identity and denies another", |it| {
+        policy(stage, it)
+    });
+    show.scene("a pod outside the mesh reaches what is PERMISSIVE", |it| {
+        outside_permissive(stage, it)
+    });
+    show.scene("and STRICT refuses it before it can send a byte", |it| {
+        outside_strict(stage, it)
+    });
+    show.scene(
+        "the agent is killed: nothing passes, nothing goes in clear",
+        |it| agent_killed(stage, it),
+    );
+    show.scene("the agent is started again: traffic flows", |it| {
+        agent_restarted(stage, it)
+    });
 }
 
 /// One request, with its evidence.
@@ -42,7 +68,10 @@ fn request(it: &mut Evidence, from: &Pod, url: &str) -> Result<Curled> {
 }
 
 fn expect_page(curled: &Curled) -> Result<()> {
-    ensure!(curled.exit == 0 && curled.status == 200 && curled.body == MARKER, "that is not nginx's page");
+    ensure!(
+        curled.exit == 0 && curled.status == 200 && curled.body == MARKER,
+        "that is not nginx's page"
+    );
     Ok(())
 }
 
@@ -54,10 +83,20 @@ fn expect_refused(curled: &Curled) -> Result<()> {
 
 fn before_the_mesh(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let link = stage.world.capture_link()?;
-    expect_page(&request(it, &stage.curl, &format!("http://{}:8080/", stage.web.v4()))?)?;
+    expect_page(&request(
+        it,
+        &stage.curl,
+        &format!("http://{}:8080/", stage.web.v4()),
+    )?)?;
     let bytes = link.stop()?;
-    ensure!(capture::contains(&bytes, MARKER.as_bytes()), "the marker was not seen");
-    it.line(format!("{} bytes captured between the nodes; the marker `{MARKER}` is in them", bytes.len()));
+    ensure!(
+        capture::contains(&bytes, MARKER.as_bytes()),
+        "the marker was not seen"
+    );
+    it.line(format!(
+        "{} bytes captured between the nodes; the marker `{MARKER}` is in them",
+        bytes.len()
+    ));
     Ok(())
 }
 
@@ -75,7 +114,10 @@ fn start_agents(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
             listed("programs"),
             listed("certificates"),
         ));
-        ensure!(count("capturedPods") == 2 && count("expectedPods") == 2, "not every pod is captured");
+        ensure!(
+            count("capturedPods") == 2 && count("expectedPods") == 2,
+            "not every pod is captured"
+        );
     }
     Ok(())
 }
@@ -88,10 +130,16 @@ fn server_first(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let mut stream = stage.curl.connect(format!("{QUEUE}:25").parse()?)?;
     let mut banner = vec![0; BANNER.len()];
     stream.read_exact(&mut banner)?;
-    it.line(format!("connect {QUEUE}:25, send nothing  ->  {:?}", String::from_utf8_lossy(&banner)));
+    it.line(format!(
+        "connect {QUEUE}:25, send nothing  ->  {:?}",
+        String::from_utf8_lossy(&banner)
+    ));
     ensure!(banner == BANNER, "that is not the banner");
     let answer = app::ask(stream, b"ping")?;
-    it.line(format!("send \"ping\"  ->  {:?}", String::from_utf8_lossy(&answer)));
+    it.line(format!(
+        "send \"ping\"  ->  {:?}",
+        String::from_utf8_lossy(&answer)
+    ));
     ensure!(answer == b"ping", "that is not the echo");
     Ok(())
 }
@@ -103,9 +151,15 @@ fn capture_shows_tls(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     expect_page(&request(it, &stage.curl, &format!("http://{WEB}/"))?)?;
     let bytes = link.stop()?;
     let records = bytes.windows(3).filter(|window| *window == TLS_RECORD).count();
-    it.line(format!("{} bytes captured between the nodes, {records} TLS records", bytes.len()));
+    it.line(format!(
+        "{} bytes captured between the nodes, {records} TLS records",
+        bytes.len()
+    ));
     ensure!(records > 0, "there is no TLS on the link");
-    ensure!(!capture::contains(&bytes, MARKER.as_bytes()), "the marker crossed the link in clear");
+    ensure!(
+        !capture::contains(&bytes, MARKER.as_bytes()),
+        "the marker crossed the link in clear"
+    );
     it.line(format!("the marker `{MARKER}` is not in them"));
     Ok(())
 }
@@ -114,7 +168,11 @@ fn real_address(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let curled = request(it, &stage.curl, &format!("http://{WEB}/peer"))?;
     let log = stage.nginx.access_log();
     it.line(format!("nginx's log: {}", log.lines().last().unwrap_or_default()));
-    ensure!(curled.body.trim() == stage.curl.v4().to_string(), "nginx saw another client than {}", stage.curl.v4());
+    ensure!(
+        curled.body.trim() == stage.curl.v4().to_string(),
+        "nginx saw another client than {}",
+        stage.curl.v4()
+    );
     Ok(())
 }
 
@@ -122,10 +180,21 @@ fn access_line(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let (source, destination) = (stage.curl.identity(), stage.web.identity());
     let [_, b] = stage.agents()?;
     let wanted = |line: &AccessLine| {
-        line.matches(&[("src.identity", &source), ("dst.identity", &destination), ("direction", "inbound")])
+        line.matches(&[
+            ("src.identity", &source),
+            ("dst.identity", &destination),
+            ("direction", "inbound"),
+        ])
     };
     let line = b.wait_for_access("a line with both identities", wanted)?;
-    for field in ["src.addr", "src.workload", "src.identity", "dst.workload", "dst.identity", "bytes_sent"] {
+    for field in [
+        "src.addr",
+        "src.workload",
+        "src.identity",
+        "dst.workload",
+        "dst.identity",
+        "bytes_sent",
+    ] {
         it.line(format!("{field}={}", line.field(field)));
     }
     Ok(())
@@ -135,7 +204,10 @@ fn nothing_in_the_pods(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     for pod in [&stage.curl, &stage.web] {
         let processes = processes(&pod.cgroup())?;
         it.line(format!("processes of {}: {}", pod.name(), processes.join(", ")));
-        ensure!(!processes.iter().any(|name| name == "weft"), "weft runs in the pod");
+        ensure!(
+            !processes.iter().any(|name| name == "weft"),
+            "weft runs in the pod"
+        );
         for family in ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"] {
             // The file is there once a table is; each table is a line.
             let output = pod.command("cat").arg(family).output().context("run cat")?;
@@ -151,7 +223,11 @@ fn nothing_in_the_pods(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
 fn processes(cgroup: &Path) -> Result<Vec<String>> {
     let pids = std::fs::read_to_string(cgroup.join("cgroup.procs")).context("read cgroup.procs")?;
     let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    Ok(pids.lines().filter_map(name).map(|name| name.trim().to_owned()).collect())
+    Ok(pids
+        .lines()
+        .filter_map(name)
+        .map(|name| name.trim().to_owned())
+        .collect())
 }
 
 fn policy(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
@@ -161,14 +237,20 @@ fn policy(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     expect_refused(&request(it, &stage.batch, &format!("http://{WEB}/"))?)?;
     let source = stage.batch.identity();
     let [_, b] = stage.agents()?;
-    let line = b.wait_for_access("the refusal", |line| !line.is_ok() && line.field("src.identity") == source)?;
+    let line = b.wait_for_access("the refusal", |line| {
+        !line.is_ok() && line.field("src.identity") == source
+    })?;
     it.line(format!("the log says: {}", line.field("error")));
     stage.world.mesh_mut().policies.clear();
     stage.world.apply()
 }
 
 fn outside_permissive(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
-    expect_page(&request(it, &stage.legacy, &format!("http://{}:8080/", stage.web.v4()))?)
+    expect_page(&request(
+        it,
+        &stage.legacy,
+        &format!("http://{}:8080/", stage.web.v4()),
+    )?)
 }
 
 fn outside_strict(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
@@ -177,7 +259,9 @@ fn outside_strict(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let addr = stage.web.addr(8080);
     match stage.legacy.connect(addr) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            it.line(format!("legacy: connect {addr}  ->  {error}: refused at the SYN, no byte was sent"));
+            it.line(format!(
+                "legacy: connect {addr}  ->  {error}: refused at the SYN, no byte was sent"
+            ));
         }
         Err(error) => bail!("connect failed otherwise: {error}"),
         Ok(_) => bail!("connect succeeded"),
@@ -194,10 +278,21 @@ fn agent_killed(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     it.line("kill -9 of both agents");
     let link = stage.world.capture_link()?;
     expect_refused(&request(it, &stage.curl, &format!("http://{WEB}/"))?)?;
-    expect_refused(&request(it, &stage.curl, &format!("http://{}:8080/", stage.web.v4()))?)?;
-    expect_refused(&request(it, &stage.legacy, &format!("http://{}:8080/", stage.web.v4()))?)?;
+    expect_refused(&request(
+        it,
+        &stage.curl,
+        &format!("http://{}:8080/", stage.web.v4()),
+    )?)?;
+    expect_refused(&request(
+        it,
+        &stage.legacy,
+        &format!("http://{}:8080/", stage.web.v4()),
+    )?)?;
     let bytes = link.stop()?;
-    ensure!(!capture::contains(&bytes, MARKER.as_bytes()), "the marker crossed the link");
+    ensure!(
+        !capture::contains(&bytes, MARKER.as_bytes()),
+        "the marker crossed the link"
+    );
     it.line("on the link: no marker");
     Ok(())
 }
@@ -210,7 +305,10 @@ fn agent_restarted(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     let mut stream = stage.batch.connect(format!("{QUEUE}:25").parse()?)?;
     let mut banner = vec![0; BANNER.len()];
     stream.read_exact(&mut banner)?;
-    it.line(format!("batch: connect {QUEUE}:25  ->  {:?}", String::from_utf8_lossy(&banner)));
+    it.line(format!(
+        "batch: connect {QUEUE}:25  ->  {:?}",
+        String::from_utf8_lossy(&banner)
+    ));
     ensure!(banner == BANNER, "that is not the banner");
     Ok(())
 }

@@ -27,7 +27,7 @@ pub(super) const MUTATIONS: [Mutation; 2] = [
         file: "agent/src/net/tls/identity.rs",
         find: "if self.accept.contains(&presented) {",
         replace: "if !self.accept.is_empty() {",
-        target: "agent/weft (unit tests)",
+        target: "agent/weft (lib)",
         test: "net::tls::tests::a_server_of_another_service_account_is_refused_by_name",
     },
     Mutation {
@@ -36,7 +36,7 @@ pub(super) const MUTATIONS: [Mutation; 2] = [
         file: "agent/src/mesh/authorize.rs",
         find: "enforced(Action::Deny).find(|policy| policy_matches(policy, &conn))",
         replace: "enforced(Action::Deny).find(|_| false)",
-        target: "agent/weft (unit tests)",
+        target: "agent/weft (lib)",
         test: "mesh::authorize::tests::order_and_scopes",
     },
 ];

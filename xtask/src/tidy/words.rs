@@ -60,7 +60,7 @@ fn issue_number(text: &str) -> Option<Told> {
         let numbered = (1..=5).contains(&digits.len()) && digits.chars().all(|c| c.is_ascii_digit());
         let before = text[..at].trim_end_matches([' ', ',']);
         let word = before
-            .rsplit(|c: char| c.is_whitespace() || c == '(')
+            .rsplit(|c: char| c.is_whitespace() || "(`".contains(c))
             .next()
             .unwrap_or_default();
         let project = word.contains('/') || word.starts_with('#') || PROJECTS.contains(&word);

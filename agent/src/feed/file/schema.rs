@@ -10,6 +10,9 @@ use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned, localizer::Loca
 
 use super::{LARGEST_FILE, Problem, position};
 
+/// How many nodes all aliases of a file may stand for.
+const LARGEST_ALIASES: usize = 100_000;
+
 /// A value as it was written, and where.
 pub(super) type Text = Spanned<String>;
 /// Labels, or a selector for labels.
@@ -159,11 +162,12 @@ pub(super) fn read(text: &str) -> Result<Document, Problem> {
         .map_err(|err| problem(&err, text))
 }
 
-/// The file's size is the limit that counts: what fits into it may have as many nodes as it likes. Anchors, aliases and
-/// depth keep the parser's own limits.
+/// The file's size is the limit that counts: what fits into it may have as many nodes as it likes. But aliases make a
+/// small file large, so they have a limit of their own; depth keeps the parser's.
 pub(super) fn options(duplicate_keys: DuplicateKeyPolicy) -> serde_saphyr::Options {
     let budget = serde_saphyr::budget! { max_events: LARGEST_FILE, max_nodes: LARGEST_FILE };
-    serde_saphyr::options! { budget: budget, duplicate_keys: duplicate_keys, with_snippet: false }
+    let aliases = serde_saphyr::alias_limits! { max_total_replayed_events: LARGEST_ALIASES };
+    serde_saphyr::options! { budget: budget, alias_limits: aliases, duplicate_keys: duplicate_keys, with_snippet: false }
 }
 
 fn whole_file(message: String) -> Problem {

@@ -400,7 +400,7 @@ fn files_of_another_shape() {
     );
     check(
         "workloads: [{name: a, namespace: b, healthy: perhaps}]",
-        &["`perhaps` workloads[0].healthy: invalid bool"],
+        &["`perhaps` workloads[0].healthy: invalid boolean"],
     );
 }
 

@@ -16,6 +16,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 
 /// RFC 9113 4.1.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -66,6 +67,19 @@ async fn check(frames: &[u8]) {
     soon(reader).await.unwrap();
 }
 
+/// Reads frames until one answers a PING.
+async fn pong(read: &mut ReadHalf<TlsStream<TcpStream>>) {
+    loop {
+        let mut head = [0; 9];
+        read.read_exact(&mut head).await.unwrap();
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        read.read_exact(&mut vec![0; length]).await.unwrap();
+        if head[3..5] == [PING, 1] {
+            return;
+        }
+    }
+}
+
 async fn drain(mut read: ReadHalf<TlsStream<TcpStream>>) {
     let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
 }
@@ -96,6 +110,30 @@ async fn bytes_one_by_one_on_streams_that_nobody_reads() {
         frames.extend(frame(DATA, 0, 1, b"x"));
     }
     check(&frames).await;
+}
+
+/// As many as one turn of the event loop may take in before anybody reads: h2's own limit would end the tunnel.
+#[tokio::test]
+async fn a_burst_of_single_bytes_is_no_flood() {
+    let (mut world, held) = world().await;
+    let mut frames = [preface(), connect(1, "10.0.0.1:80")].concat();
+    for _ in 0..50_000 {
+        frames.extend(frame(DATA, 0, 1, b"x"));
+    }
+    frames.extend(frame(DATA, 1, 1, b""));
+    frames.extend(frame(PING, 0, 0, &[7; 8]));
+    let (mut read, mut write) = tokio::io::split(world.raw().await);
+    write.write_all(&frames).await.unwrap();
+    write.flush().await.unwrap();
+    // Everything has been taken in when the PING behind it is answered.
+    soon(pong(&mut read)).await;
+    let mut stream = held.lock().unwrap().pop().unwrap();
+    let mut got = 0;
+    while let Some(chunk) = soon(stream.recv.data()).await {
+        got += chunk.unwrap().len();
+    }
+    assert_eq!(got, 50_000);
+    assert!(world.server.ended.try_recv().is_err());
 }
 
 #[tokio::test]

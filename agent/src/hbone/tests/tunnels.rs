@@ -26,7 +26,7 @@ fn hold() -> (impl Fn(Request) + Clone + Send + 'static, Arc<Mutex<Vec<Stream>>>
         streams
             .lock()
             .unwrap()
-            .push(request.respond.accept(None).unwrap())
+            .push(request.respond.accept(None).unwrap());
     };
     (accept, held)
 }

@@ -59,7 +59,7 @@ pub(super) struct World {
 pub(super) struct Server {
     pub(super) addr: SocketAddr,
     pub(super) tunnels: Arc<Mutex<Vec<Tunnel>>>,
-    pub(super) ended: mpsc::UnboundedReceiver<Result<(), ServeError>>,
+    pub(super) ended: mpsc::Receiver<Result<(), ServeError>>,
 }
 
 /// One tunnel as the server sees it.
@@ -165,7 +165,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let tunnels = Arc::new(Mutex::new(Vec::new()));
-        let (ends, ended) = mpsc::unbounded_channel();
+        let (ends, ended) = mpsc::channel(64);
         let accepted = tunnels.clone();
         tokio::spawn(async move {
             loop {
@@ -178,7 +178,7 @@ impl Server {
                     let Ok((stream, _)) = tls::accept(tcp, config, Duration::from_secs(5)).await else {
                         return;
                     };
-                    let _ = ends.send(serve(stream, &settings, token, on_request).await);
+                    let _ = ends.try_send(serve(stream, &settings, token, on_request).await);
                 });
                 accepted.lock().unwrap().push(Tunnel {
                     drain,

@@ -1,9 +1,7 @@
 //! What the indexes find, and the mTLS modes of the scopes.
 
-use std::collections::BTreeMap;
-
 use super::*;
-use crate::mesh::{PeerAuthentication, sample};
+use crate::mesh::{Action, PeerAuthentication, sample};
 
 #[test]
 fn addresses() {
@@ -52,6 +50,37 @@ fn addresses() {
         ),
         (3, 1, 0)
     );
+}
+
+/// The first of two stays, and nothing leads to the other.
+#[test]
+fn twins() {
+    let mut parts = sample::parts();
+    let shown = |mesh: &Mesh, address: &str| {
+        let address = address.parse().unwrap();
+        (
+            mesh.workload_at(address).is_some(),
+            mesh.service_at(address).is_some(),
+        )
+    };
+    parts.workloads = ["10.0.0.1", "10.0.0.2"]
+        .map(|address| sample::pod("web", &[address]))
+        .to_vec();
+    parts.services = ["10.96.0.1", "10.96.0.2"]
+        .map(|vip| sample::service("web", &[vip]))
+        .to_vec();
+    let policy = |action| sample::policy("root/p", Scope::Mesh, action, Vec::new());
+    parts.policies = [Action::Allow, Action::Deny].map(policy).to_vec();
+    let mesh = Mesh::new(parts);
+    assert_eq!(shown(&mesh, "10.0.0.1"), (true, false));
+    assert_eq!(shown(&mesh, "10.0.0.2"), (false, false));
+    assert_eq!(shown(&mesh, "10.96.0.1"), (false, true));
+    assert_eq!(shown(&mesh, "10.96.0.2"), (false, false));
+    let covering = mesh
+        .policies_of(&sample::pod("web", &[]))
+        .map(|policy| policy.action)
+        .collect::<Vec<_>>();
+    assert_eq!(covering, [Action::Allow]);
 }
 
 #[test]
@@ -176,6 +205,4 @@ fn endpoints_are_those_that_can_be_chosen() {
         mesh.endpoints(&sample::service_key("web"))[0].target_port(81),
         None
     );
-    let _: BTreeMap<ServiceKey, Vec<PortMapping>> =
-        mesh.workload(&sample::uid("well")).unwrap().services.clone();
 }

@@ -67,7 +67,7 @@ fn complete_outbound_through_a_tunnel() {
         &sample::outbound(),
         "INFO access: connection complete src.addr=10.244.1.2:41000 src.workload=\"curl-7f9c\" \
          src.namespace=\"demo\" src.identity=\"spiffe://cluster.local/ns/demo/sa/curl\" \
-         src.cluster=\"Kubernetes\" dst.addr=10.244.2.2:8080 dst.hbone_addr=10.244.2.2:15008 \
+         src.cluster=\"Kubernetes\" dst.addr=10.244.2.2:15008 dst.hbone_addr=10.244.2.2:8080 \
          dst.service=\"web.demo.svc.cluster.local\" dst.workload=\"web-5d4c\" dst.namespace=\"demo\" \
          dst.identity=\"spiffe://cluster.local/ns/demo/sa/web\" dst.cluster=\"Kubernetes\" \
          direction=\"outbound\" bytes_sent=84 bytes_recv=358 duration=\"15ms\"",
@@ -151,7 +151,7 @@ fn json_has_the_same_fields_flat() {
             "level": "ERROR", "target": "access", "message": "connection complete",
             "src.addr": "10.244.1.2:41000", "src.workload": "curl-7f9c", "src.namespace": "demo",
             "src.identity": "spiffe://cluster.local/ns/demo/sa/curl", "src.cluster": "Kubernetes",
-            "dst.addr": "10.244.2.2:8080", "dst.hbone_addr": "10.244.2.2:15008",
+            "dst.addr": "10.244.2.2:15008", "dst.hbone_addr": "10.244.2.2:8080",
             "dst.service": "web.demo.svc.cluster.local", "dst.workload": "web-5d4c",
             "dst.namespace": "demo", "dst.identity": "spiffe://cluster.local/ns/demo/sa/web",
             "dst.cluster": "Kubernetes", "direction": "outbound", "policy": "demo/p",
@@ -254,7 +254,7 @@ fn a_slow_reader_loses_lines_and_they_are_counted() {
             Ok(())
         }
     }
-    let (go, stalled) = std::sync::mpsc::channel();
+    let (go, stalled) = std::sync::mpsc::sync_channel::<()>(0);
     let builder = NonBlockingBuilder::default().buffered_lines_limit(4).lossy(true);
     let (writer, guard) = builder.finish(Stalled(stalled));
     let dropped = DroppedLines(Some(writer.error_counter()));

@@ -107,15 +107,23 @@ impl Connections {
     pub(super) fn retain<'a>(&self, live: impl Iterator<Item = &'a Workload>, now: Instant) {
         let live: FxHashSet<WorkloadLabels<'_>> = live.map(workload_labels).collect();
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.retain(|labels, entry| {
+        for (labels, entry) in table.iter_mut() {
             if labels.both_ends(|end| live.contains(end)) {
                 entry.gone_since = None;
-                return true;
+            } else {
+                entry.gone_since.get_or_insert(now);
             }
-            let gone_since = *entry.gone_since.get_or_insert(now);
-            let in_use = Arc::strong_count(&entry.series) > 1;
-            in_use || now.saturating_duration_since(gone_since) < LINGER
-        });
+        }
+    }
+
+    /// Drops the series whose workloads are gone for long enough and that no open connection uses.
+    pub(super) fn evict(&self, now: Instant) {
+        let evicted = |entry: &Entry| {
+            let lingered = |since| now.saturating_duration_since(since) >= LINGER;
+            entry.gone_since.is_some_and(lingered) && Arc::strong_count(&entry.series) == 1
+        };
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|_, entry| !evicted(entry));
     }
 
     fn series(&self, labels: Labels) -> Arc<Series> {
@@ -256,6 +264,7 @@ fn carried(series: &Series, counter: &AtomicU64) -> Option<u64> {
 
 impl Collector for Connections {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.evict(Instant::now());
         let all = self.snapshot();
         for (name, help, value) in FAMILIES {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

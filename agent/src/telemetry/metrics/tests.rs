@@ -194,21 +194,24 @@ fn series_of_workloads_that_left_are_dropped_after_a_while() {
     let count = || samples(&metrics, "istio_tcp_connections_opened_total").len();
     let start = Instant::now();
     let at = |seconds| start + Duration::from_secs(seconds);
+    let retain = |live: &[&Arc<Workload>], seconds| metrics.retain(live.iter().copied(), at(seconds));
+    let evict = |seconds| metrics.0.connections.evict(at(seconds));
     // A pod that was replaced by another of its Deployment is not gone.
-    metrics.retain([&curl, &web], at(0));
-    metrics.retain([&curl, &web], at(1000));
+    retain(&[&curl, &web], 0);
+    evict(1000);
     assert_eq!(count(), 1);
     // An open connection keeps its series.
-    metrics.retain([&web], at(2000));
-    metrics.retain([&web], at(3000));
+    retain(&[&web], 2000);
+    evict(3000);
     assert_eq!(count(), 1);
     // A workload that comes back starts the wait again.
     open.close(&flow);
-    metrics.retain([&curl, &web], at(3001));
-    metrics.retain([&web], at(3002));
-    metrics.retain([&web], at(3100));
+    retain(&[&curl, &web], 3001);
+    retain(&[&web], 3002);
+    retain(&[&web], 3100);
+    evict(3181);
     assert_eq!(count(), 1);
-    metrics.retain([&web], at(3182));
+    evict(3182);
     assert_eq!(count(), 0);
 }
 
@@ -220,7 +223,7 @@ fn series_of_unknown_ends_stay() {
     let start = Instant::now();
     let none: [&Arc<Workload>; 0] = [];
     metrics.retain(none, start);
-    metrics.retain(none, start + Duration::from_secs(10_000));
+    metrics.0.connections.evict(start + Duration::from_secs(10_000));
     assert_eq!(samples(&metrics, "istio_tcp_connections_failed_total").len(), 1);
 }
 

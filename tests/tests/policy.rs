@@ -1,0 +1,480 @@
+//! Authorization on real traffic: who may reach a pod, by identity, namespace, address and port; what a change of policy
+//! does to connections that are open; and where plaintext is taken (PERMISSIVE) or refused at the SYN (STRICT).
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use socket2::SockRef;
+use weft_tests::{
+    AccessLine, Agent, Host, LIMIT, Pod, PodSpec, Server, World,
+    app::{echo, round_trip},
+    wait_until, with_world,
+};
+
+const MARKER: &[u8] = b"WEFT-POLICY-MARKER";
+
+/// Mesh pods `client` (namespace demo) and `other` (namespace other) and the pod `outside`, which the mesh does not
+/// know, on node a; `web` with ports 8080 and 9090 on node b.
+struct Cast {
+    client: Pod,
+    other: Pod,
+    outside: Pod,
+    web: Pod,
+    agents: [Agent; 2],
+    servers: [Server; 2],
+}
+
+impl Cast {
+    fn start(world: &mut World) -> Result<Self> {
+        let client = world.pod("a", PodSpec::new("client").service_account("client"))?;
+        let other = world.pod("a", PodSpec::new("other").namespace("other").service_account("other"))?;
+        let outside = world.pod("a", PodSpec::new("outside").unlisted())?;
+        let web = world.pod("b", PodSpec::new("web").service_account("web").label("app", "web"))?;
+        let agents = world.start_agents()?;
+        let servers = [Server::start(web.listen(8080)?, echo)?, Server::start(web.listen(9090)?, echo)?];
+        Ok(Self { client, other, outside, web, agents, servers })
+    }
+
+    fn web_agent(&self) -> &Agent {
+        &self.agents[1]
+    }
+
+    fn accepted(&self) -> u64 {
+        self.servers.iter().map(Server::accepted).sum()
+    }
+
+    /// What client:8080, client:9090, other:8080 and outside:8080 meet.
+    fn meet(&self) -> Result<[Met; 4]> {
+        let to = |port| self.web.addr(port);
+        Ok([
+            dial(&self.client, to(8080))?.met,
+            dial(&self.client, to(9090))?.met,
+            dial(&self.other, to(8080))?.met,
+            dial(&self.outside, to(8080))?.met,
+        ])
+    }
+
+    /// The line that the server's agent wrote about a connection of this source.
+    fn line_at_web(&self, from: SocketAddr) -> Result<AccessLine> {
+        self.web_agent().wait_for_access(&format!("inbound from {from}"), |line| {
+            line.field("src.addr") == from.to_string() && line.field("direction") == "inbound"
+        })
+    }
+}
+
+/// What a client meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    /// The app, which sent its bytes back.
+    Echo,
+    /// An end by RST after the connection was made: somebody accepted, and said no.
+    Reset,
+    /// ECONNREFUSED: nobody accepted.
+    Refused,
+}
+
+/// One try: what it met, and the address it came from, where a socket was connected.
+struct Dialled {
+    met: Met,
+    from: Option<SocketAddr>,
+}
+
+/// Dials and sends the marker. Any end but the three of [`Met`], such as a timeout or a clean end, is an error.
+fn dial(from: &Host, to: SocketAddr) -> Result<Dialled> {
+    let mut stream = match from.connect(to) {
+        Ok(stream) => stream,
+        Err(error) => return Ok(Dialled { met: met(Err(error), from, to)?, from: None }),
+    };
+    let local = stream.local_addr()?;
+    let met = met(round_trip(&mut stream, MARKER), from, to)?;
+    Ok(Dialled { met, from: Some(local) })
+}
+
+fn met(tried: io::Result<()>, from: &Host, to: SocketAddr) -> Result<Met> {
+    match tried {
+        Ok(()) => Ok(Met::Echo),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => Ok(Met::Refused),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Ok(Met::Reset),
+            _ => Err(error).with_context(|| format!("{from:?} to {to}")),
+        },
+    }
+}
+
+/// A connection that stays, proven by one round trip.
+fn open(from: &Host, to: SocketAddr) -> Result<TcpStream> {
+    let mut stream = from.connect(to)?;
+    round_trip(&mut stream, MARKER).with_context(|| format!("{from:?} to {to}"))?;
+    Ok(stream)
+}
+
+/// A policy for the pods with label `app: web`.
+fn policy(name: &str, action: &str, rules: Value) -> Value {
+    json!({
+        "name": name, "namespace": "demo", "action": action, "selector": { "app": "web" }, "rules": rules,
+    })
+}
+
+#[test]
+fn policies_decide_by_principal_namespace_address_and_port() {
+    use Met::{Echo, Reset};
+    with_world(|world| {
+        let cast = Cast::start(world)?;
+        let client_ip = cast.client.v4().to_string();
+        let outside_block = format!("{}/32", cast.outside.v4());
+        // What client:8080, client:9090, other:8080 and outside:8080 meet under each policy.
+        let cases = [
+            ("ALLOW", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]), [Echo, Echo, Reset, Reset]),
+            ("DENY", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]), [Reset, Reset, Echo, Echo]),
+            ("ALLOW", json!([{ "from": [{ "namespaces": ["other"] }] }]), [Reset, Reset, Echo, Reset]),
+            ("DENY", json!([{ "from": [{ "namespaces": ["other"] }] }]), [Echo, Echo, Reset, Echo]),
+            ("ALLOW", json!([{ "from": [{ "ipBlocks": [client_ip] }] }]), [Echo, Echo, Reset, Reset]),
+            ("DENY", json!([{ "from": [{ "ipBlocks": [client_ip] }] }]), [Reset, Reset, Echo, Echo]),
+            ("ALLOW", json!([{ "from": [{ "ipBlocks": [outside_block] }] }]), [Reset, Reset, Reset, Echo]),
+            ("ALLOW", json!([{ "to": [{ "ports": ["8080"] }] }]), [Echo, Reset, Echo, Echo]),
+            ("DENY", json!([{ "to": [{ "ports": ["8080"] }] }]), [Reset, Echo, Reset, Reset]),
+            (
+                "ALLOW",
+                json!([{ "from": [{ "namespaces": ["demo"] }], "to": [{ "ports": ["9090"] }] }]),
+                [Reset, Echo, Reset, Reset],
+            ),
+        ];
+        ensure!(cast.meet()? == [Echo; 4], "without a policy everybody is let in");
+        for (action, rules, expect) in cases {
+            world.mesh_mut().policies = vec![policy("only", action, rules.clone())];
+            world.apply()?;
+            let before = cast.accepted();
+            let met = cast.meet()?;
+            ensure!(met == expect, "{action} {rules}: {met:?} instead of {expect:?}");
+            let reached = met.iter().filter(|met| **met == Echo).count() as u64;
+            ensure!(cast.accepted() - before == reached, "{action} {rules}: the app saw a refused connection");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn deny_is_enforced_before_allow() {
+    with_world(|world| {
+        world.mesh_mut().policies = vec![
+            policy("allow-all-names", "ALLOW", json!([{ "from": [{ "principals": ["*"] }] }])),
+            policy("deny-client", "DENY", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }])),
+        ];
+        let cast = Cast::start(world)?;
+        let allowed = dial(&cast.other, cast.web.addr(8080))?;
+        ensure!(allowed.met == Met::Echo, "the ALLOW policy lets nobody in: {:?}", allowed.met);
+        let line = cast.line_at_web(allowed.from.context("connected")?)?;
+        ensure!(line.is_ok() && line.field("policy") == "demo/allow-all-names", "{line}");
+
+        let denied = dial(&cast.client, cast.web.addr(8080))?;
+        ensure!(denied.met == Met::Reset, "{:?}", denied.met);
+        ensure!(cast.accepted() == 1, "the app saw the connection that the DENY policy refuses");
+        let from = denied.from.context("the agent accepts before the other one refuses")?;
+        let line = cast.line_at_web(from)?;
+        let wanted = [
+            ("error", "denied by policy demo/deny-client"),
+            ("src.identity", &cast.client.identity()),
+            ("dst.identity", &cast.web.identity()),
+            ("bytes_sent", "0"),
+            ("bytes_recv", "0"),
+        ];
+        ensure!(line.level == "ERROR" && line.matches(&wanted), "{line}");
+        let outbound = cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
+        ensure!(outbound.level == "ERROR" && outbound.has("error"), "{outbound}");
+        for (agent, reporter) in cast.agents.iter().zip(["source", "destination"]) {
+            let labels = [
+                ("reporter", reporter),
+                ("response_flags", "DENY"),
+                ("source_principal", "spiffe://cluster.local/ns/demo/sa/client"),
+            ];
+            // What the client's agent knows of a tunnel that was refused has no proven identity in it.
+            let labels = if reporter == "source" { &labels[..2] } else { &labels[..] };
+            let failed = agent.metrics()?.sum("istio_tcp_connections_failed_total", labels);
+            ensure!(failed == 1.0, "{reporter}: {failed} failed");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn allow_policies_refuse_everybody_they_do_not_name() {
+    with_world(|world| {
+        world.mesh_mut().policies = vec![policy("nobody", "ALLOW", json!([]))];
+        let cast = Cast::start(world)?;
+        ensure!(cast.meet()? == [Met::Reset; 4], "an ALLOW policy without rules allows nothing");
+        ensure!(cast.accepted() == 0, "the app saw a refused connection");
+        let plaintext = dial(&cast.outside, cast.web.addr(8080))?;
+        let tunnelled = dial(&cast.client, cast.web.addr6(8080))?;
+        for dialled in [plaintext, tunnelled] {
+            ensure!(dialled.met == Met::Reset, "{:?}", dialled.met);
+            let line = cast.line_at_web(dialled.from.context("connected")?)?;
+            ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
+        }
+
+        // A policy of another pod, of another namespace, or on trial does not refuse here.
+        world.mesh_mut().policies = vec![
+            json!({ "name": "theirs", "namespace": "other", "action": "DENY", "rules": [{}] }),
+            json!({ "name": "trial", "namespace": "demo", "action": "DENY", "rules": [{}], "dryRun": true }),
+        ];
+        world.apply()?;
+        ensure!(cast.meet()? == [Met::Echo; 4], "policies that do not apply");
+
+        // One of the root namespace applies to all of them.
+        world.mesh_mut().policies =
+            vec![json!({ "name": "all", "namespace": "istio-system", "action": "DENY", "rules": [{}] })];
+        world.apply()?;
+        let denied = dial(&cast.client, cast.web.addr(8080))?;
+        let line = cast.line_at_web(denied.from.context("connected")?)?;
+        ensure!(line.field("error") == "denied by policy istio-system/all", "{line}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_policy_change_closes_open_connections_that_it_refuses_and_no_others() {
+    with_world(|world| {
+        let cast = Cast::start(world)?;
+        let mut refused = open(&cast.client, cast.web.addr(8080))?;
+        let mut kept = [
+            open(&cast.client, cast.web.addr(9090))?,
+            open(&cast.other, cast.web.addr(8080))?,
+            open(&cast.outside, cast.web.addr(8080))?,
+        ];
+        let from = refused.local_addr()?;
+
+        let rules = json!([{ "from": [{ "namespaces": ["demo"] }], "to": [{ "ports": ["8080"] }] }]);
+        world.mesh_mut().policies = vec![policy("deny-demo", "DENY", rules)];
+        world.apply_text("b", &world.mesh_text())?;
+        let changed = Instant::now();
+        let ended = refused.read(&mut [0]);
+        let after = changed.elapsed();
+        let ended = ended.map_err(|error| error.kind());
+        ensure!(ended == Err(io::ErrorKind::ConnectionReset), "the client sees {ended:?}");
+        ensure!(after < Duration::from_secs(1), "closed {after:?} after the change");
+
+        let line = cast.line_at_web(from)?;
+        let size = MARKER.len().to_string();
+        let wanted = [
+            ("error", "denied by policy demo/deny-demo"),
+            ("src.identity", &cast.client.identity()),
+            ("bytes_sent", &size),
+            ("bytes_recv", &size),
+        ];
+        ensure!(line.level == "ERROR" && line.matches(&wanted), "{line}");
+        let outbound = cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
+        ensure!(outbound.level == "ERROR", "{outbound}");
+        wait_until("the app to see the reset", LIMIT, || {
+            cast.servers[0].errors().iter().any(|error| error.contains("reset"))
+        })?;
+        for stream in &mut kept {
+            round_trip(stream, MARKER).context("a connection that the policy allows")?;
+        }
+        let open = &cast.web_agent().status()?["connections"]["open"];
+        ensure!(*open == 3, "{open} open connections at the server's agent");
+        let closed = cast.web_agent().metrics()?.sum(
+            "istio_tcp_connections_closed_total",
+            &[("reporter", "destination"), ("response_flags", "DENY")],
+        );
+        ensure!(closed == 1.0, "{closed} connections closed by policy");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_connection_that_is_being_opened_when_the_policy_changes_is_refused() {
+    with_world(|world| {
+        let cast = Cast::start(world)?;
+        // An app whose queue is full: a connection to it was authorized and waits for the app to take it.
+        let slow = cast.web.listen(7070)?;
+        SockRef::from(&slow).listen(0)?;
+        let mut queued = Vec::new();
+        let full = loop {
+            match cast.web.connect_within(cast.web.addr(7070), Duration::from_millis(100)) {
+                Ok(stream) => queued.push(stream),
+                Err(error) => break error.kind(),
+            }
+        };
+        ensure!(full == io::ErrorKind::TimedOut, "{full:?}");
+        let mut waiting = cast.client.connect(cast.web.addr(7070))?;
+        waiting.write_all(MARKER)?;
+        let tuple = format!(":{:04X}", 7070);
+        wait_until("the agent to dial the app", LIMIT, || syn_sent(&cast.web, &tuple))?;
+
+        world.mesh_mut().policies = vec![policy("deny-all", "DENY", json!([{}]))];
+        world.apply()?;
+        let server = Server::start(slow, echo)?;
+        let answer = waiting.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(answer == Err(io::ErrorKind::ConnectionReset), "the client sees {answer:?}");
+        let line = cast.line_at_web(waiting.local_addr()?)?;
+        ensure!(line.field("error") == "denied by policy demo/deny-all", "{line}");
+        drop(server);
+        Ok(())
+    });
+}
+
+/// Whether some socket in the pod's namespace has sent a SYN from loopback to this port and has no answer.
+fn syn_sent(pod: &Pod, port: &str) -> bool {
+    let table = pod.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
+    let Ok(Ok(table)) = table else { return false };
+    table.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        matches!(fields[..], [_, local, remote, "02", ..] if local.starts_with("0100007F") && remote.ends_with(port))
+    })
+}
+
+/// Everybody who can only speak plaintext: a pod that the mesh does not know on either node, one that it knows but has
+/// not enrolled, and the nodes themselves.
+fn strangers(world: &mut World) -> Result<Vec<Pod>> {
+    Ok(vec![
+        world.pod("a", PodSpec::new("far").unlisted())?,
+        world.pod("b", PodSpec::new("near").unlisted())?,
+        world.pod("a", PodSpec::new("known").outside())?,
+        world.pod("b", PodSpec::new("shared").host_network())?,
+    ])
+}
+
+#[test]
+fn strict_refuses_plaintext_at_the_syn_and_takes_tunnels() {
+    with_world(|world| {
+        let strangers = strangers(world)?;
+        let api = world.pod("b", PodSpec::new("api").service_account("api").label("app", "api"))?;
+        let cast = Cast::start(world)?;
+        let api_server = Server::start(api.listen(8080)?, echo)?;
+        // Each scope, and whether web:8080, web:9090 and api:8080 are STRICT under it.
+        let cases = [
+            (json!([{ "namespace": "istio-system", "mode": "STRICT" }]), [true, true, true]),
+            (json!([{ "namespace": "demo", "mode": "STRICT" }]), [true, true, true]),
+            (json!([{ "namespace": "other", "mode": "STRICT" }]), [false, false, false]),
+            (json!([{ "namespace": "demo", "selector": { "app": "web" }, "mode": "STRICT" }]), [true, true, false]),
+            (
+                json!([
+                    { "namespace": "demo", "mode": "STRICT" },
+                    { "namespace": "demo", "selector": { "app": "web" }, "portLevelMtls": { "9090": "PERMISSIVE" } },
+                ]),
+                [true, false, true],
+            ),
+            (
+                json!([{
+                    "namespace": "demo", "selector": { "app": "web" },
+                    "mode": "PERMISSIVE", "portLevelMtls": { "8080": "STRICT" },
+                }]),
+                [true, false, false],
+            ),
+            (json!([]), [false, false, false]),
+        ];
+        for (modes, strict) in cases {
+            world.mesh_mut().peer_authentications = modes.as_array().cloned().unwrap_or_default();
+            world.apply()?;
+            let nodes = [&**world.node("a"), &**world.node("b")];
+            let all: Vec<&Host> = strangers.iter().map(|pod| &**pod).chain(nodes).collect();
+            let before = [cast.accepted(), api_server.accepted()];
+            let lines = cast.web_agent().access_lines().len();
+            let targets = [(&cast.web, 8080), (&cast.web, 9090), (&api, 8080)];
+            let (mut plain, mut refused) = (0, 0);
+            for ((pod, port), strict) in targets.into_iter().zip(strict) {
+                let expect = if strict { Met::Refused } else { Met::Echo };
+                for to in [pod.addr(port), pod.addr6(port)] {
+                    for from in &all {
+                        let met = dial(from, to)?.met;
+                        ensure!(met == expect, "{modes}: {from:?} to {to}: {met:?} instead of {expect:?}");
+                        *(if strict { &mut refused } else { &mut plain }) += 1;
+                    }
+                    let met = dial(&cast.client, to)?.met;
+                    ensure!(met == Met::Echo, "{modes}: a tunnel to {to}: {met:?}");
+                }
+            }
+            let accepted = cast.accepted() + api_server.accepted() - before[0] - before[1];
+            ensure!(accepted == plain + 6, "{modes}: {refused} refused, yet the apps accepted {accepted}");
+            // Refused at the SYN: not even the agent accepted, so there is nothing to write a line about.
+            let wanted = lines + accepted as usize;
+            wait_until("the lines of what was carried", LIMIT, || {
+                cast.web_agent().access_lines().len() >= wanted
+            })?;
+            let written = cast.web_agent().access_lines();
+            ensure!(written.len() == wanted && written.iter().all(AccessLine::is_ok), "{modes}: {written:#?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn permissive_takes_plaintext_and_says_so() {
+    with_world(|world| {
+        let cast = Cast::start(world)?;
+        for to in [cast.web.addr(8080), cast.web.addr6(8080)] {
+            let stream = open(&cast.outside, to)?;
+            let from = stream.local_addr()?;
+            ensure!(stream.peer_addr()? == to, "the client sees {}", stream.peer_addr()?);
+            drop(stream);
+            let line = cast.line_at_web(from)?;
+            let (size, to) = (MARKER.len().to_string(), to.to_string());
+            let wanted =
+                [("dst.addr", to.as_str()), ("dst.workload", "web"), ("bytes_sent", &size), ("bytes_recv", &size)];
+            ensure!(line.is_ok() && line.matches(&wanted), "{line}");
+            ensure!(!line.has("src.identity") && !line.has("dst.identity"), "plaintext proves nothing: {line}");
+            ensure!(cast.servers[0].peers().last() == Some(&from), "the app sees {:?}", cast.servers[0].peers());
+        }
+        let labels = [
+            ("reporter", "destination"),
+            ("connection_security_policy", "unknown"),
+            ("source_principal", "unknown"),
+            ("destination_workload", "web"),
+        ];
+        let metrics = cast.web_agent().metrics()?;
+        for name in ["opened", "closed"] {
+            let count = metrics.sum(&format!("istio_tcp_connections_{name}_total"), &labels);
+            ensure!(count == 2.0, "{name}: {count}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn strict_closes_plaintext_connections_that_are_open() {
+    with_world(|world| {
+        let cast = Cast::start(world)?;
+        let mut plaintext = open(&cast.outside, cast.web.addr(8080))?;
+        let mut tunnelled = open(&cast.client, cast.web.addr(8080))?;
+        world.mesh_mut().mtls("demo", "STRICT");
+        world.apply()?;
+        let ended = plaintext.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(ended == Err(io::ErrorKind::ConnectionReset), "the client sees {ended:?}");
+        let line = cast.line_at_web(plaintext.local_addr()?)?;
+        ensure!(line.field("error") == "mutual TLS is required (STRICT) on port 8080", "{line}");
+        round_trip(&mut tunnelled, MARKER).context("the tunnelled connection")
+    });
+}
+
+#[test]
+fn a_policy_names_a_plaintext_peer_by_its_address() {
+    with_world(|world| {
+        let second = world.pod("a", PodSpec::new("second").unlisted())?;
+        let cast = Cast::start(world)?;
+        let rules = json!([
+            { "from": [{ "ipBlocks": [cast.outside.v4().to_string(), format!("{}/128", cast.outside.v6())] }] },
+            { "from": [{ "principals": ["cluster.local/ns/other/*"] }] },
+        ]);
+        world.mesh_mut().policies = vec![policy("scraper", "ALLOW", rules)];
+        world.apply()?;
+        for to in [cast.web.addr(8080), cast.web.addr6(8080)] {
+            let allowed = dial(&cast.outside, to)?;
+            ensure!(allowed.met == Met::Echo, "{to}: {:?}", allowed.met);
+            let line = cast.line_at_web(allowed.from.context("connected")?)?;
+            ensure!(line.field("policy") == "demo/scraper", "{line}");
+            // A plaintext peer has no principal, whatever it says of itself.
+            for from in [&second, &cast.client] {
+                let refused = dial(from, to)?;
+                ensure!(refused.met == Met::Reset, "{from:?} to {to}: {:?}", refused.met);
+                let line = cast.line_at_web(refused.from.context("connected")?)?;
+                ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
+            }
+            ensure!(dial(&cast.other, to)?.met == Met::Echo, "an identity that the policy names");
+        }
+        Ok(())
+    });
+}
