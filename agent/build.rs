@@ -23,9 +23,18 @@ fn main() -> Result<(), String> {
     let root = manifest_dir.parent().ok_or("agent has no parent folder")?;
     let out_dir = PathBuf::from(variable("OUT_DIR")?);
     // OUT_DIR is <target>/<profile>/build/<package>/out.
-    let target_dir = out_dir.ancestors().nth(4).ok_or("OUT_DIR is not inside a target folder")?.join("ebpf");
+    let target_dir = out_dir
+        .ancestors()
+        .nth(4)
+        .ok_or("OUT_DIR is not inside a target folder")?
+        .join("ebpf");
 
-    for watched in ["agent-ebpf/src", "agent-ebpf/Cargo.toml", "agent-ebpf/Cargo.lock", "agent-common/src"] {
+    for watched in [
+        "agent-ebpf/src",
+        "agent-ebpf/Cargo.toml",
+        "agent-ebpf/Cargo.lock",
+        "agent-common/src",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo::rerun-if-changed=build.rs");
@@ -44,30 +53,50 @@ fn variable(name: &str) -> Result<String, String> {
 
 /// In this order: the toolchain that builds weft itself, rustup's nightly, Debian's own.
 fn toolchain() -> Result<Toolchain, String> {
-    let own = Toolchain { cargo: variable("CARGO")?.into(), rustc: variable("RUSTC")?.into() };
+    let own = Toolchain {
+        cargo: variable("CARGO")?.into(),
+        rustc: variable("RUSTC")?.into(),
+    };
     let rustup_nightly = rustup_which("rustc", "nightly")
         .zip(rustup_which("cargo", "nightly"))
         .map(|(rustc, cargo)| Toolchain { cargo, rustc });
-    let debian = Toolchain { cargo: "/usr/bin/cargo".into(), rustc: "/usr/bin/rustc".into() };
-    [Some(own), rustup_nightly, Some(debian)].into_iter().flatten().find(has_library_source).ok_or_else(|| {
-        "no toolchain has the source of Rust's library, which the eBPF programs are built with: \
+    let debian = Toolchain {
+        cargo: "/usr/bin/cargo".into(),
+        rustc: "/usr/bin/rustc".into(),
+    };
+    [Some(own), rustup_nightly, Some(debian)]
+        .into_iter()
+        .flatten()
+        .find(has_library_source)
+        .ok_or_else(|| {
+            "no toolchain has the source of Rust's library, which the eBPF programs are built with: \
          run `cargo xtask setup`, or `rustup component add rust-src`"
-            .to_owned()
-    })
+                .to_owned()
+        })
 }
 
 fn rustup_which(tool: &str, toolchain: &str) -> Option<PathBuf> {
-    let output = Command::new("rustup").args(["which", tool, "--toolchain", toolchain]).output().ok()?;
+    let output = Command::new("rustup")
+        .args(["which", tool, "--toolchain", toolchain])
+        .output()
+        .ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| path.trim().into())
 }
 
 fn has_library_source(toolchain: &Toolchain) -> bool {
-    let sysroot = Command::new(&toolchain.rustc).args(["--print", "sysroot"]).output();
-    let Some(sysroot) = sysroot.ok().and_then(|output| String::from_utf8(output.stdout).ok()) else {
+    let sysroot = Command::new(&toolchain.rustc)
+        .args(["--print", "sysroot"])
+        .output();
+    let Some(sysroot) = sysroot
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+    else {
         return false;
     };
-    Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").exists()
+    Path::new(sysroot.trim())
+        .join("lib/rustlib/src/rust/library/core/Cargo.toml")
+        .exists()
 }
 
 fn build(
@@ -79,7 +108,15 @@ fn build(
     let mut command = Command::new(&toolchain.cargo);
     command
         .current_dir(package)
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-Z",
+            "build-std=core",
+            "--target",
+            TARGET,
+        ])
         .args(features.map(|features| format!("--features={features}")))
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
@@ -87,12 +124,18 @@ fn build(
         // --btf: socket storage needs the types of its key and value.
         .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf");
     // What cargo, clippy and rustup set for the host's build must not reach the kernel's.
-    for foreign in
-        ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTUP_TOOLCHAIN", "CLIPPY_ARGS"]
-    {
+    for foreign in [
+        "CARGO_ENCODED_RUSTFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTUP_TOOLCHAIN",
+        "CLIPPY_ARGS",
+    ] {
         command.env_remove(foreign);
     }
-    let output = command.output().map_err(|e| format!("run {}: {e}", toolchain.cargo.display()))?;
+    let output = command
+        .output()
+        .map_err(|e| format!("run {}: {e}", toolchain.cargo.display()))?;
     if !output.status.success() {
         return Err(explain(&String::from_utf8_lossy(&output.stderr)));
     }

@@ -38,12 +38,22 @@ impl Address {
     /// `127.0.0.1`, mapped.
     pub const LOCALHOST_V4: Self = Self::v4(0x7f00_0001_u32.to_be());
     /// `::1`.
-    pub const LOCALHOST_V6: Self = Self { w0: 0, w1: 0, w2: 0, w3: 1_u32.to_be() };
+    pub const LOCALHOST_V6: Self = Self {
+        w0: 0,
+        w1: 0,
+        w2: 0,
+        w3: 1_u32.to_be(),
+    };
 
     /// An IPv4 address given as the word the kernel has (network order).
     #[inline(always)]
     pub const fn v4(word: u32) -> Self {
-        Self { w0: 0, w1: 0, w2: MAPPED, w3: word }
+        Self {
+            w0: 0,
+            w1: 0,
+            w2: MAPPED,
+            w3: word,
+        }
     }
 
     /// Whether this is an IPv4 address in its mapped form.
@@ -90,7 +100,12 @@ impl From<IpAddr> for Address {
             IpAddr::V6(ip) => ip.octets(),
         };
         let word = |i: usize| u32::from_ne_bytes([octets[i], octets[i + 1], octets[i + 2], octets[i + 3]]);
-        Self { w0: word(0), w1: word(4), w2: word(8), w3: word(12) }
+        Self {
+            w0: word(0),
+            w1: word(4),
+            w2: word(8),
+            w3: word(12),
+        }
     }
 }
 
@@ -102,7 +117,8 @@ impl From<Address> for IpAddr {
             chunk.copy_from_slice(&word.to_ne_bytes());
         }
         let ip = Ipv6Addr::from(octets);
-        ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), |v4: Ipv4Addr| IpAddr::V4(v4))
+        ip.to_ipv4_mapped()
+            .map_or(IpAddr::V6(ip), |v4: Ipv4Addr| IpAddr::V4(v4))
     }
 }
 
@@ -236,5 +252,14 @@ mod user {
             unsafe impl aya::Pod for $name {}
         )* };
     }
-    plain_old_data!(Address, Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple);
+    plain_old_data!(
+        Address,
+        Config,
+        Handshake,
+        ListenerKey,
+        Pod,
+        PortKey,
+        SocketState,
+        Tuple
+    );
 }

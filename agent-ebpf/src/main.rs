@@ -61,7 +61,12 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
             sock.set4(&hop, OUTBOUND_PORT);
         }
     }
-    decision!(&ctx, "connect4 {:i}:{} steered", u32::from_be(destination.w3), sock.port());
+    decision!(
+        &ctx,
+        "connect4 {:i}:{} steered",
+        u32::from_be(destination.w3),
+        sock.port()
+    );
     PROCEED
 }
 
@@ -73,7 +78,11 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
         Connect::Steer(pod) => {
-            let loopback = if destination.is_v4() { Address::LOCALHOST_V4 } else { Address::LOCALHOST_V6 };
+            let loopback = if destination.is_v4() {
+                Address::LOCALHOST_V4
+            } else {
+                Address::LOCALHOST_V6
+            };
             let loops = has_pod_source(sock, &sock.source6(), &pod, |pod| sock.bind6(pod));
             let hop = if loops { loopback } else { pod };
             sock.set6(&hop, OUTBOUND_PORT);
@@ -137,7 +146,11 @@ fn has_pod_source(
     if sock.device() != 0 {
         return false;
     }
-    if source.is_unspecified() { bind(pod) } else { source == pod }
+    if source.is_unspecified() {
+        bind(pod)
+    } else {
+        source == pod
+    }
 }
 
 /// Runs before the SYN leaves, also for TCP Fast Open (linux/bpf.h: BPF_SOCK_OPS_TCP_CONNECT_CB).
@@ -177,7 +190,11 @@ fn tell_accepted(sock: SockOps) {
     };
     if let Some(state) = state_or_new(sock.sk()) {
         // The agent's end of a steered connection is the agent's own socket.
-        let mine = if noted.flags & flags::STEERED != 0 { flags::AGENT } else { 0 };
+        let mine = if noted.flags & flags::STEERED != 0 {
+            flags::AGENT
+        } else {
+            0
+        };
         set_state(state, &noted.addr, noted.port, noted.flags | mine);
     }
     let _ = HANDSHAKES.remove(&key);
@@ -221,14 +238,24 @@ fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> u32 {
     }
     // Workers are chosen by the pair, so that one warm tunnel carries it.
     let pair = address(&noted.addr).mix(noted.port as u16);
-    let pod = if syn.remote.is_loopback() { &syn.local } else { &syn.remote };
+    let pod = if syn.remote.is_loopback() {
+        &syn.local
+    } else {
+        &syn.remote
+    };
     assign(ctx, pod, ListenerKind::Outbound, pair)
 }
 
 #[inline(always)]
 fn plaintext_refused(pod: &Address, port: u16) -> bool {
-    let of_port = PortKey { pod: address(pod), port: port.into() };
-    let of_pod = PortKey { pod: address(pod), port: 0 };
+    let of_port = PortKey {
+        pod: address(pod),
+        port: port.into(),
+    };
+    let of_pod = PortKey {
+        pod: address(pod),
+        port: 0,
+    };
     // SAFETY: values are single words.
     let mode = unsafe { PORT_MODES.get(&of_port).or_else(|| PORT_MODES.get(&of_pod)) };
     mode.is_some_and(|mode| *mode == port_mode::STRICT)
@@ -238,7 +265,11 @@ fn plaintext_refused(pod: &Address, port: u16) -> bool {
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, pod: &Address, kind: ListenerKind, hash: u32) -> u32 {
     let workers = CONFIG.get(0).map_or(1, |config| config.workers).max(1);
-    let key = ListenerKey { pod: address(pod), kind: kind as u16, worker: (hash % workers) as u16 };
+    let key = ListenerKey {
+        pod: address(pod),
+        kind: kind as u16,
+        worker: (hash % workers) as u16,
+    };
     match LISTENERS.redirect_sk_lookup(ctx, &key, 0) {
         Ok(()) => SK_PASS,
         Err(error) => {

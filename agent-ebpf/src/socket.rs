@@ -88,7 +88,11 @@ pub fn set_state(to: &mut SocketState, addr: &Address, port: u32, flags: u32) {
 #[inline(always)]
 pub fn handshake(state: &SocketState, flags: u32) -> Handshake {
     let addr = words(addr_of!(state.addr).cast());
-    Handshake { addr, port: read!(addr_of!(*state), port), flags }
+    Handshake {
+        addr,
+        port: read!(addr_of!(*state), port),
+        flags,
+    }
 }
 
 /// A copy of the address in a map's value.
@@ -130,7 +134,11 @@ impl SockAddr {
     #[inline(always)]
     pub fn source4(self) -> Address {
         let sk = self.sk();
-        if sk.is_null() { Address::default() } else { Address::v4(read!(sk, src_ip4)) }
+        if sk.is_null() {
+            Address::default()
+        } else {
+            Address::v4(read!(sk, src_ip4))
+        }
     }
 
     /// As `source4`, for an AF_INET6 socket; IPv4-mapped when it is bound to IPv4.

@@ -62,7 +62,12 @@ pub struct AgentArgs {
     #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
     /// Where programs and maps are pinned, on bpffs; they outlive the agent, and the next one adopts them
-    #[arg(long, env = "WEFT_PIN_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/weft")]
+    #[arg(
+        long,
+        env = "WEFT_PIN_DIR",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf/weft"
+    )]
     pub pin_dir: PathBuf,
     /// Threads that carry connections [default: a quarter of the cores, at least 2]
     #[arg(long, env = "WEFT_WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -97,7 +102,10 @@ impl AgentArgs {
             mesh_file: self.mesh_file.clone(),
             ca_cert: self.ca_cert.clone(),
             ca_key: self.ca_key.clone(),
-            load: LoadConfig { cgroup_root: self.cgroup_root.clone(), pin_dir: self.pin_dir.clone() },
+            load: LoadConfig {
+                cgroup_root: self.cgroup_root.clone(),
+                pin_dir: self.pin_dir.clone(),
+            },
             workers: self.workers.unwrap_or_else(default_workers),
             admin: AdminAddrs {
                 admin: self.admin_address,

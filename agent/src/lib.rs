@@ -1,15 +1,18 @@
 //! weft: a sidecarless service mesh.
 //!
-//! The module list is the reading guide; each layer uses only those above it in this list.
+//! The module list is the reading guide. Imports go down only: each line uses what stands on lower lines.
 
+pub mod args;
+pub mod cli;
+pub mod node;
+
+pub mod admin;
+pub mod feed;
 pub mod hbone;
 pub mod kernel;
-pub mod feed;
-pub mod mesh;
-pub mod net;
 pub mod svid;
-pub mod admin;
-pub mod cli;
 pub mod telemetry;
-pub mod args;
-pub mod node;
+
+pub mod net;
+
+pub mod mesh;

@@ -29,7 +29,11 @@ fn main() -> ExitCode {
 
 /// Control work (feed, certificates, admin) has this runtime; connections have one thread and runtime per worker.
 fn runtime(threads: usize) -> anyhow::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(threads).enable_all().build().context("start the runtime")
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .context("start the runtime")
 }
 
 fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {

@@ -36,6 +36,10 @@ impl RunId {
         let started = start_time(pid).context("read this process's start time from /proc")?;
         for serial in 1.. {
             let id = Self { pid, started, serial };
+            // The name of a world whose files are kept is not used again.
+            if id.kept_dir().exists() {
+                continue;
+            }
             match fs::create_dir(id.temp_dir()) {
                 Ok(()) => return Ok(id),
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}

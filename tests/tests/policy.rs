@@ -4,6 +4,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -32,12 +33,28 @@ struct Cast {
 impl Cast {
     fn start(world: &mut World) -> Result<Self> {
         let client = world.pod("a", PodSpec::new("client").service_account("client"))?;
-        let other = world.pod("a", PodSpec::new("other").namespace("other").service_account("other"))?;
+        let other = world.pod(
+            "a",
+            PodSpec::new("other").namespace("other").service_account("other"),
+        )?;
         let outside = world.pod("a", PodSpec::new("outside").unlisted())?;
-        let web = world.pod("b", PodSpec::new("web").service_account("web").label("app", "web"))?;
+        let web = world.pod(
+            "b",
+            PodSpec::new("web").service_account("web").label("app", "web"),
+        )?;
         let agents = world.start_agents()?;
-        let servers = [Server::start(web.listen(8080)?, echo)?, Server::start(web.listen(9090)?, echo)?];
-        Ok(Self { client, other, outside, web, agents, servers })
+        let servers = [
+            Server::start(web.listen(8080)?, echo)?,
+            Server::start(web.listen(9090)?, echo)?,
+        ];
+        Ok(Self {
+            client,
+            other,
+            outside,
+            web,
+            agents,
+            servers,
+        })
     }
 
     fn web_agent(&self) -> &Agent {
@@ -52,18 +69,19 @@ impl Cast {
     fn meet(&self) -> Result<[Met; 4]> {
         let to = |port| self.web.addr(port);
         Ok([
-            dial(&self.client, to(8080))?.met,
-            dial(&self.client, to(9090))?.met,
-            dial(&self.other, to(8080))?.met,
-            dial(&self.outside, to(8080))?.met,
+            dial(&self.client, to(8080))?,
+            dial(&self.client, to(9090))?,
+            dial(&self.other, to(8080))?,
+            dial(&self.outside, to(8080))?,
         ])
     }
 
     /// The line that the server's agent wrote about a connection of this source.
     fn line_at_web(&self, from: SocketAddr) -> Result<AccessLine> {
-        self.web_agent().wait_for_access(&format!("inbound from {from}"), |line| {
-            line.field("src.addr") == from.to_string() && line.field("direction") == "inbound"
-        })
+        self.web_agent()
+            .wait_for_access(&format!("inbound from {from}"), |line| {
+                line.field("src.addr") == from.to_string() && line.field("direction") == "inbound"
+            })
     }
 }
 
@@ -78,21 +96,29 @@ enum Met {
     Refused,
 }
 
-/// One try: what it met, and the address it came from, where a socket was connected.
-struct Dialled {
-    met: Met,
-    from: Option<SocketAddr>,
+/// Dials and sends the marker. Any end but the three of [`Met`], such as a timeout or a clean end, is an error.
+fn dial(from: &Host, to: SocketAddr) -> Result<Met> {
+    met(
+        from.connect(to)
+            .and_then(|mut stream| round_trip(&mut stream, MARKER)),
+        from,
+        to,
+    )
 }
 
-/// Dials and sends the marker. Any end but the three of [`Met`], such as a timeout or a clean end, is an error.
-fn dial(from: &Host, to: SocketAddr) -> Result<Dialled> {
-    let mut stream = match from.connect(to) {
-        Ok(stream) => stream,
-        Err(error) => return Ok(Dialled { met: met(Err(error), from, to)?, from: None }),
+/// The same from a port of the test's choice, by which the access lines are found.
+fn dial_from(from: &Host, to: SocketAddr) -> Result<(Met, SocketAddr)> {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let port = NEXT.fetch_add(1, Ordering::Relaxed);
+    let local = if to.is_ipv4() {
+        from.addr(port)
+    } else {
+        from.addr6(port)
     };
-    let local = stream.local_addr()?;
-    let met = met(round_trip(&mut stream, MARKER), from, to)?;
-    Ok(Dialled { met, from: Some(local) })
+    let tried = from
+        .connect_from(local, to)
+        .and_then(|mut stream| round_trip(&mut stream, MARKER));
+    Ok((met(tried, from, to)?, local))
 }
 
 fn met(tried: io::Result<()>, from: &Host, to: SocketAddr) -> Result<Met> {
@@ -129,15 +155,51 @@ fn policies_decide_by_principal_namespace_address_and_port() {
         let outside_block = format!("{}/32", cast.outside.v4());
         // What client:8080, client:9090, other:8080 and outside:8080 meet under each policy.
         let cases = [
-            ("ALLOW", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]), [Echo, Echo, Reset, Reset]),
-            ("DENY", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]), [Reset, Reset, Echo, Echo]),
-            ("ALLOW", json!([{ "from": [{ "namespaces": ["other"] }] }]), [Reset, Reset, Echo, Reset]),
-            ("DENY", json!([{ "from": [{ "namespaces": ["other"] }] }]), [Echo, Echo, Reset, Echo]),
-            ("ALLOW", json!([{ "from": [{ "ipBlocks": [client_ip] }] }]), [Echo, Echo, Reset, Reset]),
-            ("DENY", json!([{ "from": [{ "ipBlocks": [client_ip] }] }]), [Reset, Reset, Echo, Echo]),
-            ("ALLOW", json!([{ "from": [{ "ipBlocks": [outside_block] }] }]), [Reset, Reset, Reset, Echo]),
-            ("ALLOW", json!([{ "to": [{ "ports": ["8080"] }] }]), [Echo, Reset, Echo, Echo]),
-            ("DENY", json!([{ "to": [{ "ports": ["8080"] }] }]), [Reset, Echo, Reset, Reset]),
+            (
+                "ALLOW",
+                json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]),
+                [Echo, Echo, Reset, Reset],
+            ),
+            (
+                "DENY",
+                json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]),
+                [Reset, Reset, Echo, Echo],
+            ),
+            (
+                "ALLOW",
+                json!([{ "from": [{ "namespaces": ["other"] }] }]),
+                [Reset, Reset, Echo, Reset],
+            ),
+            (
+                "DENY",
+                json!([{ "from": [{ "namespaces": ["other"] }] }]),
+                [Echo, Echo, Reset, Echo],
+            ),
+            (
+                "ALLOW",
+                json!([{ "from": [{ "ipBlocks": [client_ip] }] }]),
+                [Echo, Echo, Reset, Reset],
+            ),
+            (
+                "DENY",
+                json!([{ "from": [{ "ipBlocks": [client_ip] }] }]),
+                [Reset, Reset, Echo, Echo],
+            ),
+            (
+                "ALLOW",
+                json!([{ "from": [{ "ipBlocks": [outside_block] }] }]),
+                [Reset, Reset, Reset, Echo],
+            ),
+            (
+                "ALLOW",
+                json!([{ "to": [{ "ports": ["8080"] }] }]),
+                [Echo, Reset, Echo, Echo],
+            ),
+            (
+                "DENY",
+                json!([{ "to": [{ "ports": ["8080"] }] }]),
+                [Reset, Echo, Reset, Reset],
+            ),
             (
                 "ALLOW",
                 json!([{ "from": [{ "namespaces": ["demo"] }], "to": [{ "ports": ["9090"] }] }]),
@@ -152,7 +214,10 @@ fn policies_decide_by_principal_namespace_address_and_port() {
             let met = cast.meet()?;
             ensure!(met == expect, "{action} {rules}: {met:?} instead of {expect:?}");
             let reached = met.iter().filter(|met| **met == Echo).count() as u64;
-            ensure!(cast.accepted() - before == reached, "{action} {rules}: the app saw a refused connection");
+            ensure!(
+                cast.accepted() - before == reached,
+                "{action} {rules}: the app saw a refused connection"
+            );
         }
         Ok(())
     });
@@ -162,19 +227,32 @@ fn policies_decide_by_principal_namespace_address_and_port() {
 fn deny_is_enforced_before_allow() {
     with_world(|world| {
         world.mesh_mut().policies = vec![
-            policy("allow-all-names", "ALLOW", json!([{ "from": [{ "principals": ["*"] }] }])),
-            policy("deny-client", "DENY", json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }])),
+            policy(
+                "allow-all-names",
+                "ALLOW",
+                json!([{ "from": [{ "principals": ["*"] }] }]),
+            ),
+            policy(
+                "deny-client",
+                "DENY",
+                json!([{ "from": [{ "principals": ["cluster.local/ns/demo/sa/client"] }] }]),
+            ),
         ];
         let cast = Cast::start(world)?;
-        let allowed = dial(&cast.other, cast.web.addr(8080))?;
-        ensure!(allowed.met == Met::Echo, "the ALLOW policy lets nobody in: {:?}", allowed.met);
-        let line = cast.line_at_web(allowed.from.context("connected")?)?;
-        ensure!(line.is_ok() && line.field("policy") == "demo/allow-all-names", "{line}");
+        let (met, from) = dial_from(&cast.other, cast.web.addr(8080))?;
+        ensure!(met == Met::Echo, "the ALLOW policy lets nobody in: {met:?}");
+        let line = cast.line_at_web(from)?;
+        ensure!(
+            line.is_ok() && line.field("policy") == "demo/allow-all-names",
+            "{line}"
+        );
 
-        let denied = dial(&cast.client, cast.web.addr(8080))?;
-        ensure!(denied.met == Met::Reset, "{:?}", denied.met);
-        ensure!(cast.accepted() == 1, "the app saw the connection that the DENY policy refuses");
-        let from = denied.from.context("the agent accepts before the other one refuses")?;
+        let (met, from) = dial_from(&cast.client, cast.web.addr(8080))?;
+        ensure!(met == Met::Reset, "{met:?}");
+        ensure!(
+            cast.accepted() == 1,
+            "the app saw the connection that the DENY policy refuses"
+        );
         let line = cast.line_at_web(from)?;
         let wanted = [
             ("error", "denied by policy demo/deny-client"),
@@ -184,7 +262,8 @@ fn deny_is_enforced_before_allow() {
             ("bytes_recv", "0"),
         ];
         ensure!(line.level == "ERROR" && line.matches(&wanted), "{line}");
-        let outbound = cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
+        let outbound =
+            cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
         ensure!(outbound.level == "ERROR" && outbound.has("error"), "{outbound}");
         for (agent, reporter) in cast.agents.iter().zip(["source", "destination"]) {
             let labels = [
@@ -193,7 +272,11 @@ fn deny_is_enforced_before_allow() {
                 ("source_principal", "spiffe://cluster.local/ns/demo/sa/client"),
             ];
             // What the client's agent knows of a tunnel that was refused has no proven identity in it.
-            let labels = if reporter == "source" { &labels[..2] } else { &labels[..] };
+            let labels = if reporter == "source" {
+                &labels[..2]
+            } else {
+                &labels[..]
+            };
             let failed = agent.metrics()?.sum("istio_tcp_connections_failed_total", labels);
             ensure!(failed == 1.0, "{reporter}: {failed} failed");
         }
@@ -206,13 +289,18 @@ fn allow_policies_refuse_everybody_they_do_not_name() {
     with_world(|world| {
         world.mesh_mut().policies = vec![policy("nobody", "ALLOW", json!([]))];
         let cast = Cast::start(world)?;
-        ensure!(cast.meet()? == [Met::Reset; 4], "an ALLOW policy without rules allows nothing");
+        ensure!(
+            cast.meet()? == [Met::Reset; 4],
+            "an ALLOW policy without rules allows nothing"
+        );
         ensure!(cast.accepted() == 0, "the app saw a refused connection");
-        let plaintext = dial(&cast.outside, cast.web.addr(8080))?;
-        let tunnelled = dial(&cast.client, cast.web.addr6(8080))?;
-        for dialled in [plaintext, tunnelled] {
-            ensure!(dialled.met == Met::Reset, "{:?}", dialled.met);
-            let line = cast.line_at_web(dialled.from.context("connected")?)?;
+        for (from, to) in [
+            (&cast.outside, cast.web.addr(8080)),
+            (&cast.client, cast.web.addr6(8080)),
+        ] {
+            let (met, from) = dial_from(from, to)?;
+            ensure!(met == Met::Reset, "{met:?}");
+            let line = cast.line_at_web(from)?;
             ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
         }
 
@@ -228,9 +316,12 @@ fn allow_policies_refuse_everybody_they_do_not_name() {
         world.mesh_mut().policies =
             vec![json!({ "name": "all", "namespace": "istio-system", "action": "DENY", "rules": [{}] })];
         world.apply()?;
-        let denied = dial(&cast.client, cast.web.addr(8080))?;
-        let line = cast.line_at_web(denied.from.context("connected")?)?;
-        ensure!(line.field("error") == "denied by policy istio-system/all", "{line}");
+        let (_, from) = dial_from(&cast.client, cast.web.addr(8080))?;
+        let line = cast.line_at_web(from)?;
+        ensure!(
+            line.field("error") == "denied by policy istio-system/all",
+            "{line}"
+        );
         Ok(())
     });
 }
@@ -254,8 +345,14 @@ fn a_policy_change_closes_open_connections_that_it_refuses_and_no_others() {
         let ended = refused.read(&mut [0]);
         let after = changed.elapsed();
         let ended = ended.map_err(|error| error.kind());
-        ensure!(ended == Err(io::ErrorKind::ConnectionReset), "the client sees {ended:?}");
-        ensure!(after < Duration::from_secs(1), "closed {after:?} after the change");
+        ensure!(
+            ended == Err(io::ErrorKind::ConnectionReset),
+            "the client sees {ended:?}"
+        );
+        ensure!(
+            after < Duration::from_secs(1),
+            "closed {after:?} after the change"
+        );
 
         let line = cast.line_at_web(from)?;
         let size = MARKER.len().to_string();
@@ -266,10 +363,14 @@ fn a_policy_change_closes_open_connections_that_it_refuses_and_no_others() {
             ("bytes_recv", &size),
         ];
         ensure!(line.level == "ERROR" && line.matches(&wanted), "{line}");
-        let outbound = cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
+        let outbound =
+            cast.agents[0].wait_for_access("outbound", |line| line.field("src.addr") == from.to_string())?;
         ensure!(outbound.level == "ERROR", "{outbound}");
         wait_until("the app to see the reset", LIMIT, || {
-            cast.servers[0].errors().iter().any(|error| error.contains("reset"))
+            cast.servers[0]
+                .errors()
+                .iter()
+                .any(|error| error.contains("reset"))
         })?;
         for stream in &mut kept {
             round_trip(stream, MARKER).context("a connection that the policy allows")?;
@@ -294,7 +395,10 @@ fn a_connection_that_is_being_opened_when_the_policy_changes_is_refused() {
         SockRef::from(&slow).listen(0)?;
         let mut queued = Vec::new();
         let full = loop {
-            match cast.web.connect_within(cast.web.addr(7070), Duration::from_millis(100)) {
+            match cast
+                .web
+                .connect_within(cast.web.addr(7070), Duration::from_millis(100))
+            {
                 Ok(stream) => queued.push(stream),
                 Err(error) => break error.kind(),
             }
@@ -309,7 +413,10 @@ fn a_connection_that_is_being_opened_when_the_policy_changes_is_refused() {
         world.apply()?;
         let server = Server::start(slow, echo)?;
         let answer = waiting.read(&mut [0]).map_err(|error| error.kind());
-        ensure!(answer == Err(io::ErrorKind::ConnectionReset), "the client sees {answer:?}");
+        ensure!(
+            answer == Err(io::ErrorKind::ConnectionReset),
+            "the client sees {answer:?}"
+        );
         let line = cast.line_at_web(waiting.local_addr()?)?;
         ensure!(line.field("error") == "denied by policy demo/deny-all", "{line}");
         drop(server);
@@ -319,7 +426,9 @@ fn a_connection_that_is_being_opened_when_the_policy_changes_is_refused() {
 
 /// Whether some socket in the pod's namespace has sent a SYN from loopback to this port and has no answer.
 fn syn_sent(pod: &Pod, port: &str) -> bool {
-    let table = pod.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
+    let table = pod
+        .netns()
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
     let Ok(Ok(table)) = table else { return false };
     table.lines().any(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
@@ -334,7 +443,7 @@ fn strangers(world: &mut World) -> Result<Vec<Pod>> {
         world.pod("a", PodSpec::new("far").unlisted())?,
         world.pod("b", PodSpec::new("near").unlisted())?,
         world.pod("a", PodSpec::new("known").outside())?,
-        world.pod("b", PodSpec::new("shared").host_network())?,
+        world.pod("b", PodSpec::new("shared").host_network().outside())?,
     ])
 }
 
@@ -342,15 +451,30 @@ fn strangers(world: &mut World) -> Result<Vec<Pod>> {
 fn strict_refuses_plaintext_at_the_syn_and_takes_tunnels() {
     with_world(|world| {
         let strangers = strangers(world)?;
-        let api = world.pod("b", PodSpec::new("api").service_account("api").label("app", "api"))?;
+        let api = world.pod(
+            "b",
+            PodSpec::new("api").service_account("api").label("app", "api"),
+        )?;
         let cast = Cast::start(world)?;
         let api_server = Server::start(api.listen(8080)?, echo)?;
         // Each scope, and whether web:8080, web:9090 and api:8080 are STRICT under it.
         let cases = [
-            (json!([{ "namespace": "istio-system", "mode": "STRICT" }]), [true, true, true]),
-            (json!([{ "namespace": "demo", "mode": "STRICT" }]), [true, true, true]),
-            (json!([{ "namespace": "other", "mode": "STRICT" }]), [false, false, false]),
-            (json!([{ "namespace": "demo", "selector": { "app": "web" }, "mode": "STRICT" }]), [true, true, false]),
+            (
+                json!([{ "namespace": "istio-system", "mode": "STRICT" }]),
+                [true, true, true],
+            ),
+            (
+                json!([{ "namespace": "demo", "mode": "STRICT" }]),
+                [true, true, true],
+            ),
+            (
+                json!([{ "namespace": "other", "mode": "STRICT" }]),
+                [false, false, false],
+            ),
+            (
+                json!([{ "namespace": "demo", "selector": { "app": "web" }, "mode": "STRICT" }]),
+                [true, true, false],
+            ),
             (
                 json!([
                     { "namespace": "demo", "mode": "STRICT" },
@@ -380,23 +504,32 @@ fn strict_refuses_plaintext_at_the_syn_and_takes_tunnels() {
                 let expect = if strict { Met::Refused } else { Met::Echo };
                 for to in [pod.addr(port), pod.addr6(port)] {
                     for from in &all {
-                        let met = dial(from, to)?.met;
-                        ensure!(met == expect, "{modes}: {from:?} to {to}: {met:?} instead of {expect:?}");
+                        let met = dial(from, to)?;
+                        ensure!(
+                            met == expect,
+                            "{modes}: {from:?} to {to}: {met:?} instead of {expect:?}"
+                        );
                         *(if strict { &mut refused } else { &mut plain }) += 1;
                     }
-                    let met = dial(&cast.client, to)?.met;
+                    let met = dial(&cast.client, to)?;
                     ensure!(met == Met::Echo, "{modes}: a tunnel to {to}: {met:?}");
                 }
             }
             let accepted = cast.accepted() + api_server.accepted() - before[0] - before[1];
-            ensure!(accepted == plain + 6, "{modes}: {refused} refused, yet the apps accepted {accepted}");
+            ensure!(
+                accepted == plain + 6,
+                "{modes}: {refused} refused, yet the apps accepted {accepted}"
+            );
             // Refused at the SYN: not even the agent accepted, so there is nothing to write a line about.
             let wanted = lines + accepted as usize;
             wait_until("the lines of what was carried", LIMIT, || {
                 cast.web_agent().access_lines().len() >= wanted
             })?;
             let written = cast.web_agent().access_lines();
-            ensure!(written.len() == wanted && written.iter().all(AccessLine::is_ok), "{modes}: {written:#?}");
+            ensure!(
+                written.len() == wanted && written.iter().all(AccessLine::is_ok),
+                "{modes}: {written:#?}"
+            );
         }
         Ok(())
     });
@@ -409,15 +542,30 @@ fn permissive_takes_plaintext_and_says_so() {
         for to in [cast.web.addr(8080), cast.web.addr6(8080)] {
             let stream = open(&cast.outside, to)?;
             let from = stream.local_addr()?;
-            ensure!(stream.peer_addr()? == to, "the client sees {}", stream.peer_addr()?);
+            ensure!(
+                stream.peer_addr()? == to,
+                "the client sees {}",
+                stream.peer_addr()?
+            );
             drop(stream);
             let line = cast.line_at_web(from)?;
             let (size, to) = (MARKER.len().to_string(), to.to_string());
-            let wanted =
-                [("dst.addr", to.as_str()), ("dst.workload", "web"), ("bytes_sent", &size), ("bytes_recv", &size)];
+            let wanted = [
+                ("dst.addr", to.as_str()),
+                ("dst.workload", "web"),
+                ("bytes_sent", &size),
+                ("bytes_recv", &size),
+            ];
             ensure!(line.is_ok() && line.matches(&wanted), "{line}");
-            ensure!(!line.has("src.identity") && !line.has("dst.identity"), "plaintext proves nothing: {line}");
-            ensure!(cast.servers[0].peers().last() == Some(&from), "the app sees {:?}", cast.servers[0].peers());
+            ensure!(
+                !line.has("src.identity") && !line.has("dst.identity"),
+                "plaintext proves nothing: {line}"
+            );
+            ensure!(
+                cast.servers[0].peers().last() == Some(&from),
+                "the app sees {:?}",
+                cast.servers[0].peers()
+            );
         }
         let labels = [
             ("reporter", "destination"),
@@ -443,9 +591,15 @@ fn strict_closes_plaintext_connections_that_are_open() {
         world.mesh_mut().mtls("demo", "STRICT");
         world.apply()?;
         let ended = plaintext.read(&mut [0]).map_err(|error| error.kind());
-        ensure!(ended == Err(io::ErrorKind::ConnectionReset), "the client sees {ended:?}");
+        ensure!(
+            ended == Err(io::ErrorKind::ConnectionReset),
+            "the client sees {ended:?}"
+        );
         let line = cast.line_at_web(plaintext.local_addr()?)?;
-        ensure!(line.field("error") == "mutual TLS is required (STRICT) on port 8080", "{line}");
+        ensure!(
+            line.field("error") == "mutual TLS is required (STRICT) on port 8080",
+            "{line}"
+        );
         round_trip(&mut tunnelled, MARKER).context("the tunnelled connection")
     });
 }
@@ -462,18 +616,21 @@ fn a_policy_names_a_plaintext_peer_by_its_address() {
         world.mesh_mut().policies = vec![policy("scraper", "ALLOW", rules)];
         world.apply()?;
         for to in [cast.web.addr(8080), cast.web.addr6(8080)] {
-            let allowed = dial(&cast.outside, to)?;
-            ensure!(allowed.met == Met::Echo, "{to}: {:?}", allowed.met);
-            let line = cast.line_at_web(allowed.from.context("connected")?)?;
+            let (met, from) = dial_from(&cast.outside, to)?;
+            ensure!(met == Met::Echo, "{to}: {met:?}");
+            let line = cast.line_at_web(from)?;
             ensure!(line.field("policy") == "demo/scraper", "{line}");
             // A plaintext peer has no principal, whatever it says of itself.
-            for from in [&second, &cast.client] {
-                let refused = dial(from, to)?;
-                ensure!(refused.met == Met::Reset, "{from:?} to {to}: {:?}", refused.met);
-                let line = cast.line_at_web(refused.from.context("connected")?)?;
+            for client in [&second, &cast.client] {
+                let (met, from) = dial_from(client, to)?;
+                ensure!(met == Met::Reset, "{client:?} to {to}: {met:?}");
+                let line = cast.line_at_web(from)?;
                 ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
             }
-            ensure!(dial(&cast.other, to)?.met == Met::Echo, "an identity that the policy names");
+            ensure!(
+                dial(&cast.other, to)? == Met::Echo,
+                "an identity that the policy names"
+            );
         }
         Ok(())
     });

@@ -1,6 +1,7 @@
 //! `cargo xtask <command>`: everything a developer does besides editing. This file only parses the command line and
 //! calls one function; each command is a file of its own, and the file's `//!` says what the command promises.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -65,6 +66,18 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Measure weft against direct TCP over two nodes (as root); prints a table with ratios
+    Bench {
+        /// Fewer and shorter rounds: a first look, under a minute
+        #[arg(long)]
+        quick: bool,
+        /// Build without optimisations: to work on the benchmark; its figures mean nothing
+        #[arg(long)]
+        dev: bool,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
     /// Check all that CI checks: format, clippy, dependencies, tidy, then the tests (as root)
     Ci {
         /// Print what is missing instead of installing it
@@ -103,6 +116,15 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Build { release } => build::product(release),
         Command::Test { filter, no_install } => test::run(filter.as_deref(), !no_install),
         Command::Demo { keep, no_install } => demo::run(keep, !no_install),
+        Command::Bench {
+            quick,
+            dev,
+            no_install,
+        } => bench::run(bench::Options {
+            quick,
+            dev,
+            install: !no_install,
+        }),
         Command::Ci { no_install } => ci::run(!no_install),
         Command::Tidy => tidy::run(),
         Command::Mutate { name, list: true } => mutate::list(name.as_deref()),

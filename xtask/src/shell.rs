@@ -10,10 +10,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// A variable of the environment.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "cargo speaks to what it runs through the environment"
-)]
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name)
 }

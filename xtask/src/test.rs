@@ -94,7 +94,7 @@ pub(crate) fn command(binary: &TestBinary, filter: Option<&str>) -> Command {
 
 struct Run {
     rows: Vec<Row>,
-    /// The test processes: what they made carries their number.
+    /// The test processes that ended by themselves: what they made carries their number.
     pids: Vec<u32>,
 }
 
@@ -108,10 +108,11 @@ impl Run {
             tally.line(line);
         })?;
         tally.end(&ending);
-        if !matches!(ending, Ending::Exited(_)) {
-            println!("{title}: {ending}");
+        match ending {
+            Ending::Exited(_) => self.pids.push(pid),
+            // Killed: it had no chance to clean up.
+            _ => println!("{title}: {ending}"),
         }
-        self.pids.push(pid);
         self.rows.push(Row {
             title,
             tally,
@@ -125,7 +126,7 @@ impl Run {
         let started = Instant::now();
         let swept = weft_tests::sweep()?;
         let ours: Vec<_> = swept.iter().filter(|name| made_by(name, &self.pids)).collect();
-        for name in &ours {
+        for name in &swept {
             println!("left behind, swept now: {name}");
         }
         if !ours.is_empty() {

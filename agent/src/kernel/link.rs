@@ -73,7 +73,10 @@ pub fn unpin(path: &Path) -> io::Result<()> {
 
 fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjGet { pathname: name.as_ptr() as u64, ..ObjGet::default() };
+    let attr = ObjGet {
+        pathname: name.as_ptr() as u64,
+        ..ObjGet::default()
+    };
     let fd = bpf(BPF_OBJ_GET, &attr)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -82,7 +85,11 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` is the prefix of `union bpf_attr` that `command` reads, and its size is said.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 /// Whether the file system at `path` is bpffs.

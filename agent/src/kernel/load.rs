@@ -11,7 +11,8 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramInfo, SkLookup, SockOps, links::FdLink,
+        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramInfo, SkLookup, SockOps,
+        links::FdLink,
     },
 };
 use rustix::fs::{FlockOperation, flock};
@@ -24,8 +25,13 @@ use super::{
 };
 
 /// The programs that are attached to the cgroup, in the order of a connection's life.
-const CGROUP_PROGRAMS: [&str; 5] =
-    ["weft_connect4", "weft_connect6", "weft_sockops", "weft_getpeername4", "weft_getpeername6"];
+const CGROUP_PROGRAMS: [&str; 5] = [
+    "weft_connect4",
+    "weft_connect6",
+    "weft_sockops",
+    "weft_getpeername4",
+    "weft_getpeername6",
+];
 /// The program that is attached to each pod's network namespace.
 const LOOKUP_PROGRAM: &str = "weft_sk_lookup";
 /// Pins of `sk_lookup` links are named by the netns cookie, so that the next agent knows whose they are.
@@ -41,7 +47,9 @@ pub enum LoadError {
     #[error("another weft agent uses {0}: two agents on one node need different --pin-dir and --cgroup-root")]
     Busy(PathBuf),
     /// The object or its maps.
-    #[error("load the eBPF object with its maps pinned in {pin_dir} (pins of another version? stop the agent and remove them)")]
+    #[error(
+        "load the eBPF object with its maps pinned in {pin_dir} (pins of another version? stop the agent and remove them)"
+    )]
     Object {
         /// Where the maps are pinned.
         pin_dir: PathBuf,
@@ -117,7 +125,12 @@ impl Kernel {
         preflight::pin_dir(&pin_dir)?;
         let lock = lock(&pin_dir)?;
         let ebpf = load_object(super::object(), &pin_dir)?;
-        let mut kernel = Self { ebpf, cgroup_root, pin_dir, _lock: lock };
+        let mut kernel = Self {
+            ebpf,
+            cgroup_root,
+            pin_dir,
+            _lock: lock,
+        };
         kernel.load_programs()?;
         kernel.attach_to_cgroup()?;
         kernel.replace_lookups()?;
@@ -141,7 +154,10 @@ impl Kernel {
     }
 
     fn map_error(&self, source: MapError) -> LoadError {
-        LoadError::Maps { pin_dir: self.pin_dir.clone(), source: Box::new(source) }
+        LoadError::Maps {
+            pin_dir: self.pin_dir.clone(),
+            source: Box::new(source),
+        }
     }
 
     /// What is attached, for `weft status`.
@@ -149,7 +165,9 @@ impl Kernel {
         let cgroup = self.cgroup_root.display().to_string();
         let one = |name: &'static str, to: String| {
             let program = self.ebpf.program(name);
-            let id = program.and_then(|program| program.info().ok()).map_or(0, |info| info.id());
+            let id = program
+                .and_then(|program| program.info().ok())
+                .map_or(0, |info| info.id());
             let kind = match program {
                 Some(Program::CgroupSockAddr(_)) => "cgroup_sock_addr",
                 Some(Program::SockOps(_)) => "sock_ops",
@@ -174,7 +192,9 @@ impl Kernel {
         }
         let program: &mut SkLookup = self.program(LOOKUP_PROGRAM)?;
         let link = program.attach(netns).and_then(|id| program.take_link(id));
-        let link: FdLink = link.map_err(|source| program_error(LOOKUP_PROGRAM, source))?.into();
+        let link: FdLink = link
+            .map_err(|source| program_error(LOOKUP_PROGRAM, source))?
+            .into();
         link::pin(link, &pin).map_err(|source| LoadError::Link(pin, source))
     }
 
@@ -191,13 +211,24 @@ impl Kernel {
     pub fn lookups(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.pin_dir).into_iter().flatten().flatten();
         entries
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LOOKUP_PREFIX)?.parse().ok())
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix(LOOKUP_PREFIX)?
+                    .parse()
+                    .ok()
+            })
             .collect()
     }
 
     /// Gives the decision log of debug programs to `tracing`; returns what must be polled, or nothing in release builds.
     pub fn decision_log(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        if cfg!(debug_assertions) { aya_log::EbpfLogger::init(&mut self.ebpf).ok() } else { None }
+        if cfg!(debug_assertions) {
+            aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+        } else {
+            None
+        }
     }
 
     fn lookup_pin(&self, cookie: u64) -> PathBuf {
@@ -209,13 +240,17 @@ impl Kernel {
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
-        program.and_then(TryInto::try_into).map_err(|source| program_error(name, source))
+        program
+            .and_then(TryInto::try_into)
+            .map_err(|source| program_error(name, source))
     }
 
     fn load_programs(&mut self) -> Result<(), LoadError> {
         for name in CGROUP_PROGRAMS.into_iter().chain([LOOKUP_PROGRAM]) {
             let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
-            program.and_then(load_program).map_err(|source| program_error(name, source))?;
+            program
+                .and_then(load_program)
+                .map_err(|source| program_error(name, source))?;
         }
         Ok(())
     }
@@ -268,7 +303,9 @@ impl Kernel {
 
     fn replace(&mut self, name: &'static str, pin: &Path) -> Result<(), LoadError> {
         let program = self.ebpf.program(name).ok_or(ProgramError::NotLoaded);
-        let fd = program.and_then(|program| program.fd()).map_err(|source| program_error(name, source))?;
+        let fd = program
+            .and_then(|program| program.fd())
+            .map_err(|source| program_error(name, source))?;
         link::replace_program(pin, fd.as_fd()).map_err(|source| LoadError::Link(pin.to_owned(), source))
     }
 }
@@ -286,7 +323,10 @@ fn load_object(object: &[u8], pin_dir: &Path) -> Result<Ebpf, LoadError> {
     for name in NAMES {
         loader.map_pin_path(name, pin_dir.join(name));
     }
-    loader.load(object).map_err(|source| LoadError::Object { pin_dir: pin_dir.to_owned(), source: Box::new(source) })
+    loader.load(object).map_err(|source| LoadError::Object {
+        pin_dir: pin_dir.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 fn load_program(program: &mut Program) -> Result<(), ProgramError> {
@@ -299,7 +339,10 @@ fn load_program(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 fn program_error(program: &'static str, source: ProgramError) -> LoadError {
-    LoadError::Program { program, source: Box::new(source) }
+    LoadError::Program {
+        program,
+        source: Box::new(source),
+    }
 }
 
 /// What the verifier said of one program.

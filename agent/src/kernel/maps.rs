@@ -8,13 +8,19 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use agent_common::{
-    Address, Config, ListenerKey, ListenerKind, Pod, PortKey, SocketState, flags, port_mode,
-};
+pub use agent_common::ListenerKind;
+use agent_common::{Address, Config, ListenerKey, Pod, PortKey, SocketState, flags, port_mode};
 use aya::maps::{Array, HashMap, MapData, MapError, SkStorage, SockHash};
 
 /// Names of the maps, as `agent-ebpf` declares them. Each is pinned under its name.
-pub const NAMES: [&str; 6] = ["PODS", "SOCKETS", "HANDSHAKES", "LISTENERS", "PORT_MODES", "CONFIG"];
+pub const NAMES: [&str; 6] = [
+    "PODS",
+    "SOCKETS",
+    "HANDSHAKES",
+    "LISTENERS",
+    "PORT_MODES",
+    "CONFIG",
+];
 
 /// The maps that enrolment writes.
 pub struct Maps {
@@ -44,7 +50,13 @@ impl Maps {
     /// # Errors
     /// Those of bpf(2).
     pub fn set_workers(&mut self, workers: u16) -> Result<(), MapError> {
-        self.config.set(0, Config { workers: workers.max(1).into() }, 0)
+        self.config.set(
+            0,
+            Config {
+                workers: workers.max(1).into(),
+            },
+            0,
+        )
     }
 
     /// Captures the sockets that a pod's apps make from now on.
@@ -52,8 +64,16 @@ impl Maps {
     /// # Errors
     /// When the map is full (4,096 pods), and those of bpf(2).
     pub fn insert_pod(&mut self, cookie: u64, addresses: &[IpAddr]) -> Result<(), MapError> {
-        let first = |v4: bool| addresses.iter().find(|ip| ip.is_ipv4() == v4).map(|ip| Address::from(*ip));
-        let pod = Pod { v4: first(true).unwrap_or_default(), v6: first(false).unwrap_or_default() };
+        let first = |v4: bool| {
+            addresses
+                .iter()
+                .find(|ip| ip.is_ipv4() == v4)
+                .map(|ip| Address::from(*ip))
+        };
+        let pod = Pod {
+            v4: first(true).unwrap_or_default(),
+            v6: first(false).unwrap_or_default(),
+        };
         self.pods.insert(cookie, pod, 0)
     }
 
@@ -81,7 +101,11 @@ impl Maps {
         worker: u16,
         listener: &impl AsRawFd,
     ) -> Result<(), MapError> {
-        let key = ListenerKey { pod: pod.into(), kind: kind as u16, worker };
+        let key = ListenerKey {
+            pod: pod.into(),
+            kind: kind as u16,
+            worker,
+        };
         self.listeners.insert(key, listener.as_raw_fd(), 0)
     }
 
@@ -90,7 +114,11 @@ impl Maps {
     /// # Errors
     /// Those of bpf(2). One that is not there is fine.
     pub fn remove_listener(&mut self, pod: IpAddr, kind: ListenerKind, worker: u16) -> Result<(), MapError> {
-        let key = ListenerKey { pod: pod.into(), kind: kind as u16, worker };
+        let key = ListenerKey {
+            pod: pod.into(),
+            kind: kind as u16,
+            worker,
+        };
         absent_is_fine(self.listeners.remove(&key))
     }
 
@@ -101,8 +129,19 @@ impl Maps {
     pub fn set_port_modes(&mut self, pod: IpAddr, modes: &[(u16, bool)]) -> Result<(), MapError> {
         let pod = Address::from(pod);
         for (port, strict) in modes {
-            let mode = if *strict { port_mode::STRICT } else { port_mode::PERMISSIVE };
-            self.port_modes.insert(PortKey { pod, port: (*port).into() }, mode, 0)?;
+            let mode = if *strict {
+                port_mode::STRICT
+            } else {
+                port_mode::PERMISSIVE
+            };
+            self.port_modes.insert(
+                PortKey {
+                    pod,
+                    port: (*port).into(),
+                },
+                mode,
+                0,
+            )?;
         }
         let kept = |key: &PortKey| modes.iter().any(|(port, _)| u32::from(*port) == key.port);
         let stale: Vec<PortKey> = self
@@ -111,7 +150,9 @@ impl Maps {
             .filter_map(Result::ok)
             .filter(|key| key.pod == pod && !kept(key))
             .collect();
-        stale.iter().try_for_each(|key| absent_is_fine(self.port_modes.remove(key)))
+        stale
+            .iter()
+            .try_for_each(|key| absent_is_fine(self.port_modes.remove(key)))
     }
 }
 
@@ -133,7 +174,9 @@ impl SocketStates {
     /// When it is missing, or has another layout than this build expects.
     pub fn open(pin_dir: &Path) -> Result<Self, MapError> {
         let map = MapData::from_pin(pin_dir.join("SOCKETS"))?;
-        Ok(Self(Mutex::new(SkStorage::try_from(aya::maps::Map::SkStorage(map))?)))
+        Ok(Self(Mutex::new(SkStorage::try_from(aya::maps::Map::SkStorage(
+            map,
+        ))?)))
     }
 
     /// What the app dialled, for an accepted socket that was steered to us; `None` for one that was not.
@@ -148,7 +191,14 @@ impl SocketStates {
     /// # Errors
     /// Those of bpf(2).
     pub fn mark_own(&self, socket: &impl AsRawFd) -> Result<(), MapError> {
-        self.storage().insert(socket, SocketState { flags: flags::AGENT, ..SocketState::default() }, 0)
+        self.storage().insert(
+            socket,
+            SocketState {
+                flags: flags::AGENT,
+                ..SocketState::default()
+            },
+            0,
+        )
     }
 
     /// Marks a socket that is to dial an app on behalf of `client`: the app will see `client` as its peer.

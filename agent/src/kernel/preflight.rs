@@ -16,7 +16,11 @@ const OLDEST_KERNEL: (u32, u32) = (5, 15);
 /// maps to the memory cgroup and no RLIMIT_MEMLOCK has to be raised.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "attaches programs to network namespaces"),
-    (19, "CAP_SYS_PTRACE", "opens the namespaces of pods that run as other users"),
+    (
+        19,
+        "CAP_SYS_PTRACE",
+        "opens the namespaces of pods that run as other users",
+    ),
     (21, "CAP_SYS_ADMIN", "enters network namespaces"),
     (39, "CAP_BPF", "loads eBPF programs"),
 ];
@@ -31,13 +35,22 @@ pub enum PreflightError {
         "{name} is missing, it {purpose}: run as root, or add {name} to the container's \
          securityContext.capabilities.add"
     )]
-    Capability { name: &'static str, purpose: &'static str },
-    #[error("no cgroup2 is mounted: mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with \
-         systemd.unified_cgroup_hierarchy=1")]
+    Capability {
+        name: &'static str,
+        purpose: &'static str,
+    },
+    #[error(
+        "no cgroup2 is mounted: mount it with `mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with \
+         systemd.unified_cgroup_hierarchy=1"
+    )]
     NoCgroup2,
-    #[error("--cgroup-root {path} is not a folder of a cgroup2 file system: give one below the mount point of cgroup2")]
+    #[error(
+        "--cgroup-root {path} is not a folder of a cgroup2 file system: give one below the mount point of cgroup2"
+    )]
     NotCgroup2 { path: PathBuf },
-    #[error("--pin-dir {path} is not on bpffs: mount it with `mount -t bpf bpf /sys/fs/bpf`, and give a folder below")]
+    #[error(
+        "--pin-dir {path} is not on bpffs: mount it with `mount -t bpf bpf /sys/fs/bpf`, and give a folder below"
+    )]
     NotBpffs { path: PathBuf },
     #[error("cannot read {path}: is /proc mounted?")]
     Read { path: &'static str, source: io::Error },
@@ -57,10 +70,14 @@ fn read(path: &'static str) -> Result<String, PreflightError> {
 }
 
 fn check_kernel(release: &str) -> Result<(), PreflightError> {
-    let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse::<u32>().unwrap_or(0));
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.trim().parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < OLDEST_KERNEL {
-        return Err(PreflightError::Kernel { found: release.trim().to_owned() });
+        return Err(PreflightError::Kernel {
+            found: release.trim().to_owned(),
+        });
     }
     Ok(())
 }
@@ -71,7 +88,10 @@ fn check_capabilities(status: &str) -> Result<(), PreflightError> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
         .unwrap_or(0);
-    match CAPABILITIES.into_iter().find(|(bit, ..)| effective >> bit & 1 == 0) {
+    match CAPABILITIES
+        .into_iter()
+        .find(|(bit, ..)| effective >> bit & 1 == 0)
+    {
         Some((_, name, purpose)) => Err(PreflightError::Capability { name, purpose }),
         None => Ok(()),
     }
@@ -84,7 +104,9 @@ fn check_capabilities(status: &str) -> Result<(), PreflightError> {
 pub fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, PreflightError> {
     match given {
         Some(path) if path.join("cgroup.procs").exists() && is_cgroup2(path) => Ok(path.to_owned()),
-        Some(path) => Err(PreflightError::NotCgroup2 { path: path.to_owned() }),
+        Some(path) => Err(PreflightError::NotCgroup2 {
+            path: path.to_owned(),
+        }),
         None => mounted_cgroup2(&read("/proc/self/mounts")?).ok_or(PreflightError::NoCgroup2),
     }
 }
@@ -110,7 +132,9 @@ pub fn pin_dir(path: &Path) -> Result<(), PreflightError> {
     let made = fs::create_dir_all(path);
     match made.and_then(|()| is_bpffs(path)) {
         Ok(true) => Ok(()),
-        _ => Err(PreflightError::NotBpffs { path: path.to_owned() }),
+        _ => Err(PreflightError::NotBpffs {
+            path: path.to_owned(),
+        }),
     }
 }
 
@@ -120,9 +144,13 @@ mod tests {
 
     #[test]
     fn kernels_before_5_15_are_refused() {
-        for (release, accepted) in
-            [("6.18.44-fc", true), ("5.15.0-91-generic", true), ("5.14.21", false), ("4.19", false), ("what", false)]
-        {
+        for (release, accepted) in [
+            ("6.18.44-fc", true),
+            ("5.15.0-91-generic", true),
+            ("5.14.21", false),
+            ("4.19", false),
+            ("what", false),
+        ] {
             assert_eq!(check_kernel(release).is_ok(), accepted, "{release}");
         }
     }
@@ -132,8 +160,13 @@ mod tests {
         // Everything but CAP_SYS_RESOURCE (bit 24).
         assert!(check_capabilities("Name:\tweft\nCapEff:\t000001fffeffffff\n").is_ok());
         let without_bpf = format!("CapEff:\t{:016x}\n", 0x1ff_ffff_ffff_u64 & !(1 << 39));
-        let error = check_capabilities(&without_bpf).expect_err("CAP_BPF is missing").to_string();
-        assert!(error.contains("CAP_BPF") && error.contains("securityContext"), "{error}");
+        let error = check_capabilities(&without_bpf)
+            .expect_err("CAP_BPF is missing")
+            .to_string();
+        assert!(
+            error.contains("CAP_BPF") && error.contains("securityContext"),
+            "{error}"
+        );
         assert!(check_capabilities("garbage").is_err());
     }
 
@@ -141,7 +174,10 @@ mod tests {
     fn cgroup2_is_found_where_it_is_mounted() {
         let hybrid = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(mounted_cgroup2(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(mounted_cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"), Some("/sys/fs/cgroup".into()));
+        assert_eq!(
+            mounted_cgroup2("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n"),
+            Some("/sys/fs/cgroup".into())
+        );
         assert_eq!(mounted_cgroup2("proc /proc proc rw 0 0\n"), None);
     }
 }

@@ -38,7 +38,12 @@ impl Netns {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = Arc::new(File::open(path)?);
         let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
-        let mut netns = Self { file, home, path: path.to_owned(), cookie: 0 };
+        let mut netns = Self {
+            file,
+            home,
+            path: path.to_owned(),
+            cookie: 0,
+        };
         let probe = netns.enter(|| Socket::new(Domain::IPV4, Type::DGRAM, None))?;
         netns.cookie = cookie(probe.as_fd())?;
         Ok(netns)
@@ -53,7 +58,8 @@ impl Netns {
     pub fn is_current(&self) -> bool {
         let identity = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         let (held, now) = (self.file.metadata(), std::fs::metadata(&self.path));
-        held.and_then(|held| now.map(|now| identity(held) == identity(now))).unwrap_or(false)
+        held.and_then(|held| now.map(|now| identity(held) == identity(now)))
+            .unwrap_or(false)
     }
 
     /// Where it was opened.
@@ -99,5 +105,9 @@ fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
             &mut len,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -99,6 +99,10 @@ pub enum Family {
 impl Family {
     /// The family of an address; an IPv4-mapped one is IPv4.
     pub fn of(ip: IpAddr) -> Self {
-        if ip.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
+        if ip.to_canonical().is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }

@@ -62,7 +62,9 @@ impl Connection {
 
     /// Asks `authorize` again.
     fn reconsider(&self, mesh: &Mesh) {
-        let Some(Asked { uid, question }) = &self.asked else { return };
+        let Some(Asked { uid, question }) = &self.asked else {
+            return;
+        };
         let verdict = match mesh.workload(uid) {
             Some(workload) => authorize(mesh, workload, question),
             None => Verdict::Deny(Refusal::UnknownWorkload),
@@ -97,7 +99,16 @@ impl Carried {
             wake: Notify::new(),
         };
         let (id, connection) = shared.connections.list(connection);
-        Self { connections: shared.connections.clone(), id, connection, counts }
+        // The mesh may have changed while the app was dialled. One that changes from here on finds the connection listed.
+        if let Some(mesh) = shared.mesh.load_full() {
+            connection.reconsider(&mesh);
+        }
+        Self {
+            connections: shared.connections.clone(),
+            id,
+            connection,
+            counts,
+        }
     }
 
     /// Where the copy counts its bytes.
@@ -106,10 +117,7 @@ impl Carried {
     }
 
     /// Runs the copy to its end, or until a change of the mesh refuses the connection, which resets both sides.
-    pub(super) async fn unless_refused(
-        &self,
-        copy: impl Future<Output = Result<(), CopyError>>,
-    ) -> Outcome {
+    pub(super) async fn unless_refused(&self, copy: impl Future<Output = Result<(), CopyError>>) -> Outcome {
         tokio::select! {
             copied = copy => match copied {
                 Ok(()) => Outcome::Complete,

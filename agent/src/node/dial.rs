@@ -40,21 +40,27 @@ pub(super) async fn dial_app(
 ) -> io::Result<TcpStream> {
     for source in loopback_sources(app.ip()) {
         let socket = pod.netns.enter(|| unconnected(app))?;
-        sockets.mark_on_behalf(&socket, client).map_err(io::Error::other)?;
+        sockets
+            .mark_on_behalf(&socket, client)
+            .map_err(io::Error::other)?;
         bind_source(&socket, source)?;
         match connect(socket, app).await {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             result => return result,
         }
     }
-    Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "every port of every loopback address is in use"))
+    Err(io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        "every port of every loopback address is in use",
+    ))
 }
 
 fn loopback_sources(app: IpAddr) -> impl Iterator<Item = IpAddr> {
     let v4 = (1..=LOOPBACK_SOURCES).map(|last| IpAddr::from(Ipv4Addr::new(127, 0, 0, last)));
     let v6 = [IpAddr::from(Ipv6Addr::LOCALHOST)];
     let is_v4 = app.is_ipv4();
-    v4.filter(move |_| is_v4).chain(v6.into_iter().filter(move |_| !is_v4))
+    v4.filter(move |_| is_v4)
+        .chain(v6.into_iter().filter(move |_| !is_v4))
 }
 
 async fn connect(socket: Socket, remote: SocketAddr) -> io::Result<TcpStream> {
@@ -63,7 +69,10 @@ async fn connect(socket: Socket, remote: SocketAddr) -> io::Result<TcpStream> {
         Ok(connected) => connected,
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("no answer from {remote} in {} s; does a NetworkPolicy block it?", CONNECT_TIMEOUT.as_secs()),
+            format!(
+                "no answer from {remote} in {} s; does a NetworkPolicy block it?",
+                CONNECT_TIMEOUT.as_secs()
+            ),
         )),
     }
 }

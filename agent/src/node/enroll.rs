@@ -11,17 +11,16 @@ use std::{
     sync::Arc,
 };
 
-use agent_common::ListenerKind;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    pod::Pod,
-    worker::Serve,
-};
+use super::{pod::Pod, worker::Serve};
 use crate::{
-    kernel::{load::{Kernel, LoadError}, maps::Maps},
+    kernel::{
+        load::{Kernel, LoadError},
+        maps::{ListenerKind, Maps},
+    },
     mesh::{MtlsMode, PortModes},
     net::{netns::Netns, socket::Family},
 };
@@ -90,8 +89,16 @@ impl Enrolment {
     pub(super) fn new(kernel: Kernel, workers: Vec<mpsc::Sender<Serve>>) -> Result<Self, LoadError> {
         let mut maps = kernel.maps()?;
         maps.set_workers(workers.len() as u16)
-            .map_err(|source| LoadError::Maps { pin_dir: PathBuf::new(), source: Box::new(source) })?;
-        Ok(Self { kernel, maps, workers, captured: BTreeMap::new() })
+            .map_err(|source| LoadError::Maps {
+                pin_dir: PathBuf::new(),
+                source: Box::new(source),
+            })?;
+        Ok(Self {
+            kernel,
+            maps,
+            workers,
+            captured: BTreeMap::new(),
+        })
     }
 
     pub(super) fn kernel(&self) -> &Kernel {
@@ -135,7 +142,11 @@ impl Enrolment {
         };
         // A namespace whose path now leads to another one belongs to a pod that was made anew.
         let lives = |captured: &&Captured| captured.pod.netns.is_current();
-        let dead = Desired { netns: PathBuf::new(), addresses: Vec::new(), modes: PortModes::default() };
+        let dead = Desired {
+            netns: PathBuf::new(),
+            addresses: Vec::new(),
+            modes: PortModes::default(),
+        };
         self.captured
             .iter()
             .map(|(uid, captured)| (uid.clone(), Some(captured).filter(lives).map_or(dead.clone(), of)))
@@ -144,17 +155,30 @@ impl Enrolment {
 
     /// Inbound first, outbound last: a pod that is half captured refuses, it never leaks.
     async fn capture(&mut self, uid: &Arc<str>, desired: &Desired) -> Result<(), EnrollError> {
-        let Some(first) = desired.addresses.first() else { return Err(EnrollError::NoAddress) };
+        let Some(first) = desired.addresses.first() else {
+            return Err(EnrollError::NoAddress);
+        };
         tracing::debug!(%uid, address = %first, "capturing");
-        let netns = Netns::open(&desired.netns)
-            .map_err(|source| EnrollError::Netns { path: desired.netns.clone(), source })?;
-        let pod = Arc::new(Pod { uid: uid.clone(), netns, addresses: desired.addresses.clone() });
-        let captured =
-            Captured { pod: Arc::clone(&pod), modes: desired.modes.clone(), released: CancellationToken::new() };
+        let netns = Netns::open(&desired.netns).map_err(|source| EnrollError::Netns {
+            path: desired.netns.clone(),
+            source,
+        })?;
+        let pod = Arc::new(Pod {
+            uid: uid.clone(),
+            netns,
+            addresses: desired.addresses.clone(),
+        });
+        let captured = Captured {
+            pod: Arc::clone(&pod),
+            modes: desired.modes.clone(),
+            released: CancellationToken::new(),
+        };
         self.listen(&captured).await?;
         write_modes(&mut self.maps, &pod, &desired.modes)?;
         let cookie = pod.netns.cookie();
-        self.kernel.attach_lookup(cookie, std::os::fd::AsFd::as_fd(&pod.netns)).map_err(EnrollError::Attach)?;
+        self.kernel
+            .attach_lookup(cookie, std::os::fd::AsFd::as_fd(&pod.netns))
+            .map_err(EnrollError::Attach)?;
         self.maps.insert_pod(cookie, &pod.addresses)?;
         self.captured.insert(uid.clone(), captured);
         tracing::info!(%uid, netns = %desired.netns.display(), "pod captured");
@@ -169,7 +193,8 @@ impl Enrolment {
             for listener in &listeners {
                 let family = |ip: &&IpAddr| Family::of(**ip) == listener.family;
                 for address in captured.pod.addresses.iter().filter(family) {
-                    self.maps.insert_listener(*address, listener.kind, number, &listener.socket)?;
+                    self.maps
+                        .insert_listener(*address, listener.kind, number, &listener.socket)?;
                 }
             }
             let serve = Serve {
@@ -192,18 +217,28 @@ impl Enrolment {
 
     /// Outbound first: from here on the pod's new connections are its own. Running ones are carried to their end.
     fn release(&mut self, uid: &str) -> Result<(), EnrollError> {
-        let Some(captured) = self.captured.get(uid) else { return Ok(()) };
+        let Some(captured) = self.captured.get(uid) else {
+            return Ok(());
+        };
         let (pod, cookie) = (Arc::clone(&captured.pod), captured.pod.netns.cookie());
         self.maps.remove_pod(cookie)?;
         self.kernel.detach_lookup(cookie).map_err(EnrollError::Attach)?;
         captured.released.cancel();
         for address in &pod.addresses {
             // An address that another pod has by now keeps that pod's entries.
-            if self.captured.iter().any(|(other, it)| **other != *uid && it.pod.addresses.contains(address)) {
+            if self
+                .captured
+                .iter()
+                .any(|(other, it)| **other != *uid && it.pod.addresses.contains(address))
+            {
                 continue;
             }
             for worker in 0..self.workers.len() as u16 {
-                for kind in [ListenerKind::Outbound, ListenerKind::Hbone, ListenerKind::Plaintext] {
+                for kind in [
+                    ListenerKind::Outbound,
+                    ListenerKind::Hbone,
+                    ListenerKind::Plaintext,
+                ] {
                     self.maps.remove_listener(*address, kind, worker)?;
                 }
             }
@@ -237,7 +272,10 @@ impl Enrolment {
 fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desired>) -> Vec<Action> {
     let same_pod = |a: &Desired, b: &Desired| a.netns == b.netns && a.addresses == b.addresses;
     let stale = |(uid, is): &(&Arc<str>, &Desired)| !desired.get(*uid).is_some_and(|want| same_pod(want, is));
-    let releases = actual.iter().filter(stale).map(|(uid, _)| Action::Release(uid.clone()));
+    let releases = actual
+        .iter()
+        .filter(stale)
+        .map(|(uid, _)| Action::Release(uid.clone()));
     let rest = desired.iter().filter_map(|(uid, want)| match actual.get(uid) {
         Some(is) if same_pod(want, is) => (want.modes != is.modes).then(|| Action::SetModes(uid.clone())),
         _ => Some(Action::Capture(uid.clone())),
@@ -249,7 +287,10 @@ fn write_modes(maps: &mut Maps, pod: &Pod, modes: &PortModes) -> Result<(), Enro
     let strict = |mode: &MtlsMode| *mode == MtlsMode::Strict;
     let ports = modes.ports.iter().map(|(port, mode)| (*port, strict(mode)));
     let all: Vec<_> = [(0, strict(&modes.mode))].into_iter().chain(ports).collect();
-    pod.addresses.iter().try_for_each(|address| maps.set_port_modes(*address, &all)).map_err(Into::into)
+    pod.addresses
+        .iter()
+        .try_for_each(|address| maps.set_port_modes(*address, &all))
+        .map_err(Into::into)
 }
 
 #[cfg(test)]
@@ -260,16 +301,19 @@ mod tests {
         Desired {
             netns: netns.into(),
             addresses: vec![address.parse().expect("an address")],
-            modes: PortModes { mode, ports: BTreeMap::new() },
+            modes: PortModes {
+                mode,
+                ports: BTreeMap::new(),
+            },
         }
     }
 
-    fn check(
-        desired: &[(&str, Desired)],
-        actual: &[(&str, Desired)],
-        expect: &[Action],
-    ) {
-        let map = |pods: &[(&str, Desired)]| pods.iter().map(|(uid, pod)| (Arc::from(*uid), pod.clone())).collect();
+    fn check(desired: &[(&str, Desired)], actual: &[(&str, Desired)], expect: &[Action]) {
+        let map = |pods: &[(&str, Desired)]| {
+            pods.iter()
+                .map(|(uid, pod)| (Arc::from(*uid), pod.clone()))
+                .collect()
+        };
         assert_eq!(plan(&map(desired), &map(actual)), expect);
     }
 

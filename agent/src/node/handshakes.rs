@@ -33,7 +33,10 @@ impl Handshakes {
             return Err(Refusal::TooManyHandshakes(peer));
         }
         underway.insert(peer, of_peer + 1);
-        Ok(Underway { handshakes: self, peer })
+        Ok(Underway {
+            handshakes: self,
+            peer,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -61,9 +64,14 @@ mod tests {
     fn one_peer_does_not_keep_others_out() {
         let handshakes = Handshakes::default();
         let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let mut underway: Vec<_> = (0..OF_ONE_PEER).filter_map(|_| handshakes.begin(greedy).ok()).collect();
+        let mut underway: Vec<_> = (0..OF_ONE_PEER)
+            .filter_map(|_| handshakes.begin(greedy).ok())
+            .collect();
         assert_eq!(underway.len(), OF_ONE_PEER);
-        assert_eq!(handshakes.begin(greedy).err(), Some(Refusal::TooManyHandshakes(greedy)));
+        assert_eq!(
+            handshakes.begin(greedy).err(),
+            Some(Refusal::TooManyHandshakes(greedy))
+        );
         assert!(handshakes.begin(other).is_ok());
         underway.pop();
         assert!(handshakes.begin(greedy).is_ok());

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
     mesh::{
-        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, ServiceKey, SpiffeId, Verdict, Workload,
-        authorize, is_own_port,
+        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, ServiceKey, SpiffeId, Verdict,
+        Workload, authorize, is_own_port,
     },
     net::{copy::copy_tcp, socket::abort_on_close, tls},
     telemetry::chain,
@@ -26,12 +26,17 @@ use crate::{
 /// Serves one plaintext connection, from accept to close, and records it once.
 pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: TcpStream, peer: SocketAddr) {
     let since = Instant::now();
-    let source = Party { addr: Some(peer), ..Party::default() };
+    let source = Party {
+        addr: Some(peer),
+        ..Party::default()
+    };
     let mut flow = Flow::new(Direction::Inbound, source, Party::default());
     match admit_plaintext(&worker, &pod, &client, peer, &mut flow).await {
         Ok((app, asked)) => {
             let carried = Carried::open(&worker.shared, flow, since, Some(asked));
-            let copied = carried.unless_refused(copy_tcp(client, app, carried.counts())).await;
+            let copied = carried
+                .unless_refused(copy_tcp(client, app, carried.counts()))
+                .await;
             carried.close(copied);
         }
         Err(outcome) => {
@@ -49,7 +54,10 @@ async fn admit_plaintext(
     peer: SocketAddr,
     flow: &mut Flow,
 ) -> Result<(TcpStream, Asked), Outcome> {
-    let destination = client.local_addr().map(super::worker::canonical).map_err(|_| Refusal::NotCaptured)?;
+    let destination = client
+        .local_addr()
+        .map(super::worker::canonical)
+        .map_err(|_| Refusal::NotCaptured)?;
     flow.destination.addr = Some(destination);
     let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
     let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
@@ -59,7 +67,11 @@ async fn admit_plaintext(
         // An app of the pod that dialled our listener itself.
         return Err(Refusal::NotThisWorkload(destination.to_string()).into());
     }
-    let question = Inbound { peer: None, source_ip: peer.ip(), destination };
+    let question = Inbound {
+        peer: None,
+        source_ip: peer.ip(),
+        destination,
+    };
     admit(worker, pod, &mesh, workload, question, peer, flow).await
 }
 
@@ -69,11 +81,20 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
     match accept_tunnel(&worker, &pod, tcp, peer).await {
         Ok((stream, identity)) => {
-            let tunnel = Arc::new(InboundTunnel { worker, pod, peer, gateway, identity });
+            let tunnel = Arc::new(InboundTunnel {
+                worker,
+                pod,
+                peer,
+                gateway,
+                identity,
+            });
             tunnel.serve(stream).await;
         }
         Err(outcome) => {
-            let source = Party { addr: Some(peer), ..Party::default() };
+            let source = Party {
+                addr: Some(peer),
+                ..Party::default()
+            };
             let mut flow = Flow::new(Direction::Inbound, source, Party::default());
             let mesh = worker.shared.mesh.load_full();
             flow.destination.workload = mesh.and_then(|mesh| mesh.workload(&pod.uid).cloned());
@@ -87,22 +108,40 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
 type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// TLS with the certificate of the pod that was dialled.
-async fn accept_tunnel(worker: &Worker, pod: &Pod, tcp: TcpStream, peer: SocketAddr) -> Result<(TlsStream, SpiffeId), Outcome> {
+async fn accept_tunnel(
+    worker: &Worker,
+    pod: &Pod,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Result<(TlsStream, SpiffeId), Outcome> {
     let config = {
         let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
         let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
         let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
-            Outcome::Failed(FailureKind::Identity, format!("no certificate for {} yet", workload.identity))
+            Outcome::Failed(
+                FailureKind::Identity,
+                format!("no certificate for {} yet", workload.identity),
+            )
         })?;
         let trust = worker.shared.svids.trust();
-        tls::server_config(Arc::clone(&svid.cert), &trust, std::slice::from_ref(mesh.trust_domain()))
-            .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
+        tls::server_config(
+            Arc::clone(&svid.cert),
+            &trust,
+            std::slice::from_ref(mesh.trust_domain()),
+        )
+        .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
     };
     let _underway = worker.handshakes.begin(peer.ip())?;
-    tls::accept(tcp, config, Settings::default().handshake_timeout).await.map_err(|error| {
-        let kind = if error.is_identity() { FailureKind::Identity } else { FailureKind::Tls };
-        Outcome::Failed(kind, chain(&error))
-    })
+    tls::accept(tcp, config, Settings::default().handshake_timeout)
+        .await
+        .map_err(|error| {
+            let kind = if error.is_identity() {
+                FailureKind::Identity
+            } else {
+                FailureKind::Tls
+            };
+            Outcome::Failed(kind, chain(&error))
+        })
 }
 
 /// A tunnel whose peer has proved who it is.
@@ -129,7 +168,11 @@ impl InboundTunnel {
     async fn serve_stream(self: Arc<Self>, mut request: Request) {
         let since = Instant::now();
         let client = self.client(request.forwarded.as_ref());
-        let source = Party { addr: Some(client), workload: None, identity: Some(self.identity.clone()) };
+        let source = Party {
+            addr: Some(client),
+            workload: None,
+            identity: Some(self.identity.clone()),
+        };
         let mut flow = Flow::new(Direction::Inbound, source, Party::default());
         flow.mutual_tls = true;
         flow.gateway = self.gateway;
@@ -154,7 +197,8 @@ impl InboundTunnel {
     /// the other agent says, as long as it speaks of the same address.
     fn client(&self, forwarded: Option<&Forwarded>) -> SocketAddr {
         let said = forwarded.map(|forwarded| super::worker::canonical(forwarded.client));
-        said.filter(|said| said.ip() == self.peer.ip()).unwrap_or(self.peer)
+        said.filter(|said| said.ip() == self.peer.ip())
+            .unwrap_or(self.peer)
     }
 
     async fn admit_stream(
@@ -170,13 +214,20 @@ impl InboundTunnel {
         flow.source.workload = mesh.workload_at(self.peer.ip()).cloned();
         let destination = destination(&mesh, workload, &self.pod, &target?)?;
         flow.destination.addr = Some(destination);
-        let question =
-            Inbound { peer: Some(self.identity.clone()), source_ip: self.peer.ip(), destination };
+        let question = Inbound {
+            peer: Some(self.identity.clone()),
+            source_ip: self.peer.ip(),
+            destination,
+        };
         admit(&self.worker, &self.pod, &mesh, workload, question, client, flow).await
     }
 
     async fn carry(&self, request: Request, app: TcpStream, asked: Asked, flow: Flow, since: Instant) {
-        let baggage = flow.destination.workload.as_ref().map(|workload| Baggage::of(workload).header());
+        let baggage = flow
+            .destination
+            .workload
+            .as_ref()
+            .map(|workload| Baggage::of(workload).header());
         let carried = Carried::open(&self.worker.shared, flow, since, Some(asked));
         let stream = match request.respond.accept(baggage.as_ref()) {
             Ok(stream) => stream,
@@ -230,7 +281,10 @@ fn backed_port(
     key: &ServiceKey,
     port: u16,
 ) -> Result<SocketAddr, Refusal> {
-    let endpoint = mesh.endpoints(key).iter().find(|endpoint| endpoint.workload.uid == workload.uid);
+    let endpoint = mesh
+        .endpoints(key)
+        .iter()
+        .find(|endpoint| endpoint.workload.uid == workload.uid);
     let target = endpoint.and_then(|endpoint| endpoint.target_port(port));
     let port = target.ok_or_else(|| Refusal::NoSuchPort(key.clone(), port))?;
     let address = pod.addresses.first().ok_or(Refusal::UnknownWorkload)?;
@@ -252,10 +306,21 @@ async fn admit(
         Verdict::Deny(refusal) => return Err(refusal.into()),
     }
     let destination = question.destination;
-    let app = dial_app(&worker.sockets, pod, destination, client).await.map_err(|error| {
-        Outcome::Failed(FailureKind::Connect, format!("the app does not take {destination}: {error}"))
-    })?;
-    Ok((app, Asked { uid: Arc::clone(&pod.uid), question }))
+    let app = dial_app(&worker.sockets, pod, destination, client)
+        .await
+        .map_err(|error| {
+            Outcome::Failed(
+                FailureKind::Connect,
+                format!("the app does not take {destination}: {error}"),
+            )
+        })?;
+    Ok((
+        app,
+        Asked {
+            uid: Arc::clone(&pod.uid),
+            question,
+        },
+    ))
 }
 
 /// The answer to a CONNECT that was not admitted.

@@ -112,7 +112,13 @@ pub async fn run(
         tokio::spawn(log_decisions(decisions));
     }
 
-    let mut control = Control { shared, enrolment, state, local_pods: Vec::new(), desired: BTreeMap::new() };
+    let mut control = Control {
+        shared,
+        enrolment,
+        state,
+        local_pods: Vec::new(),
+        desired: BTreeMap::new(),
+    };
     control.take(first);
     control.run(&mut feed, &shutdown).await;
     tracing::info!("shutting down: the programs stay pinned and refuse until the next agent");
@@ -134,7 +140,10 @@ impl Workers {
         shared: &Shared,
         drain: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        let mut workers = Self { commands: Vec::new(), threads: Vec::new() };
+        let mut workers = Self {
+            commands: Vec::new(),
+            threads: Vec::new(),
+        };
         for number in 0..count.max(1) {
             let sockets = kernel.socket_states()?;
             let (commands, thread) = worker::start(number, shared.clone(), sockets, drain.clone())
@@ -198,7 +207,9 @@ impl Control {
         self.local_pods = file.local_pods;
         self.desired = desired(&mesh, &self.local_pods);
         let identity = |uid: &Arc<str>| mesh.workload(uid).map(|workload| workload.identity.clone());
-        self.shared.svids.desire(self.desired.keys().filter_map(identity).collect::<HashSet<_>>());
+        self.shared
+            .svids
+            .desire(self.desired.keys().filter_map(identity).collect::<HashSet<_>>());
         self.shared.mesh.store(Some(Arc::clone(&mesh)));
         self.shared.connections.reconsider(&mesh);
         self.shared.metrics.mesh_loaded(SystemTime::now());
@@ -218,7 +229,9 @@ impl Control {
         (0..turn.started).for_each(|_| self.shared.metrics.proxy_started());
         (0..turn.stopped).for_each(|_| self.shared.metrics.proxy_stopped());
         let captured = self.enrolment.captured();
-        self.shared.metrics.proxies(captured, self.desired.len().saturating_sub(captured));
+        self.shared
+            .metrics
+            .proxies(captured, self.desired.len().saturating_sub(captured));
         self.shared.metrics.pods(self.desired.len(), captured);
         self.state.pods(&self.desired, &self.enrolment, turn.failed);
     }
@@ -232,7 +245,14 @@ fn desired(mesh: &Mesh, local: &[LocalPod]) -> BTreeMap<Arc<str>, Desired> {
         enrolled.then(|| {
             let addresses = workload.addresses.iter().map(|ip| ip.to_canonical()).collect();
             let modes = mesh.strict_ports(workload);
-            (pod.uid.clone(), Desired { netns: pod.netns.clone(), addresses, modes })
+            (
+                pod.uid.clone(),
+                Desired {
+                    netns: pod.netns.clone(),
+                    addresses,
+                    modes,
+                },
+            )
         })
     };
     local.iter().filter_map(desired).collect()

@@ -35,7 +35,10 @@ struct Unreached {
 /// Serves one connection, from accept to close, and records it once.
 pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
     let since = Instant::now();
-    let source = Party { addr: Some(client), ..Party::default() };
+    let source = Party {
+        addr: Some(client),
+        ..Party::default()
+    };
     let mut flow = Flow::new(Direction::Outbound, source, Party::default());
     match reach(&worker, &pod, &app, &mut flow).await {
         Ok(upstream) => carry(&worker, app, upstream, flow, since).await,
@@ -56,12 +59,18 @@ async fn reach(
     app: &TcpStream,
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
-    let destination = worker.sockets.original_destination(app).ok_or(Refusal::NotCaptured)?;
+    let destination = worker
+        .sockets
+        .original_destination(app)
+        .ok_or(Refusal::NotCaptured)?;
     flow.destination.addr = Some(destination);
     let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
     let source = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
     flow.source.workload = Some(Arc::clone(source));
-    let question = Outbound { source: Arc::clone(source), destination };
+    let question = Outbound {
+        source: Arc::clone(source),
+        destination,
+    };
     let mut attempt = 1;
     loop {
         match reach_once(worker, pod, &mesh, &question, flow).await {
@@ -82,9 +91,16 @@ async fn reach_once(
     let route = route(mesh, question, worker.draw());
     flow.service = route.service;
     match route.next {
-        NextHop::Refuse(refusal) => Err(Unreached { outcome: refusal.into(), retry: false }),
+        NextHop::Refuse(refusal) => Err(Unreached {
+            outcome: refusal.into(),
+            retry: false,
+        }),
         NextHop::Direct { addr, workload } => {
-            flow.destination = Party { addr: Some(addr), workload, identity: None };
+            flow.destination = Party {
+                addr: Some(addr),
+                workload,
+                identity: None,
+            };
             dial_direct(worker, pod, addr, flow).await.map(Upstream::Tcp)
         }
         NextHop::Tunnel(tunnel) => {
@@ -94,7 +110,9 @@ async fn reach_once(
                 identity: None,
             };
             flow.gateway = Some(tunnel.addr);
-            dial_tunnel(worker, pod, question, &tunnel, flow).await.map(Upstream::Tunnel)
+            dial_tunnel(worker, pod, question, &tunnel, flow)
+                .await
+                .map(Upstream::Tunnel)
         }
     }
 }
@@ -106,7 +124,11 @@ async fn dial_direct(
     addr: SocketAddr,
     flow: &Flow,
 ) -> Result<TcpStream, Unreached> {
-    let itself = flow.destination.workload.as_ref().is_some_and(|workload| workload.uid == pod.uid);
+    let itself = flow
+        .destination
+        .workload
+        .as_ref()
+        .is_some_and(|workload| workload.uid == pod.uid);
     let dialled = match flow.source.addr {
         Some(client) if itself => dial_app(&worker.sockets, pod, addr, client).await,
         _ => dial(&worker.sockets, pod, addr).await,
@@ -126,10 +148,17 @@ async fn dial_tunnel(
     flow: &mut Flow,
 ) -> Result<hbone::Stream, Unreached> {
     let source = &question.source;
-    let svid = worker.shared.svids.current(&source.identity).ok_or_else(|| Unreached {
-        outcome: Outcome::Failed(FailureKind::Identity, format!("no certificate for {} yet", source.identity)),
-        retry: false,
-    })?;
+    let svid = worker
+        .shared
+        .svids
+        .current(&source.identity)
+        .ok_or_else(|| Unreached {
+            outcome: Outcome::Failed(
+                FailureKind::Identity,
+                format!("no certificate for {} yet", source.identity),
+            ),
+            retry: false,
+        })?;
     let client = flow.source.addr.unwrap_or(question.destination);
     let key = TunnelKey {
         source: source.identity.clone(),
@@ -141,20 +170,27 @@ async fn dial_tunnel(
     let request = ConnectRequest {
         authority: Authority::Addr(tunnel.authority),
         baggage: Some(Baggage::of(source).header()),
-        forwarded: Some(Forwarded { client, host: flow.service.as_ref().map(|it| it.key.hostname.to_string()) }),
+        forwarded: Some(Forwarded {
+            client,
+            host: flow.service.as_ref().map(|it| it.key.hostname.to_string()),
+        }),
         traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
     };
     let trust = worker.shared.svids.trust();
     let config = || tls::client_config(Arc::clone(&svid.cert), &trust, Arc::clone(&tunnel.identities));
     let (dialler, from, gateway) = (Arc::clone(worker), Arc::clone(pod), tunnel.addr);
     let dial = move || async move { dial(&dialler.sockets, &from, gateway).await };
-    let stream = worker.tunnels.connect(key, config, dial, request).await.map_err(|error| Unreached {
-        outcome: Outcome::Failed(error.kind(), chain(&error)),
-        retry: error.may_retry(),
-    })?;
+    let stream = worker
+        .tunnels
+        .connect(key, config, dial, request)
+        .await
+        .map_err(|error| Unreached {
+            outcome: Outcome::Failed(error.kind(), chain(&error)),
+            retry: error.may_retry(),
+        })?;
     flow.mutual_tls = true;
     flow.source.identity = Some(source.identity.clone());
-    flow.destination.identity = tunnel.identities.first().cloned();
+    flow.destination.identity = stream.identity().cloned();
     Ok(stream)
 }
 

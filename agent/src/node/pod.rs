@@ -2,11 +2,12 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
-use agent_common::ListenerKind;
-
-use crate::net::{
-    netns::Netns,
-    socket::{Family, listen},
+use crate::{
+    kernel::maps::ListenerKind,
+    net::{
+        netns::Netns,
+        socket::{Family, listen},
+    },
 };
 
 /// A captured pod. Who it is (its service account, its policies) is asked of the mesh for each connection.
@@ -31,7 +32,9 @@ impl Pod {
     /// The families that the pod has addresses of.
     pub(super) fn families(&self) -> impl Iterator<Item = Family> {
         let has = |family| self.addresses.iter().any(|ip| Family::of(*ip) == family);
-        [Family::V4, Family::V6].into_iter().filter(move |family| has(*family))
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter(move |family| has(*family))
     }
 
     /// The listeners of one worker: each kind in each family.
@@ -39,13 +42,25 @@ impl Pod {
     /// # Errors
     /// Those of the kernel, such as too many open files.
     pub(super) fn listen(&self) -> io::Result<Vec<PodListener>> {
-        const KINDS: [ListenerKind; 3] = [ListenerKind::Outbound, ListenerKind::Hbone, ListenerKind::Plaintext];
-        let wanted: Vec<_> =
-            self.families().flat_map(|family| KINDS.map(|kind| (kind, family))).collect();
+        const KINDS: [ListenerKind; 3] = [
+            ListenerKind::Outbound,
+            ListenerKind::Hbone,
+            ListenerKind::Plaintext,
+        ];
+        let wanted: Vec<_> = self
+            .families()
+            .flat_map(|family| KINDS.map(|kind| (kind, family)))
+            .collect();
         self.netns.enter(|| {
             wanted
                 .into_iter()
-                .map(|(kind, family)| Ok(PodListener { kind, family, socket: listen(family)? }))
+                .map(|(kind, family)| {
+                    Ok(PodListener {
+                        kind,
+                        family,
+                        socket: listen(family)?,
+                    })
+                })
                 .collect()
         })
     }

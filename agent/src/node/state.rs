@@ -17,8 +17,8 @@ use crate::{
     mesh::Direction,
     svid::Svid,
     telemetry::status::{
-        CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus, PodState,
-        PodStatus, ProgramStatus, Status, rfc3339,
+        CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus,
+        PodState, PodStatus, ProgramStatus, Status, rfc3339,
     },
 };
 
@@ -82,7 +82,10 @@ impl State {
         enrolment: &Enrolment,
         mut failed: BTreeMap<Arc<str>, String>,
     ) {
-        let pods = desired.iter().map(|(uid, pod)| self.pod(uid, pod, enrolment, failed.remove(uid))).collect();
+        let pods = desired
+            .iter()
+            .map(|(uid, pod)| self.pod(uid, pod, enrolment, failed.remove(uid)))
+            .collect();
         let mut changing = self.changing();
         changing.pods = pods;
         changing.looked = true;
@@ -121,7 +124,10 @@ impl State {
             source: self.source.clone(),
             revision: changing.revision,
             loaded_at: changing.loaded_at.map(rfc3339),
-            age_seconds: changing.loaded_at.and_then(|at| at.elapsed().ok()).map(|age| age.as_secs()),
+            age_seconds: changing
+                .loaded_at
+                .and_then(|at| at.elapsed().ok())
+                .map(|age| age.as_secs()),
             workloads: mesh.as_ref().map_or(0, |mesh| mesh.workloads().len()),
             services: mesh.as_ref().map_or(0, |mesh| mesh.services().len()),
             policies: mesh.as_ref().map_or(0, |mesh| mesh.policies().len()),
@@ -133,7 +139,10 @@ impl State {
         let oldest = self.shared.connections.oldest(MOST_CONNECTIONS_LISTED);
         ConnectionsStatus {
             open: self.shared.connections.len(),
-            list: oldest.iter().map(|connection| connection_status(connection)).collect(),
+            list: oldest
+                .iter()
+                .map(|connection| connection_status(connection))
+                .collect(),
         }
     }
 
@@ -146,7 +155,11 @@ impl StatusSource for State {
     fn status(&self) -> Status {
         let ready = self.ready();
         let changing = self.changing();
-        let captured = changing.pods.iter().filter(|pod| pod.state == PodState::Captured).count();
+        let captured = changing
+            .pods
+            .iter()
+            .filter(|pod| pod.state == PodState::Captured)
+            .count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.node.clone(),
@@ -159,7 +172,13 @@ impl StatusSource for State {
             expected_pods: changing.pods.len(),
             captured_pods: captured,
             pods: changing.pods.clone(),
-            certificates: self.shared.svids.all().iter().map(|svid| certificate(svid)).collect(),
+            certificates: self
+                .shared
+                .svids
+                .all()
+                .iter()
+                .map(|svid| certificate(svid))
+                .collect(),
             connections: self.connections(),
         }
     }
@@ -172,7 +191,11 @@ impl StatusSource for State {
         // One that failed must not hold up the others; the status and the metrics say that it is not captured.
         match changing.pods.iter().find(|pod| pod.state == PodState::Pending) {
             Some(pod) => {
-                let why = pod.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
+                let why = pod
+                    .message
+                    .as_deref()
+                    .map(|message| format!(": {message}"))
+                    .unwrap_or_default();
                 Err(format!("pod {}/{} is pending{why}", pod.namespace, pod.workload))
             }
             None => Ok(()),
@@ -182,7 +205,13 @@ impl StatusSource for State {
 
 fn certificate(svid: &Svid) -> CertificateStatus {
     let now = SystemTime::now();
-    CertificateStatus::new(svid.id.as_str(), &svid.serial, svid.issued_at, svid.expires_at, now)
+    CertificateStatus::new(
+        svid.id.as_str(),
+        &svid.serial,
+        svid.issued_at,
+        svid.expires_at,
+        now,
+    )
 }
 
 fn connection_status(connection: &Connection) -> ConnectionStatus {
@@ -195,7 +224,10 @@ fn connection_status(connection: &Connection) -> ConnectionStatus {
         direction: direction.to_owned(),
         source: flow.source.addr,
         destination: flow.destination.addr,
-        service: flow.service.as_ref().map(|service| service.key.hostname.to_string()),
+        service: flow
+            .service
+            .as_ref()
+            .map(|service| service.key.hostname.to_string()),
         identity: peer.identity.as_ref().map(ToString::to_string),
         open_seconds: connection.since.elapsed().as_secs(),
         request_bytes: connection.counts.request(),

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_common::ListenerKind;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -17,8 +16,19 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, handshakes::Handshakes, inbound, outbound, pod::{Pod, PodListener}};
-use crate::{hbone, kernel::maps::SocketStates, mesh::Flow, net::socket::tune, telemetry::log};
+use super::{
+    Shared,
+    handshakes::Handshakes,
+    inbound, outbound,
+    pod::{Pod, PodListener},
+};
+use crate::{
+    hbone,
+    kernel::maps::{ListenerKind, SocketStates},
+    mesh::Flow,
+    net::socket::tune,
+    telemetry::log,
+};
 
 /// How long a released pod's listeners go on, for connections that were on their way.
 const RELEASE_GRACE: Duration = Duration::from_millis(500);
@@ -74,19 +84,23 @@ pub(super) fn start(
     sockets: SocketStates,
     drain: CancellationToken,
 ) -> io::Result<(mpsc::Sender<Serve>, JoinHandle<()>)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (commands, inbox) = mpsc::channel(COMMANDS);
-    let thread = thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || {
-        let worker = Worker {
-            shared,
-            sockets,
-            tunnels: hbone::Pool::new(hbone::Settings::default()),
-            handshakes: Handshakes::default(),
-            drain,
-            draws: Draws::default(),
-        };
-        runtime.block_on(run(Arc::new(worker), inbox));
-    })?;
+    let thread = thread::Builder::new()
+        .name(format!("weft-worker-{number}"))
+        .spawn(move || {
+            let worker = Worker {
+                shared,
+                sockets,
+                tunnels: hbone::Pool::new(hbone::Settings::default()),
+                handshakes: Handshakes::default(),
+                drain,
+                draws: Draws::default(),
+            };
+            runtime.block_on(run(Arc::new(worker), inbox));
+        })?;
     Ok((commands, thread))
 }
 
@@ -159,10 +173,12 @@ impl Accepting {
                 self.connections.spawn(outbound::serve(worker, pod, stream, peer));
             }
             ListenerKind::Plaintext => {
-                self.connections.spawn(inbound::serve_plaintext(worker, pod, stream, peer));
+                self.connections
+                    .spawn(inbound::serve_plaintext(worker, pod, stream, peer));
             }
             ListenerKind::Hbone => {
-                self.connections.spawn(inbound::serve_tunnel(worker, pod, stream, peer));
+                self.connections
+                    .spawn(inbound::serve_tunnel(worker, pod, stream, peer));
             }
         }
     }

@@ -77,7 +77,9 @@ impl ServerCertVerifier for OfRoots {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let leaf = ParsedCertificate::try_from(leaf)?;
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let algorithms = aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .all;
         verify_server_cert_signed_by_trust_anchor(&leaf, &self.0, intermediates, now, algorithms)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -97,7 +99,12 @@ impl ServerCertVerifier for OfRoots {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, signature, &provider().signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

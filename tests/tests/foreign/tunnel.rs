@@ -41,7 +41,9 @@ pub(crate) struct Stream {
 
 impl Tunnel {
     pub(crate) async fn open(stream: TlsStream<TcpStream>) -> Result<Self> {
-        let (sender, connection) = h2::client::handshake(stream).await.context("the HTTP/2 preface")?;
+        let (sender, connection) = h2::client::handshake(stream)
+            .await
+            .context("the HTTP/2 preface")?;
         tokio::spawn(connection);
         Ok(Self(sender))
     }
@@ -85,7 +87,11 @@ impl Stream {
             self.recv.flow_control().release_capacity(chunk.len())?;
             answer.extend_from_slice(&chunk);
         }
-        ensure!(answer == text, "the echo differs: {:?}", String::from_utf8_lossy(&answer));
+        ensure!(
+            answer == text,
+            "the echo differs: {:?}",
+            String::from_utf8_lossy(&answer)
+        );
         Ok(())
     }
 }

@@ -20,7 +20,16 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 2] = [
+pub(super) const MUTATIONS: [Mutation; 3] = [
+    Mutation {
+        name: "open-without-agent",
+        promise: "a captured pod takes nothing in clear when its agent is gone",
+        file: "agent-ebpf/src/main.rs",
+        find: "let _ = error;\n            SK_DROP",
+        replace: "let _ = error;\n            SK_PASS",
+        target: "tests/fail_closed",
+        test: "a_captured_pod_without_an_agent_refuses_plaintext",
+    },
     Mutation {
         name: "any-server",
         promise: "a client speaks only to the identity that the mesh gives for an endpoint",
@@ -36,7 +45,7 @@ pub(super) const MUTATIONS: [Mutation; 2] = [
         file: "agent/src/mesh/authorize.rs",
         find: "enforced(Action::Deny).find(|policy| policy_matches(policy, &conn))",
         replace: "enforced(Action::Deny).find(|_| false)",
-        target: "agent/weft (lib)",
-        test: "mesh::authorize::tests::order_and_scopes",
+        target: "tests/policy",
+        test: "deny_is_enforced_before_allow",
     },
 ];

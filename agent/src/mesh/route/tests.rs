@@ -340,7 +340,13 @@ fn waypoints() {
         "web: refused, service demo/web.demo.svc.cluster.local has no port 81",
     );
 
-    check(&mesh, "curl-1", "10.244.2.10:15008", 0, "refused, port 15008 is one of weft's own");
+    check(
+        &mesh,
+        "curl-1",
+        "10.244.2.10:15008",
+        0,
+        "refused, port 15008 is one of weft's own",
+    );
 
     // Its own pods are on the far side of it.
     check(

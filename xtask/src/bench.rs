@@ -1,0 +1,95 @@
+//! `bench`: what the mesh costs. It makes the machine ready, builds weft as it is shipped, and lets `weft-bench` measure
+//! it against direct TCP in one run over two nodes. It judges nothing: no figure makes it fail.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::geteuid;
+
+use crate::{
+    preflight, setup, shell,
+    test::{Ending, Interrupt, step, stream},
+};
+
+/// How long all rounds may take: several times what they do take.
+const LIMIT: Duration = Duration::from_mins(15);
+/// Where results go, below the checkout.
+const RESULTS: &str = "bench/results";
+
+/// How the benchmark runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    /// Fewer and shorter rounds.
+    pub(crate) quick: bool,
+    /// Without optimisations: to work on the benchmark itself.
+    pub(crate) dev: bool,
+    /// Install what is missing.
+    pub(crate) install: bool,
+}
+
+/// Builds and measures.
+///
+/// # Errors
+/// It could not be built, or a load did not get through.
+pub(crate) fn run(options: Options) -> Result<()> {
+    setup::run(setup::Options {
+        install: options.install,
+        dev: false,
+    })?;
+    preflight::run()?;
+    wrk(options.install);
+    step("building weft, its eBPF programs and the benchmark");
+    let profile = if options.dev { "dev" } else { "release" };
+    let mut build = shell::cargo();
+    build.args(["build", "--profile", profile]);
+    build.args(["-p", "weft", "-p", "weft-tests", "-p", "weft-bench", "--bins"]);
+    shell::run(&mut build)?;
+    for gone in weft_tests::sweep()? {
+        println!("swept {gone}, which a run that died had left");
+    }
+    step("direct TCP and weft in turns, over two nodes");
+    let result = measure(options, profile);
+    // Whatever came of it: a run that was interrupted leaves its world behind.
+    weft_tests::sweep()?;
+    result
+}
+
+/// HTTP is measured with wrk, which nothing else needs: a machine without it skips that part, loudly.
+fn wrk(install: bool) {
+    if shell::find("wrk").is_some() || !install || !geteuid().is_root() {
+        return;
+    }
+    let mut apt = std::process::Command::new("apt-get");
+    apt.args(["install", "-y", "-q", "--no-install-recommends", "wrk"]);
+    println!("+ wrk: installing with `{}`", shell::show(&apt));
+    if let Err(err) = shell::run(apt.env("DEBIAN_FRONTEND", "noninteractive")) {
+        println!("- wrk: {err:#}; HTTP will be skipped");
+    }
+}
+
+fn measure(options: Options, profile: &str) -> Result<()> {
+    let output = output()?;
+    let mut bench = shell::cargo();
+    // Cargo knows where the binary is; weft and weft-pause are beside it.
+    bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
+    bench.arg("--output").arg(&output);
+    if options.quick {
+        bench.arg("--quick");
+    }
+    let interrupt = Interrupt::listen()?;
+    match stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"))? {
+        (_, Ending::Exited(status)) if status.success() => Ok(()),
+        (_, Ending::Exited(status)) => bail!("weft-bench failed ({status}): see above"),
+        (_, Ending::TimedOut(limit)) => bail!("weft-bench hung: killed after {} s", limit.as_secs()),
+        (_, Ending::Interrupted) => bail!("interrupted: there is no result"),
+    }
+}
+
+/// A file for this day and this kernel; a later run of the same day replaces it.
+fn output() -> Result<PathBuf> {
+    let dir = shell::root().join(RESULTS);
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let day = shell::ask("date", &["-u", "+%F"]).context("`date -u` does not say which day it is")?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+    Ok(dir.join(format!("{}-{}.json", day.trim(), kernel.trim())))
+}
