@@ -35,8 +35,6 @@ pub struct Address {
 }
 
 impl Address {
-    /// `127.0.0.1`, mapped.
-    pub const LOCALHOST_V4: Self = Self::v4(0x7f00_0001_u32.to_be());
     /// `::1`.
     pub const LOCALHOST_V6: Self = Self {
         w0: 0,
@@ -82,6 +80,18 @@ impl Address {
     #[inline(always)]
     pub const fn is_v6_link_local(&self) -> bool {
         self.w0 & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be()
+    }
+
+    /// A loopback address for connections to this destination: IPv4 has 2^22 of them, so that each destination has
+    /// its own range of source ports, as without a mesh; IPv6 has one.
+    #[inline(always)]
+    pub const fn loopback_for(&self, port: u16) -> Self {
+        if self.is_v4() {
+            // Odd and below 127.128.0.0: never 127.0.0.0 nor 127.255.255.255, which are not for hosts.
+            Self::v4((0x7f00_0001 | (self.mix(port) & 0x007f_fffe)).to_be())
+        } else {
+            Self::LOCALHOST_V6
+        }
     }
 
     /// A spread-out value of the address and a port, for choosing a worker.
@@ -262,4 +272,40 @@ mod user {
         SocketState,
         Tuple
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_round_trip_and_know_their_family() {
+        for (text, v4, loopback) in [
+            ("10.1.2.3", true, false),
+            ("127.0.0.1", true, true),
+            ("127.9.8.7", true, true),
+            ("::1", false, true),
+            ("fd00::1", false, false),
+            ("::ffff:10.1.2.3", true, false),
+        ] {
+            let ip: IpAddr = text.parse().expect("an address");
+            let address = Address::from(ip);
+            assert_eq!(IpAddr::from(address), ip.to_canonical(), "{text}");
+            assert_eq!((address.is_v4(), address.is_loopback()), (v4, loopback), "{text}");
+        }
+        assert!(Address::from(IpAddr::from([0, 0, 0, 0])).is_unspecified());
+        assert!(Address::default().is_unspecified());
+        assert!(Address::from("fe80::1".parse::<IpAddr>().expect("an address")).is_v6_link_local());
+    }
+
+    #[test]
+    fn each_destination_has_a_loopback_address_that_a_host_may_have() {
+        for last in 0..=255_u8 {
+            let destination = Address::from(IpAddr::from([10, 96, last, 255 - last]));
+            for port in [1, 80, 443, 8080, u16::MAX] {
+                let IpAddr::V4(hop) = destination.loopback_for(port).into() else { panic!("not IPv4") };
+                assert!(hop.is_loopback() && hop.octets()[1] < 128 && hop.octets()[3] % 2 == 1, "{hop}");
+            }
+        }
+    }
 }

@@ -57,7 +57,7 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
         Connect::Refuse => return REFUSE,
         Connect::Steer(pod) => {
             let loops = has_pod_source(sock, &sock.source4(), &pod, |pod| sock.bind4(pod));
-            let hop = if loops { Address::LOCALHOST_V4 } else { pod };
+            let hop = if loops { destination.loopback_for(sock.port()) } else { pod };
             sock.set4(&hop, OUTBOUND_PORT);
         }
     }
@@ -78,13 +78,8 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
         Connect::Steer(pod) => {
-            let loopback = if destination.is_v4() {
-                Address::LOCALHOST_V4
-            } else {
-                Address::LOCALHOST_V6
-            };
             let loops = has_pod_source(sock, &sock.source6(), &pod, |pod| sock.bind6(pod));
-            let hop = if loops { loopback } else { pod };
+            let hop = if loops { destination.loopback_for(sock.port()) } else { pod };
             sock.set6(&hop, OUTBOUND_PORT);
         }
     }
@@ -133,8 +128,7 @@ fn is_local(pod: &Pod, destination: &Address) -> bool {
         || *destination == address(&pod.v6)
 }
 
-/// Where in the pod the SYN goes: to loopback with the pod's address as its source, where it can. There, and only
-/// there, the kernel reuses ports in TIME-WAIT, so an app that closes first does not run out of them
+/// Whether the SYN can go to loopback with the pod's address as its source. There, and only there, the kernel reuses ports in TIME-WAIT, so an app that closes first does not run out of them
 /// (net.ipv4.tcp_tw_reuse = 2). A socket bound to a device or to another address goes to the pod's own address.
 #[inline(always)]
 fn has_pod_source(

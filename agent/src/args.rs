@@ -9,7 +9,7 @@ use crate::{
     cli::{ca::CaArgs, status::StatusArgs},
     kernel::load::LoadConfig,
     node::{NodeConfig, default_ports},
-    telemetry::LogFormat,
+    telemetry::{LogFormat, log},
 };
 
 /// A sidecarless service mesh for Kubernetes: mutual TLS, authorization by identity and telemetry, without a proxy in
@@ -82,7 +82,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "ADDR", default_value_t = default_ports().ready)]
     pub ready_address: SocketAddr,
     /// What is logged: a level, or `target=level,...`; the target `access` has one line for each connection
-    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = log::filter)]
     pub log: String,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     let machine = Machine::read(&plan);
     println!("{machine}");
     let loads = Load::all()?;
-    let mut stage = Stage::set()?;
+    let stage = Stage::set()?;
     stage.prove()?;
     let mut memory = Memory::idle(&stage)?;
     let series = play(&stage, &plan, &loads);

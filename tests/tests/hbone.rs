@@ -294,7 +294,7 @@ fn refused(scene: &Scene) -> Vec<(String, u16, &'static str)> {
         ("10.96.0.10:81".into(), 503, "has no port 81"),
         (web(8081), 503, "the app does not take"),
     ];
-    refused.extend([15001, 15006, 15008].map(|port| (web(port), 400, own)));
+    refused.extend([15001, 15006, 15008, 15053].map(|port| (web(port), 400, own)));
     refused
 }
 

@@ -68,11 +68,15 @@ fn wrk(install: bool) {
 }
 
 fn measure(options: Options, profile: &str) -> Result<()> {
-    let output = output()?;
+    let output = output(options)?;
     let mut bench = shell::cargo();
     // Cargo knows where the binary is; weft and weft-pause are beside it.
     bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
-    bench.arg("--output").arg(&output);
+    // What was built now is what is measured.
+    bench.env_remove("WEFT_BIN").env_remove("WEFT_PAUSE_BIN");
+    if let Some(output) = &output {
+        bench.arg("--output").arg(output);
+    }
     if options.quick {
         bench.arg("--quick");
     }
@@ -85,11 +89,20 @@ fn measure(options: Options, profile: &str) -> Result<()> {
     }
 }
 
-/// A file for this day and this kernel; a later run of the same day replaces it.
-fn output() -> Result<PathBuf> {
+/// A file for this day and this kernel; a later run of the same kind on the same day replaces it. None without
+/// optimisations: such figures are not worth keeping.
+fn output(options: Options) -> Result<Option<PathBuf>> {
+    if options.dev {
+        return Ok(None);
+    }
     let dir = shell::root().join(RESULTS);
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let day = shell::ask("date", &["-u", "+%F"]).context("`date -u` does not say which day it is")?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    Ok(dir.join(format!("{}-{}.json", day.trim(), kernel.trim())))
+    let kind = if options.quick { "-quick" } else { "" };
+    Ok(Some(dir.join(format!(
+        "{}-{}{kind}.json",
+        day.trim(),
+        kernel.trim()
+    ))))
 }

@@ -186,6 +186,13 @@ impl SocketStates {
         steered.then(|| SocketAddr::new(state.addr.into(), state.port as u16))
     }
 
+    /// Whom an accepted socket was told that it was dialled on behalf of.
+    pub fn on_behalf_of(&self, accepted: &impl AsRawFd) -> Option<SocketAddr> {
+        let state = self.storage().get(accepted, 0).ok()?;
+        let told = state.flags & flags::ON_BEHALF != 0;
+        told.then(|| SocketAddr::new(state.addr.into(), state.port as u16))
+    }
+
     /// Marks a socket as the agent's own, before it dials: it is not steered.
     ///
     /// # Errors

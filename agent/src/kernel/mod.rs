@@ -8,6 +8,7 @@ pub mod link;
 pub mod load;
 pub mod maps;
 pub mod preflight;
+pub mod selftest;
 
 /// The programs without logging: release builds load these.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-ebpf.o"));

@@ -151,20 +151,22 @@ impl Leg {
     }
 }
 
-/// A socket that is reset when it is dropped, until it is told that it came to a clean end.
+/// A socket that is reset when it is closed, until it is told that it came to a clean end. The kernel knows from the
+/// start: it closes our sockets for us when the process is killed, and that is no clean end either.
 pub(crate) struct Closing {
     pub(crate) socket: TcpStream,
-    clean: bool,
 }
 
 impl Closing {
     pub(crate) fn new(socket: TcpStream) -> Self {
-        Self { socket, clean: false }
+        // Fails only on a socket that is gone already.
+        let _ = socket.set_zero_linger();
+        Self { socket }
     }
 
     /// Both directions have ended: from here on a drop is an ordinary close.
-    pub(crate) fn finish(mut self) {
-        self.clean = true;
+    pub(crate) fn finish(self) {
+        let _ = SockRef::from(&self.socket).set_linger(None);
     }
 
     /// Resolves when the socket has been reset. Reading alone would not see it while the copy waits for room, and
@@ -179,15 +181,6 @@ impl Closing {
                 // Something else took the error off the socket: it will say so.
                 Ok(None) => pending().await,
             }
-        }
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        if !self.clean {
-            // Fails only on a socket that is gone already.
-            let _ = self.socket.set_zero_linger();
         }
     }
 }

@@ -14,7 +14,7 @@ mod state;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -37,6 +37,7 @@ use crate::{
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
+        preflight, selftest,
     },
     mesh::{Mesh, TunnelProtocol},
     svid::{CertificateAuthority, LocalCa, StoreSettings, SvidStore},
@@ -85,11 +86,14 @@ pub async fn run(
     filter: Option<LogFilter>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut kernel = Kernel::load(config.load.clone())?;
+    preflight::check()?;
     let ports = Listeners::bind(&config.admin).await?;
     let ca = LocalCa::load(&config.ca_cert, &config.ca_key)?;
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
     let first = feed.changed().await?;
+    // Last: an agent that cannot start has touched nothing.
+    let mut kernel = Kernel::load(config.load.clone())?;
+    selftest::run(&kernel.socket_states()?)?;
 
     let shared = Shared {
         mesh: Arc::default(),
@@ -113,6 +117,7 @@ pub async fn run(
     }
 
     let mut control = Control {
+        node: config.node,
         shared,
         enrolment,
         state,
@@ -166,6 +171,7 @@ impl Workers {
 
 /// The control loop: takes meshes, and keeps the captured pods as they should be.
 struct Control {
+    node: String,
     shared: Shared,
     enrolment: Enrolment,
     state: Arc<State>,
@@ -203,6 +209,9 @@ impl Control {
 
     /// Puts a mesh in force, and closes the connections that it refuses.
     fn take(&mut self, file: MeshFile) {
+        for warning in &file.warnings {
+            tracing::warn!(%warning, "the mesh file may not say what is meant");
+        }
         let mesh = Arc::new(file.mesh);
         self.local_pods = file.local_pods;
         self.desired = desired(&mesh, &self.local_pods);
@@ -222,6 +231,18 @@ impl Control {
             pods = self.desired.len(),
             "mesh taken"
         );
+        self.warn_of_a_strange_name(&mesh);
+    }
+
+    /// A mesh in which nothing runs on this node, while other nodes have workloads, is most likely a slip of the pen.
+    fn warn_of_a_strange_name(&self, mesh: &Mesh) {
+        let nodes: BTreeSet<_> =
+            mesh.workloads().map(|workload| &*workload.node).filter(|node| !node.is_empty()).collect();
+        if nodes.is_empty() || nodes.contains(self.node.as_str()) {
+            return;
+        }
+        let (node, known) = (&self.node, nodes.into_iter().take(8).collect::<Vec<_>>().join(", "));
+        tracing::warn!("no workload of the mesh is on node {node}: is --node right? It has nodes {known}");
     }
 
     async fn turn(&mut self) {

@@ -139,6 +139,14 @@ pub fn init(filter: &str, format: LogFormat) -> Result<LogGuard, LogError> {
     })
 }
 
+/// Reads the text of a filter, for a command line.
+///
+/// # Errors
+/// When it is not one.
+pub fn filter(text: &str) -> Result<String, LogError> {
+    parse(text).map(|_| text.to_owned())
+}
+
 /// `EnvFilter` takes a bare `verbose` for a target, which would silence everything else, and an empty text for `error`:
 /// here a bare word must be a level.
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {

@@ -49,10 +49,13 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether all is as it should be: ready, every expected pod captured, and none failed.
+    /// Whether all is as it should be: ready, every expected pod captured, none failed, and the newest mesh taken.
     pub fn healthy(&self) -> bool {
         let failed = |pod: &PodStatus| pod.state == PodState::Failed;
-        self.ready && self.captured_pods >= self.expected_pods && !self.pods.iter().any(failed)
+        self.ready
+            && self.captured_pods >= self.expected_pods
+            && !self.pods.iter().any(failed)
+            && self.mesh.last_error.is_none()
     }
 }
 
@@ -292,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn healthy_means_ready_and_all_captured() {
+    fn healthy_means_ready_all_captured_and_the_newest_mesh_taken() {
         let check = |ready, expected_pods, captured_pods, state, expect| {
             let pods = vec![PodStatus {
                 state,
@@ -312,6 +315,9 @@ mod tests {
         check(true, 2, 1, PodState::Captured, false);
         check(true, 0, 0, PodState::Failed, false);
         check(true, 1, 1, PodState::Unknown, true);
+        let mesh = MeshStatus { last_error: Some("line 3".to_owned()), ..MeshStatus::default() };
+        let stale = Status { ready: true, mesh, ..Status::default() };
+        assert!(!stale.healthy());
     }
 
     #[test]

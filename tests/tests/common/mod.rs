@@ -1,6 +1,6 @@
 //! What several files of promises need: a client and a server on two nodes, and the questions that are asked of a
 //! connection. Each file uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -47,11 +47,23 @@ pub fn line_of(agent: &Agent, direction: &str, client: SocketAddr) -> Result<Acc
     })
 }
 
+/// Where a connection was to lead: through a tunnel, what its CONNECT asked for.
+pub fn destination(line: &AccessLine) -> &str {
+    let tunnelled = line.field("dst.hbone_addr");
+    if tunnelled.is_empty() {
+        line.field("dst.addr")
+    } else {
+        tunnelled
+    }
+}
+
 /// The line that `agent` wrote of a connection to `to` that did not come about or broke, with `error` in its reason.
 pub fn error_line(agent: &Agent, direction: &str, to: SocketAddr, error: &str) -> Result<AccessLine> {
-    let wanted = [("direction", direction), ("dst.addr", &to.to_string())];
     agent.wait_for_access(&format!("{direction} to {to}: {error}"), |line| {
-        !line.is_ok() && line.matches(&wanted) && line.field("error").contains(error)
+        !line.is_ok()
+            && line.field("direction") == direction
+            && destination(line) == to.to_string()
+            && line.field("error").contains(error)
     })
 }
 

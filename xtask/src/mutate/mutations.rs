@@ -36,8 +36,8 @@ pub(super) const MUTATIONS: [Mutation; 3] = [
         file: "agent/src/net/tls/identity.rs",
         find: "if self.accept.contains(&presented) {",
         replace: "if !self.accept.is_empty() {",
-        target: "agent/weft (lib)",
-        test: "net::tls::tests::a_server_of_another_service_account_is_refused_by_name",
+        target: "tests/impostor",
+        test: "a_server_with_a_valid_certificate_of_another_service_account_gets_no_byte",
     },
     Mutation {
         name: "deny-ignored",

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Finding, source::Source};
+use super::{
+    Finding,
+    source::{Source, closing},
+};
 
 /// Checks all files together.
 pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
@@ -41,20 +44,26 @@ fn is_root(path: &str) -> bool {
         )
 }
 
-/// Where the modules that a file declares with `mod x;` may be, inline modules included.
+/// Where the modules that a file declares with `mod x;` may be. An inline module around it is a directory.
 fn children(source: &Source) -> Vec<String> {
     let dir = directory(&source.path);
-    let declared = (0..source.tokens.len()).filter(|at| source.matches(*at, &["mod"]));
-    declared
-        .filter(|at| source.tokens.get(at + 2).is_some_and(|token| token.is(";")))
-        .filter_map(|at| source.tokens.get(at + 1))
-        .flat_map(|name| {
-            [
-                format!("{dir}/{}.rs", name.word),
-                format!("{dir}/{}/mod.rs", name.word),
-            ]
-        })
-        .collect()
+    let tokens = &source.tokens;
+    let modules = (0..tokens.len()).filter(|at| source.matches(*at, &["mod"]));
+    let (mut inline, mut found): (Vec<(&str, usize)>, _) = (Vec::new(), Vec::new());
+    for at in modules {
+        inline.retain(|(_, end)| *end > at);
+        let (Some(name), Some(next)) = (tokens.get(at + 1), tokens.get(at + 2)) else {
+            break;
+        };
+        if next.is("{") {
+            inline.push((&name.word, closing(tokens, at + 2)));
+        } else if next.is(";") {
+            let around: String = inline.iter().map(|(name, _)| format!("/{name}")).collect();
+            let stem = format!("{dir}{around}/{}", name.word);
+            found.extend([format!("{stem}.rs"), format!("{stem}/mod.rs")]);
+        }
+    }
+    found
 }
 
 /// The directory of a file's modules: its own for a root and for `mod.rs`, else one of its name.
@@ -80,7 +89,12 @@ mod tests {
             ("a/src/c/mod.rs", "#[cfg(test)]\nmod tests;"),
             ("a/src/c/tests.rs", ""),
             ("a/src/bin/tool.rs", ""),
-            ("a/tests/promise.rs", "mod common;"),
+            (
+                "a/tests/promise.rs",
+                "mod far { mod away { pub mod thing; } pub mod other; }\nmod common;",
+            ),
+            ("a/tests/far/away/thing.rs", ""),
+            ("a/tests/far/other.rs", ""),
             ("a/tests/common/mod.rs", ""),
             ("a/build.rs", ""),
         ];

@@ -44,9 +44,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     let policies = policies::policies(document, &globals, &mut pods, &mut problems);
     let peer_authentications = policies::peer_authentications(document, &globals, &mut pods, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
-    if !problems.is_empty() {
-        return Err(problems.into_vec());
-    }
+    let warnings = problems.into_warnings()?;
     let mesh = Mesh::new(MeshParts {
         trust_domain: globals.trust_domain,
         cluster: globals.cluster,
@@ -57,7 +55,11 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         policies,
         peer_authentications,
     });
-    Ok(MeshFile { mesh, local_pods })
+    Ok(MeshFile {
+        mesh,
+        local_pods,
+        warnings,
+    })
 }
 
 fn globals(document: &Document, problems: &mut Problems) -> Globals {
@@ -209,8 +211,8 @@ fn endpoints<'p, 'a>(
     }
 }
 
-/// The pods that a selector selects, in one namespace or in all. One that selects nothing is a slip of the pen, and in
-/// a policy a dangerous one.
+/// The pods that a selector selects, in one namespace or in all. One that selects nothing may be a slip of the pen,
+/// or its pods have gone for the moment: a warning.
 pub(super) fn selected<'p, 'a>(
     selector: &Spanned<Labels>,
     namespace: Option<&Arc<str>>,
@@ -232,7 +234,7 @@ pub(super) fn selected<'p, 'a>(
     if selected.is_empty() {
         let where_ = namespace.map_or_else(String::new, |namespace| format!(" in namespace {namespace}"));
         let message = format!("selects no workload{where_}: compare it with the workloads' labels");
-        problems.add(selector.referenced, place, message);
+        problems.warn(selector.referenced, place, message);
     }
     selected
 }

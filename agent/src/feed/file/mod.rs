@@ -36,6 +36,8 @@ pub struct MeshFile {
     pub mesh: Mesh,
     /// The pods of this node that weft captures.
     pub local_pods: Vec<LocalPod>,
+    /// What is legal, but may not be what was meant.
+    pub warnings: Vec<Problem>,
 }
 
 /// A pod that this node captures.

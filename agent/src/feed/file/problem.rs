@@ -53,7 +53,22 @@ impl fmt::Display for MeshFileError {
     }
 }
 
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}: {}", self.line, self.field, self.message)
+    }
+}
+
 impl Problem {
+    fn new(at: Location, place: &Place<'_>, message: impl Into<String>) -> Self {
+        Self {
+            line: at.line(),
+            column: at.column(),
+            field: place.to_string(),
+            message: message.into(),
+        }
+    }
+
     fn fmt_in(&self, source: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", source.display())?;
         if self.line > 0 {
@@ -66,20 +81,22 @@ impl Problem {
     }
 }
 
-/// The problems found so far.
+/// The problems found so far, and what only looks like one.
 #[derive(Debug, Default)]
-pub(super) struct Problems(Vec<Problem>);
+pub(super) struct Problems {
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
 
 impl Problems {
     /// Notes one.
     pub(super) fn add(&mut self, at: Location, place: &Place<'_>, message: impl Into<String>) {
-        let (line, column) = (at.line(), at.column());
-        self.0.push(Problem {
-            line,
-            column,
-            field: place.to_string(),
-            message: message.into(),
-        });
+        self.errors.push(Problem::new(at, place, message));
+    }
+
+    /// Notes what is legal, but may be a slip of the pen.
+    pub(super) fn warn(&mut self, at: Location, place: &Place<'_>, message: impl Into<String>) {
+        self.warnings.push(Problem::new(at, place, message));
     }
 
     /// Reads one value, or notes why it cannot be.
@@ -133,14 +150,16 @@ impl Problems {
             .collect()
     }
 
-    /// Whether nothing is wrong.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// All of them.
-    pub(super) fn into_vec(self) -> Vec<Problem> {
-        self.0
+    /// The warnings where nothing is wrong.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub(super) fn into_warnings(self) -> Result<Vec<Problem>, Vec<Problem>> {
+        if self.errors.is_empty() {
+            Ok(self.warnings)
+        } else {
+            Err(self.errors)
+        }
     }
 }
 

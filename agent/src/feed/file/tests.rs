@@ -606,20 +606,8 @@ fn references() {
         &[&format!("`{{name: s` services[0]: {either}")],
     );
     check_service(
-        "selector: {app: x}",
-        &[
-            "`{app: x` services[0].selector: selects no workload in namespace b: compare it with the workloads' labels",
-        ],
-    );
-    check_service(
         "selector: {}",
         &["`{` services[0].selector: selects by no label: name at least one, or remove it"],
-    );
-    check_policy(
-        "selector: {app: x}",
-        &[
-            "`{app: x` policies[0].selector: selects no workload in namespace b: compare it with the workloads' labels",
-        ],
     );
     let own = "is one of weft's own ports, which no app can have: choose another (a waypoint's service does not need \
                its HBONE port)";
@@ -749,4 +737,17 @@ proptest! {
             prop_assert!(!err.problems.is_empty());
         }
     }
+}
+
+#[test]
+fn a_selector_that_selects_nothing_is_a_warning() {
+    let text = "workloads: []\nservices:\n- {name: s, namespace: b, selector: {app: x}}\n\
+                policies:\n- {name: p, namespace: b, action: DENY, selector: {app: y}, rules: [{}]}\n";
+    let file = parse(text, Path::new("mesh.yaml"), "n").unwrap_or_else(|error| panic!("{error}"));
+    let warnings: Vec<_> = file.warnings.iter().map(ToString::to_string).collect();
+    let nothing = "selects no workload in namespace b: compare it with the workloads' labels";
+    assert_eq!(
+        warnings,
+        [format!("line 3: services[0].selector: {nothing}"), format!("line 5: policies[0].selector: {nothing}")]
+    );
 }

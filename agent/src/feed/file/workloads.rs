@@ -88,9 +88,7 @@ pub(super) fn pod<'a>(
         namespace,
     };
     check_labels(entry.labels.as_ref(), &place.field("labels"), problems);
-    let netns = problems.optional(&entry.netns, place, "netns", values::netns);
-    let netns = netns.zip(entry.netns.as_ref().map(|text| text.referenced));
-    check_capture(entry, &workload, place, problems);
+    let netns = capture(entry, &workload, place, problems);
     Some(Pod {
         workload,
         labels: entry.labels.as_ref(),
@@ -177,6 +175,18 @@ fn check_labels(labels: Option<&Labels>, place: &Place<'_>, problems: &mut Probl
     for (key, value) in labels.into_iter().flatten() {
         problems.read(value, &place.field(key), values::label_value);
     }
+}
+
+/// Where the pod is captured, and where the file says so.
+fn capture(
+    entry: &WorkloadEntry,
+    workload: &Workload,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Option<(PathBuf, Location)> {
+    check_capture(entry, workload, place, problems);
+    let netns = problems.optional(&entry.netns, place, "netns", values::netns);
+    netns.zip(entry.netns.as_ref().map(|text| text.referenced))
 }
 
 /// What is captured has to be in the mesh and on a node, and cannot share that node's network.
