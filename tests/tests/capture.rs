@@ -611,6 +611,68 @@ fn check_addresses(socket: &socket2::Socket, local: SocketAddr, peer: SocketAddr
     round_trip(&mut socket.try_clone()?.into(), MARKER).with_context(|| format!("{us} speaks to {peer}"))
 }
 
+/// `MSG_FASTOPEN` of linux/socket.h: sendto(2) connects, and the SYN carries data.
+const FAST_OPEN: i32 = 0x2000_0000;
+
+#[test]
+fn there_is_no_way_around_by_fast_open_or_multipath_tcp() {
+    with_world(|world| {
+        let (client, web) = client_and_web(world)?;
+        // Data in the SYN also without a cookie of the server's (net.ipv4.tcp_fastopen: 1 client, 4 without a cookie).
+        client.netns().sysctl(&[("ipv4/tcp_fastopen", "5")])?;
+        let [a, b] = world.start_agents()?;
+        let server = Server::start(web.listen(8080)?, echo)?;
+        let capture = world.capture_link()?;
+        for to in ways(&web) {
+            let fast = client.socket(SocketSpec::new(Domain::for_address(to), Type::STREAM, None))?;
+            let sent = fast
+                .send_to_with_flags(MARKER, &to.into(), FAST_OPEN)
+                .with_context(|| format!("fast open to {to}"))?;
+            ensure!(sent == MARKER.len(), "{sent} bytes were sent");
+            let mut answer = [0; MARKER.len()];
+            std::net::TcpStream::from(fast.try_clone()?).read_exact(&mut answer)?;
+            ensure!(answer == MARKER, "{answer:?}");
+            ensure!(
+                fast.peer_addr()?.as_socket() == Some(to),
+                "{:?}",
+                fast.peer_addr()
+            );
+            let spec = SocketSpec::new(Domain::for_address(to), Type::STREAM, Some(Protocol::MPTCP));
+            let multipath = client.socket(spec).context("a socket of multipath TCP")?;
+            multipath
+                .connect(&to.into())
+                .with_context(|| format!("multipath TCP to {to}"))?;
+            let mut stream = std::net::TcpStream::from(multipath);
+            round_trip(&mut stream, MARKER).with_context(|| format!("multipath TCP to {to}"))?;
+        }
+        ensure!(
+            !contains(&capture.stop()?, MARKER),
+            "the marker crossed the link in clear"
+        );
+        ensure!(
+            server
+                .peers()
+                .iter()
+                .all(|peer| client.addresses().contains(&peer.ip())),
+            "{:?}",
+            server.peers()
+        );
+        for (agent, direction) in [(&a, "outbound"), (&b, "inbound")] {
+            let ended = || {
+                let lines = agent.access_lines();
+                (lines.len() == 8).then_some(lines)
+            };
+            let lines = wait_until("eight access lines", LIMIT, ended)?;
+            let wanted = [("direction", direction), ("src.identity", &client.identity())];
+            ensure!(
+                lines.iter().all(|line| line.is_ok() && line.matches(&wanted)),
+                "{lines:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn a_socket_that_is_connected_again_is_captured_again() {
     with_world(|world| {

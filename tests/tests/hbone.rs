@@ -1,6 +1,7 @@
 //! The tunnel's port, seen by somebody else's implementation: the good case as the field's contract has it, every
 //! answer that is not 200, and every peer that does not get as far as an answer.
 
+#[allow(dead_code, reason = "each of these tests uses a part of it")]
 mod foreign {
     pub(crate) mod certs;
     pub(crate) mod tls;

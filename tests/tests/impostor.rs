@@ -1,6 +1,7 @@
 //! The other end of a tunnel is somebody else, or does not do what it should: no byte goes to a server that is not who
 //! the mesh says it is, and an app never takes a failure for an end.
 
+#[allow(dead_code, reason = "each of these tests uses a part of it")]
 mod foreign {
     pub(crate) mod certs;
     pub(crate) mod server;
@@ -11,7 +12,10 @@ mod foreign {
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -45,6 +49,8 @@ struct Scene {
     runtime: Runtime,
     /// The app's port, in clear: nothing may ever come here.
     plain: Server,
+    /// Local ports, by which a connection that was reset is told from others.
+    ports: AtomicU16,
 }
 
 impl Scene {
@@ -59,7 +65,15 @@ impl Scene {
         let agent = world.start_agent("a")?;
         let authority = Authority::of(world)?;
         let plain = Server::start(web.listen(8080)?, echo)?;
-        Ok(Self { client, web, agent, authority, runtime: runtime()?, plain })
+        Ok(Self {
+            client,
+            web,
+            agent,
+            authority,
+            runtime: runtime()?,
+            plain,
+            ports: 20_000.into(),
+        })
     }
 
     fn config(&self, svid: &Svid) -> Result<Arc<ServerConfig>> {
@@ -76,9 +90,20 @@ impl Scene {
 
     /// Dials and says something: it must be reset, and its line is handed back.
     fn reset(&self, addr: SocketAddr) -> Result<AccessLine> {
-        let mut app = self.client.connect(addr)?;
-        let local = app.local_addr()?;
-        ensure_reset(&mut app).with_context(|| addr.to_string())?;
+        let port = self.ports.fetch_add(1, Ordering::SeqCst);
+        let local = if addr.is_ipv4() {
+            self.client.addr(port)
+        } else {
+            self.client.addr6(port)
+        };
+        match self.client.connect_from(local, addr) {
+            // A fast no comes before the app has seen that it is connected.
+            Err(err) => ensure!(
+                err.kind() == ErrorKind::ConnectionReset,
+                "connect to {addr}: {err}"
+            ),
+            Ok(mut app) => ensure_reset(&mut app).with_context(|| addr.to_string())?,
+        }
         self.line_of(local)
     }
 
@@ -90,13 +115,19 @@ impl Scene {
 
     fn failed(&self, flags: &str) -> Result<f64> {
         let labels = [("reporter", "source"), ("response_flags", flags)];
-        Ok(self.agent.metrics()?.sum("istio_tcp_connections_failed_total", &labels))
+        Ok(self
+            .agent
+            .metrics()?
+            .sum("istio_tcp_connections_failed_total", &labels))
     }
 }
 
 /// In the mesh by its entry alone.
 fn stranger(name: &str) -> PodSpec {
-    PodSpec::new(name).service_account(name).outside().field("tunnelProtocol", json!("HBONE"))
+    PodSpec::new(name)
+        .service_account(name)
+        .outside()
+        .field("tunnelProtocol", json!("HBONE"))
 }
 
 /// Says something to a connection that must end with a reset, whichever call meets it.
@@ -118,25 +149,45 @@ fn a_server_with_a_valid_certificate_of_another_service_account_gets_no_byte() {
         let service: SocketAddr = "10.96.0.10:80".parse()?;
         for addr in [scene.web.addr(8080), scene.web.addr6(8080), service] {
             let line = scene.reset(addr)?;
-            let wanted = format!("the peer proved to be {mallory}, expected {}", scene.web.identity());
+            let wanted = format!(
+                "the peer proved to be {mallory}, expected {}",
+                scene.web.identity()
+            );
             ensure!(line.field("error").contains(&wanted), "{line}");
-            ensure!(line.level == "ERROR" && line.matches(&[("direction", "outbound"), ("bytes_sent", "0")]), "{line}");
-            ensure!(!line.has("dst.identity"), "an identity that nobody proved: {line}");
+            ensure!(
+                line.level == "ERROR" && line.matches(&[("direction", "outbound"), ("bytes_sent", "0")]),
+                "{line}"
+            );
+            ensure!(
+                !line.has("dst.identity"),
+                "an identity that nobody proved: {line}"
+            );
         }
-        ensure!(scene.failed("IDENTITY_ERROR")? == 3.0, "{} identity errors", scene.failed("IDENTITY_ERROR")?);
+        ensure!(
+            scene.failed("IDENTITY_ERROR")? == 3.0,
+            "{} identity errors",
+            scene.failed("IDENTITY_ERROR")?
+        );
         wait_until("every handshake's end", LIMIT, || {
             let met = impostor.met();
             met.connections >= 3 && met.failed.len() + met.clients.len() == met.connections
         })?;
         {
             let met = impostor.met();
-            ensure!(met.clients.is_empty() && met.plaintext.is_empty(), "it was told something: {met:?}");
+            ensure!(
+                met.clients.is_empty() && met.plaintext.is_empty(),
+                "it was told something: {met:?}"
+            );
             ensure!(met.failed.iter().all(|error| error.contains("alert")), "{met:?}");
         }
         // The same server sees everything once its certificate is the right one.
         impostor.present(scene.good()?, Conduct::Gather);
         scene.reset(scene.web.addr(8080))?;
-        ensure!(impostor.met().plaintext.starts_with(b"PRI * HTTP/2.0"), "{:?}", impostor.met());
+        ensure!(
+            impostor.met().plaintext.starts_with(b"PRI * HTTP/2.0"),
+            "{:?}",
+            impostor.met()
+        );
         ensure!(scene.plain.accepted() == 0, "something came in clear");
         Ok(())
     });
@@ -148,30 +199,62 @@ fn the_right_server_gets_the_connect_as_the_contract_says_and_the_bytes() {
         let scene = Scene::new(world)?;
         let impostor = scene.impostor(scene.good()?, Conduct::Echo)?;
         let service: SocketAddr = "10.96.0.10:80".parse()?;
-        for (addr, host) in [(service, ";host=web.demo.svc.cluster.local"), (scene.web.addr(8080), "")] {
+        for (addr, host) in [
+            (service, ";host=web.demo.svc.cluster.local"),
+            (scene.web.addr(8080), ""),
+        ] {
             let app = scene.client.connect(addr)?;
             let local = app.local_addr()?;
             ensure!(ask(app, MARKER)? == MARKER, "{addr}: the echo differs");
             let head = impostor.met().requests.pop().context("no request")?;
             ensure!(head.method == Method::CONNECT, "{head:?}");
-            ensure!(head.uri.scheme().is_none() && head.uri.path().is_empty(), "{head:?}");
+            ensure!(
+                head.uri.scheme().is_none() && head.uri.path().is_empty(),
+                "{head:?}"
+            );
             let authority = scene.web.addr(8080).to_string();
-            ensure!(head.uri.authority().is_some_and(|it| it.as_str() == authority), "{head:?}");
-            let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            ensure!(header("forwarded") == format!("for=\"{local}\"{host}"), "{head:?}");
+            ensure!(
+                head.uri.authority().is_some_and(|it| it.as_str() == authority),
+                "{head:?}"
+            );
+            let header = |name| {
+                head.headers
+                    .get(name)
+                    .and_then(|value| value.to_str().ok())
+                    .unwrap_or_default()
+            };
+            ensure!(
+                header("forwarded") == format!("for=\"{local}\"{host}"),
+                "{head:?}"
+            );
             let baggage: Vec<_> = header("baggage").split(',').collect();
-            for member in ["k8s.cluster.name=Kubernetes", "k8s.namespace.name=demo", "service.name=client"] {
+            for member in [
+                "k8s.cluster.name=Kubernetes",
+                "k8s.namespace.name=demo",
+                "service.name=client",
+            ] {
                 ensure!(baggage.contains(&member), "no {member}: {head:?}");
             }
             ensure!(is_traceparent(header("traceparent")), "{head:?}");
             let line = scene.line_of(local)?;
-            let sizes = [("bytes_sent", "22"), ("bytes_recv", "22"), ("dst.identity", &scene.web.identity())];
+            let sizes = [
+                ("bytes_sent", "22"),
+                ("bytes_recv", "22"),
+                ("dst.identity", &scene.web.identity()),
+            ];
             ensure!(line.is_ok() && line.matches(&sizes), "{line}");
         }
         let met = impostor.met();
-        ensure!(met.connections == 1, "{} tunnels where one would do", met.connections);
+        ensure!(
+            met.connections == 1,
+            "{} tunnels where one would do",
+            met.connections
+        );
         ensure!(!met.named, "the client sent a server name");
-        ensure!(tls::names(met.clients.first().map(Vec::as_slice), &scene.client.identity()), "who is the client?");
+        ensure!(
+            tls::names(met.clients.first().map(Vec::as_slice), &scene.client.identity()),
+            "who is the client?"
+        );
         ensure!(scene.plain.accepted() == 0, "something came in clear");
         Ok(())
     });
@@ -197,21 +280,47 @@ fn a_server_without_a_good_certificate_gets_no_byte() {
         let other_domain = web.replace("cluster.local", "other.example");
         let issue = |names: &[&str], validity| authority.issue(names, validity);
         let cases = [
-            ("a foreign root", Authority::stranger()?.svid(&web)?, "UnknownIssuer"),
+            (
+                "a foreign root",
+                Authority::stranger()?.svid(&web)?,
+                "UnknownIssuer",
+            ),
             ("expired", issue(&[&web], Validity::Yesterday)?, "expired"),
-            ("not yet valid", issue(&[&web], Validity::Tomorrow)?, "not valid yet"),
-            ("no URI", issue(&["web.demo.svc.cluster.local"], Validity::Today)?, "no URI among its names"),
-            ("two URIs", issue(&[&web, &other_domain], Validity::Today)?, "more than one URI"),
-            ("another trust domain", authority.svid(&other_domain)?, "expected spiffe://cluster.local"),
+            (
+                "not yet valid",
+                issue(&[&web], Validity::Tomorrow)?,
+                "not valid yet",
+            ),
+            (
+                "no URI",
+                issue(&["web.demo.svc.cluster.local"], Validity::Today)?,
+                "no URI among its names",
+            ),
+            (
+                "two URIs",
+                issue(&[&web, &other_domain], Validity::Today)?,
+                "more than one URI",
+            ),
+            (
+                "another trust domain",
+                authority.svid(&other_domain)?,
+                "expected spiffe://cluster.local",
+            ),
         ];
         for (what, svid, error) in cases {
             impostor.present(scene.config(&svid)?, Conduct::Gather);
             let line = scene.reset(scene.web.addr(8080)).context(what)?;
             ensure!(line.field("error").contains(error), "{what}: {line}");
-            ensure!(line.field("error").contains(&scene.web.addr(HBONE).to_string()), "{what}: {line}");
+            ensure!(
+                line.field("error").contains(&scene.web.addr(HBONE).to_string()),
+                "{what}: {line}"
+            );
             wait_until("the handshake's end", LIMIT, || !impostor.met().failed.is_empty())?;
             let met = impostor.met();
-            ensure!(met.clients.is_empty() && met.plaintext.is_empty(), "{what}: {met:?}");
+            ensure!(
+                met.clients.is_empty() && met.plaintext.is_empty(),
+                "{what}: {met:?}"
+            );
         }
         let flags = (scene.failed("TLS_FAILURE")?, scene.failed("IDENTITY_ERROR")?);
         ensure!(flags == (3.0, 3.0), "{flags:?}");
@@ -237,7 +346,10 @@ fn the_access_line_names_the_identity_that_was_proved() {
         ensure!(line.is_ok() && line.field("dst.identity") == another, "{line}");
         // What the service adds is not good for the pod's own address.
         let line = scene.reset(scene.web.addr(8080))?;
-        ensure!(line.field("error").contains(&format!("proved to be {another}")), "{line}");
+        ensure!(
+            line.field("error").contains(&format!("proved to be {another}")),
+            "{line}"
+        );
         Ok(())
     });
 }
@@ -247,13 +359,24 @@ fn an_answer_that_is_not_200_resets_the_app_and_is_named() {
     with_world(|world| {
         let scene = Scene::new(world)?;
         let impostor = scene.impostor(scene.good()?, Conduct::Echo)?;
-        for (status, flags) in [(400, "CONNECT"), (401, "DENY"), (503, "CONNECT"), (204, "CONNECT"), (302, "CONNECT")] {
+        for (status, flags) in [
+            (400, "CONNECT"),
+            (401, "DENY"),
+            (503, "CONNECT"),
+            (204, "CONNECT"),
+            (302, "CONNECT"),
+        ] {
             impostor.behave(Conduct::Status(status));
             let before = scene.failed(flags)?;
-            let line = scene.reset(scene.web.addr(8080)).with_context(|| status.to_string())?;
+            let line = scene
+                .reset(scene.web.addr(8080))
+                .with_context(|| status.to_string())?;
             let wanted = format!("{} answered {status}", scene.web.addr(HBONE));
             ensure!(line.field("error").contains(&wanted), "{line}");
-            ensure!(scene.failed(flags)? == before + 1.0, "{status} is not counted as {flags}");
+            ensure!(
+                scene.failed(flags)? == before + 1.0,
+                "{status} is not counted as {flags}"
+            );
         }
         impostor.behave(Conduct::Echo);
         ensure!(ask(scene.client.connect(scene.web.addr(8080))?, MARKER)? == MARKER);
@@ -271,7 +394,11 @@ fn a_goaway_makes_a_new_tunnel_and_costs_no_stream() {
         round_trip(&mut first, b"one")?;
         let mut second = scene.client.connect(scene.web.addr(8080))?;
         round_trip(&mut second, b"two")?;
-        ensure!(impostor.met().connections == 2, "{} tunnels", impostor.met().connections);
+        ensure!(
+            impostor.met().connections == 2,
+            "{} tunnels",
+            impostor.met().connections
+        );
         round_trip(&mut first, b"three").context("the first, after its tunnel was told to go")?;
         for app in [first, second] {
             let local = app.local_addr()?;
@@ -288,7 +415,11 @@ fn a_stream_that_was_turned_away_unseen_is_tried_again() {
         let scene = Scene::new(world)?;
         let impostor = scene.impostor(scene.good()?, Conduct::RefuseFirst)?;
         ensure!(ask(scene.client.connect(scene.web.addr(8080))?, MARKER)? == MARKER);
-        ensure!(impostor.met().requests.len() == 2, "{} requests", impostor.met().requests.len());
+        ensure!(
+            impostor.met().requests.len() == 2,
+            "{} requests",
+            impostor.met().requests.len()
+        );
         Ok(())
     });
 }
@@ -314,9 +445,19 @@ fn a_stream_or_a_tunnel_that_breaks_resets_the_app_and_nobody_else() {
             round_trip(&mut app, b"once").with_context(|| format!("{conduct:?}"))?;
             ensure_reset(&mut app).with_context(|| format!("{conduct:?}"))?;
             let line = scene.line_of(local)?;
-            ensure!(line.field("error").contains("the tunnel's stream broke"), "{conduct:?}: {line}");
-            ensure!(line.matches(&[("bytes_recv", "4"), ("dst.identity", &scene.web.identity())]), "{line}");
-            ensure!(impostor.met().connections == tunnels, "{conduct:?}: {} tunnels", impostor.met().connections);
+            ensure!(
+                line.field("error").contains("the tunnel's stream broke"),
+                "{conduct:?}: {line}"
+            );
+            ensure!(
+                line.matches(&[("bytes_recv", "4"), ("dst.identity", &scene.web.identity())]),
+                "{line}"
+            );
+            ensure!(
+                impostor.met().connections == tunnels,
+                "{conduct:?}: {} tunnels",
+                impostor.met().connections
+            );
             if conduct == Conduct::Reset {
                 round_trip(&mut neighbour, b"after").context("the neighbour on the tunnel")?;
             }
@@ -324,7 +465,11 @@ fn a_stream_or_a_tunnel_that_breaks_resets_the_app_and_nobody_else() {
         ensure_reset(&mut neighbour).context("the neighbour on the tunnel that died")?;
         impostor.behave(Conduct::Echo);
         ensure!(ask(scene.client.connect(scene.web.addr(8080))?, MARKER)? == MARKER);
-        ensure!(impostor.met().connections == 2, "{} tunnels", impostor.met().connections);
+        ensure!(
+            impostor.met().connections == 2,
+            "{} tunnels",
+            impostor.met().connections
+        );
         round_trip(&mut other_pod, b"after").context("the connection to another pod")?;
         Ok(())
     });
@@ -349,16 +494,35 @@ fn a_server_that_stalls_is_given_up_and_others_go_on() {
         ensure!(ask(scene.client.connect(fine.addr(8080))?, MARKER)? == MARKER);
         let (local, web) = (no_handshake.local_addr()?, no_answer.local_addr()?);
         ensure_reset(&mut no_handshake)?;
-        ensure!(began.elapsed() >= Duration::from_secs(9), "given up after {:?}", began.elapsed());
+        ensure!(
+            began.elapsed() >= Duration::from_secs(9),
+            "given up after {:?}",
+            began.elapsed()
+        );
         let line = scene.line_of(local)?;
-        ensure!(line.field("error").contains("the TLS handshake was not done within 10s"), "{line}");
-        ensure!(line.field("error").contains(&mute.addr(HBONE).to_string()), "{line}");
+        ensure!(
+            line.field("error")
+                .contains("the TLS handshake was not done within 10s"),
+            "{line}"
+        );
+        ensure!(
+            line.field("error").contains(&mute.addr(HBONE).to_string()),
+            "{line}"
+        );
         ensure!(scene.failed("TLS_FAILURE")? == 1.0);
         ensure!(ask(scene.client.connect(fine.addr(8080))?, MARKER)? == MARKER);
         ensure_reset(&mut no_answer)?;
         let line = scene.line_of(web)?;
-        ensure!(line.field("error").contains("did not answer the CONNECT within 20s"), "{line}");
-        ensure!(began.elapsed() < Duration::from_secs(26), "given up after {:?}", began.elapsed());
+        ensure!(
+            line.field("error")
+                .contains("did not answer the CONNECT within 20s"),
+            "{line}"
+        );
+        ensure!(
+            began.elapsed() < Duration::from_secs(26),
+            "given up after {:?}",
+            began.elapsed()
+        );
         Ok(())
     });
 }

@@ -13,10 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
+use socket2::{Domain, Type};
 use weft_tests::{
     Agent, Host, LIMIT, Membership, Node, Pod, PodSpec, Server, World,
     app::{echo, round_trip},
     capture::contains,
+    pause::SocketSpec,
     wait_until, with_world,
 };
 
@@ -41,16 +43,20 @@ fn a_running_client_is_enrolled_and_unenrolled() {
         let [a, b] = world.start_agents()?;
         let server = Server::start(web.listen(8080)?, echo)?;
         let mut before = opened(&client, web.addr(8080))?;
+        let made_before = client.socket(SocketSpec::new(Domain::IPV4, Type::STREAM, None))?;
 
         world.set_membership(&client, Membership::Mesh);
         world.apply()?;
         round_trip(&mut before, MARKER).context("the connection from before the enrolment goes on")?;
         let mut during = opened(&client, web.addr(8080))?;
         let mut by_service = opened(&client, addr(SERVICE6))?;
+        made_before.connect(&addr(SERVICE4).into())?;
+        let mut made_before = TcpStream::from(made_before);
+        round_trip(&mut made_before, MARKER).context("a socket from before the enrolment is captured")?;
 
         world.set_membership(&client, Membership::Outside);
         world.apply()?;
-        for stream in [&mut before, &mut during, &mut by_service] {
+        for stream in [&mut before, &mut during, &mut by_service, &mut made_before] {
             round_trip(stream, MARKER).context("the connections from before go on")?;
         }
         let after = opened(&client, web.addr(8080))?;
@@ -61,12 +67,14 @@ fn a_running_client_is_enrolled_and_unenrolled() {
             "nobody serves it now"
         );
 
-        for (stream, captured) in [
+        let streams = [
             (before, false),
             (during, true),
             (by_service, true),
+            (made_before, true),
             (after, false),
-        ] {
+        ];
+        for (stream, captured) in streams {
             let local = stream.local_addr()?;
             drop(stream);
             let line = line_of(&b, "inbound", local)?;
@@ -80,7 +88,7 @@ fn a_running_client_is_enrolled_and_unenrolled() {
                 ensure!(line_of(&a, "outbound", local)?.is_ok());
             }
         }
-        ensure!(a.access_lines().len() == 2, "{:?}", a.access_lines());
+        ensure!(a.access_lines().len() == 3, "{:?}", a.access_lines());
         ensure!(server.errors().is_empty(), "{:?}", server.errors());
         Ok(())
     });

@@ -54,8 +54,10 @@ impl Bad {
         // In one step, so that the agent meets this and nothing else. Nothing is there after `Missing`.
         let swapped = renameat_with(CWD, &next, CWD, path, RenameFlags::EXCHANGE);
         swapped.or_else(|_| renameat_with(CWD, &next, CWD, path, RenameFlags::empty()))?;
-        if next.is_dir() {
-            fs::remove_dir(&next)?;
+        // What was there before, if anything was.
+        match next.is_dir() {
+            true => fs::remove_dir(&next)?,
+            false => drop(fs::remove_file(&next)),
         }
         Ok(())
     }

@@ -294,9 +294,9 @@ fn readiness_and_the_exit_code_follow_the_pods() {
         });
         world.mesh_mut().workloads.push(lost);
         world.apply_text("a", &world.mesh_text())?;
-        let answer = wait_until("readiness to go", LIMIT, || {
-            a.request("GET", READY_PORT, "/healthz/ready").ok().filter(|answer| answer.body.contains("lost"))
-        })?;
+        let ask = || a.request("GET", READY_PORT, "/healthz/ready");
+        let answer = wait_until("readiness to go", LIMIT, || ask().ok().filter(|answer| answer.body.contains("lost")))
+            .with_context(|| format!("{:?}, {:?}", ask(), a.status()))?;
         ensure!(answer.status == 503 && answer.body.contains("weft-no-such-namespace"), "{answer:?}");
         let output = weft_status(world, "a", &[])?;
         let table = text(&output.stdout);
@@ -399,7 +399,8 @@ fn text_and_json_logs_say_the_same() {
         let _server = Server::start(web.listen(8080)?, echo)?;
         let from = one_connection(&client, "10.96.0.10:80".parse()?)?;
         let (client_id, web_id, size) = (client.identity(), web.identity(), MARKER.len().to_string());
-        let (to, hbone) = (web.addr(8080).to_string(), web.addr(15008).to_string());
+        // As ztunnel has it: `dst.addr` is where the packets went, `dst.hbone_addr` what the tunnel was asked for.
+        let (to, hbone) = (web.addr(15008).to_string(), web.addr(8080).to_string());
         for (agent, direction) in [(&text, "outbound"), (&json, "inbound")] {
             let line = agent.wait_for_access(direction, |line| line.field("src.addr") == from)?;
             let wanted = [

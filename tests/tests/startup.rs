@@ -124,7 +124,7 @@ fn a_missing_capability_is_named_with_its_mend() {
 fn the_capabilities_of_the_help_text_suffice() {
     with_world(|world| {
         let client = world.pod("a", PodSpec::new("client").service_account("client"))?;
-        // A pod of another user, whose namespaces only CAP_SYS_PTRACE opens.
+        // Pods of other users are no different.
         world.pod("a", PodSpec::new("unprivileged").uid(1234))?;
         let web = world.pod("b", PodSpec::new("web").service_account("web"))?;
         world.apply()?;

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use weft_tests::{
-    LIMIT, Server,
+    Host, LIMIT, PodSpec, Server,
     app::{self, ask, round_trip},
     pattern, wait_until, with_world,
 };
@@ -156,6 +156,63 @@ fn a_reset_of_the_client_reaches_the_server_as_a_reset() {
             for (agent, direction) in [(&a, "outbound"), (&b, "inbound")] {
                 let line = line_of(agent, direction, local)?;
                 ensure!(!line.is_ok() && line.has("error"), "{line}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn half_closes_and_resets_pass_where_one_side_is_not_in_the_mesh() {
+    with_world(|world| {
+        let (client, web) = client_and_web(world)?;
+        let outside = world.pod("a", PodSpec::new("outside").outside())?;
+        let [a, b] = world.start_agents()?;
+        // From the mesh to a plain server, and from a plain client into the mesh.
+        let ways = [
+            (&client, &outside, &a, "outbound"),
+            (&outside, &web, &b, "inbound"),
+        ];
+        for (from, to, agent, direction) in ways {
+            let _count = Server::start(to.listen(1001)?, app::count)?;
+            let _finish = Server::start(to.listen(1002)?, app::finish_first(b"bye"))?;
+            let _reset = Server::start(to.listen(1003)?, app::reset_after_first_byte)?;
+            let echo = Server::start(to.listen(1004)?, app::echo)?;
+            for (nth, at) in (1..).zip([Host::addr, Host::addr6]) {
+                ensure!(
+                    ask(from.connect(at(to, 1001))?, MARKER)? == b"26",
+                    "the client's half-close"
+                );
+                let mut stream = from.connect(at(to, 1002))?;
+                let local = stream.local_addr()?;
+                ensure!(read_some(&mut stream)? == b"bye" && read_some(&mut stream)?.is_empty());
+                stream.write_all(MARKER)?;
+                drop(stream);
+                let line = line_of(agent, direction, local)?;
+                let (up, down) = if direction == "outbound" {
+                    ("26", "3")
+                } else {
+                    ("3", "26")
+                };
+                ensure!(
+                    line.is_ok() && line.matches(&[("bytes_sent", up), ("bytes_recv", down)]),
+                    "{line}"
+                );
+                let mut stream = from.connect(at(to, 1003))?;
+                stream.write_all(b"x")?;
+                ensure_reset(&mut stream).context("the server's reset")?;
+                let mut stream = from.connect(at(to, 1004))?;
+                round_trip(&mut stream, MARKER)?;
+                app::reset(stream)?;
+                wait_until("the server to see the end", LIMIT, || echo.finished() == nth)?;
+                ensure!(
+                    echo.errors().len() as u64 == nth,
+                    "a clean end instead of a reset"
+                );
+            }
+            for to in [to.addr(81), to.addr6(81)] {
+                reset_or_refused(from, to)?;
+                error_line(agent, direction, to, "Connection refused")?;
             }
         }
         Ok(())

@@ -220,7 +220,7 @@ impl Shared {
         Ok(Stream {
             send,
             recv,
-            peer: baggage,
+            peer: baggage.map(Box::new),
             identity: Some(identity),
             slot: Some(slot),
             served: None,

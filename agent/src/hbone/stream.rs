@@ -28,7 +28,7 @@ pub struct Stream {
     pub(super) send: SendStream<Bytes>,
     pub(super) recv: RecvStream,
     /// What the other agent said about its workload.
-    pub peer: Option<Baggage>,
+    pub peer: Option<Box<Baggage>>,
     /// Who proved to be at the tunnel's other end; known to the side that dialled.
     pub(super) identity: Option<SpiffeId>,
     /// The place on the tunnel that the stream holds; given back when it is dropped.

@@ -92,7 +92,10 @@ impl Raw {
 
     /// What came so far of one kind.
     pub(crate) fn came(&self, kind: u8) -> Vec<Frame> {
-        let came = self.came.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let came = self
+            .came
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         came.iter().filter(|frame| frame.kind == kind).cloned().collect()
     }
 }

@@ -133,14 +133,18 @@ impl Impostor {
             }
             return;
         }
-        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        let Ok(mut connection) = h2::server::handshake(stream).await else {
+            return;
+        };
         let (dies, mut death) = mpsc::channel::<()>(1);
         loop {
             let request = tokio::select! {
                 request = connection.accept() => request,
                 _ = death.recv() => return,
             };
-            let Some(Ok((request, respond))) = request else { return };
+            let Some(Ok((request, respond))) = request else {
+                return;
+            };
             let conduct = lock(&self.0.presents).1;
             tokio::spawn(self.clone().answer(request, respond, conduct, dies.clone()));
             if conduct == Conduct::EchoAndGoAway {

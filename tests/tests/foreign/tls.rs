@@ -27,7 +27,6 @@ fn protocols(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 /// A client that presents `svid`, or nothing, and takes any server of `roots`.
-#[allow(dead_code, reason = "not every test that has this module dials")]
 pub(crate) fn client(
     svid: Option<&Svid>,
     roots: &Arc<RootCertStore>,
@@ -47,7 +46,6 @@ pub(crate) fn client(
 }
 
 /// A server that presents `svid` and asks for clients of `roots`.
-#[allow(dead_code, reason = "not every test that has this module serves")]
 pub(crate) fn server(svid: &Svid, roots: &Arc<RootCertStore>) -> Result<Arc<ServerConfig>> {
     let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build()?;
     let mut config = ServerConfig::builder_with_provider(provider())
