@@ -12,6 +12,10 @@
 
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied once more, and the stack has 512 bytes"
+)]
 
 mod log;
 mod maps;
@@ -128,8 +132,9 @@ fn is_local(pod: &Pod, destination: &Address) -> bool {
         || *destination == address(&pod.v6)
 }
 
-/// Whether the SYN can go to loopback with the pod's address as its source. There, and only there, the kernel reuses ports in TIME-WAIT, so an app that closes first does not run out of them
-/// (net.ipv4.tcp_tw_reuse = 2). A socket bound to a device or to another address goes to the pod's own address.
+/// Whether the SYN can go to loopback with the pod's address as its source. There, and only there, the kernel reuses
+/// ports in TIME-WAIT, so an app that closes first does not run out of them (net.ipv4.tcp_tw_reuse = 2). A socket
+/// bound to a device or to another address goes to the pod's own address instead.
 #[inline(always)]
 fn has_pod_source(
     sock: SockAddr,

@@ -4,6 +4,7 @@
 #[allow(dead_code, reason = "each of these tests uses a part of it")]
 mod foreign {
     pub(crate) mod certs;
+    pub(crate) mod ordinary;
     pub(crate) mod raw;
     pub(crate) mod tls;
     pub(crate) mod tunnel;
@@ -12,18 +13,15 @@ mod foreign {
 use std::{
     fs,
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use foreign::{
     certs::Authority,
+    ordinary::Ordinary,
     raw::{self, Raw},
     tls,
     tunnel::{handshake, runtime},
@@ -109,51 +107,15 @@ impl Scene {
     }
 }
 
-/// An ordinary connection between two pods of the mesh, in use all the time.
-struct Ordinary {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<Duration>>,
-}
-
-impl Ordinary {
-    fn start(scene: &Scene) -> Result<Self> {
-        let mut stream = scene.client.connect(scene.web.addr(8080))?;
-        round_trip(&mut stream, b"before")?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = thread::spawn(move || {
-            let mut longest = Duration::ZERO;
-            while !stopped.load(Ordering::SeqCst) {
-                let began = Instant::now();
-                round_trip(&mut stream, &[7; 1000])?;
-                longest = longest.max(began.elapsed());
-            }
-            Ok(longest)
-        });
-        Ok(Self { stop, thread })
-    }
-
-    /// The longest round trip.
-    fn stop(self) -> Result<Duration> {
-        self.stop.store(true, Ordering::SeqCst);
-        let longest = self
-            .thread
-            .join()
-            .map_err(|_| anyhow!("the ordinary connection's thread panicked"))?;
-        longest.context("the ordinary connection")
-    }
-}
-
 /// Runs an attack and asserts what holds after every one.
 fn survives(attack: impl FnOnce(&Scene) -> Result<()>) {
     with_world(|world| {
         let scene = Scene::new(world)?;
-        let ordinary = Ordinary::start(&scene)?;
+        let ordinary = Ordinary::start(scene.client.connect(scene.web.addr(8080))?)?;
         let before = scene.memory("VmRSS")?;
         attack(&scene)?;
         let grown = scene.memory("VmHWM")?.saturating_sub(before);
         let longest = ordinary.stop()?;
-        println!("grown by {grown} KiB at most, longest round trip {longest:?}");
         ensure!(scene.agent.running(), "the agent has ended");
         ensure!(grown < GROWTH, "the agent grew by {grown} KiB");
         ensure!(longest < PATIENCE, "a round trip took {longest:?}");
@@ -181,6 +143,16 @@ fn accepted(raw: &Raw) -> usize {
         .iter()
         .filter(|frame| frame.payload.first() == Some(&0x88))
         .count()
+}
+
+/// Opens stream 1 to an app that never reads.
+async fn connect_deaf(scene: &Scene, raw: &mut Raw) -> Result<TcpListener> {
+    let deaf = scene.web.listen(8081)?;
+    raw.read_on();
+    let target = scene.web.addr(8081).to_string();
+    ensure!(raw.send(&raw::connect(1, &target)).await, "the tunnel is closed");
+    wait_until("the answer", LIMIT, || accepted(raw) == 1 || raw.ended())?;
+    Ok(deaf)
 }
 
 /// The peer kept the rules: its tunnel still works.
@@ -304,7 +276,6 @@ fn a_flood_of_streams_opened_and_reset_is_survived() {
             open = open && raw.send(&(0..200).flat_map(pair).collect::<Vec<_>>()).await;
         }
         wait_until("the flood's end", LIMIT, || raw.ended())?;
-        println!("goaway {:?}", raw.came(raw::GOAWAY));
         scene.tunnel_line(peer, "flooded us").map(drop)
     });
 }
@@ -343,13 +314,7 @@ fn more_streams_than_are_allowed_are_refused_one_by_one() {
 #[test]
 fn tiny_frames_to_an_app_that_does_not_read_wait_within_the_window() {
     survives_tunnel(async |scene, _, mut raw| {
-        let _deaf = scene.web.listen(8081)?;
-        raw.read_on();
-        ensure!(
-            raw.send(&raw::connect(1, &scene.web.addr(8081).to_string()))
-                .await
-        );
-        wait_until("the answer", LIMIT, || accepted(&raw) == 1 || raw.ended())?;
+        let _deaf = connect_deaf(scene, &mut raw).await?;
         let chunk = raw::frame(raw::DATA, 0, 1, b"x").repeat(1000);
         for sent in 0..500 {
             ensure!(
@@ -365,40 +330,37 @@ fn tiny_frames_to_an_app_that_does_not_read_wait_within_the_window() {
 #[test]
 fn a_flood_of_empty_frames_ends_the_tunnel_with_a_line() {
     survives_tunnel(async |scene, peer, mut raw| {
-        let _deaf = scene.web.listen(8081)?;
-        raw.read_on();
-        ensure!(
-            raw.send(&raw::connect(1, &scene.web.addr(8081).to_string()))
-                .await
-        );
-        wait_until("the answer", LIMIT, || accepted(&raw) == 1 || raw.ended())?;
+        let _deaf = connect_deaf(scene, &mut raw).await?;
         pour(&mut raw, &raw::frame(raw::DATA, 0, 1, b"").repeat(1000), 500).await;
         scene.tunnel_line(peer, "flooded us").map(drop)
     });
 }
 
 #[test]
-fn bytes_beyond_the_window_are_not_kept() {
+fn bytes_beyond_the_window_reset_their_stream_and_are_not_kept() {
     survives_tunnel(async |scene, peer, mut raw| {
-        let _deaf = scene.web.listen(8081)?;
-        raw.read_on();
-        ensure!(
-            raw.send(&raw::connect(1, &scene.web.addr(8081).to_string()))
-                .await
-        );
-        wait_until("the answer", LIMIT, || accepted(&raw) == 1 || raw.ended())?;
-        let poured = pour(
+        let _deaf = connect_deaf(scene, &mut raw).await?;
+        pour(
             &mut raw,
             &raw::frame(raw::DATA, 0, 1, &[b'x'; 16_384]).repeat(64),
-            256,
+            32,
         )
         .await;
-        println!(
-            "{poured} MiB, {:?} {:?}",
-            raw.came(raw::RST_STREAM),
-            raw.came(raw::GOAWAY)
+        wait_until("the stream's reset", LIMIT, || {
+            !raw.came(raw::RST_STREAM).is_empty() || raw.ended()
+        })?;
+        let reset = raw.came(raw::RST_STREAM);
+        let code = 3_u32.to_be_bytes();
+        ensure!(
+            reset.iter().any(|frame| frame.payload == code),
+            "not FLOW_CONTROL_ERROR: {reset:?}"
         );
-        scene.tunnel_line(peer, "broke the rules").map(drop)
+        let peer = peer.to_string();
+        let line = scene
+            .agent
+            .wait_for_access(&peer, |line| line.field("src.addr") == peer)?;
+        ensure!(line.field("error").contains("flow-control"), "{line}");
+        still_serves(scene, &mut raw, 3).await
     });
 }
 
@@ -467,8 +429,7 @@ fn a_flood_of_pings_is_answered_and_costs_no_memory() {
     survives_tunnel(async |scene, _, mut raw| {
         raw.read_on();
         let pings = raw::frame(raw::PING, 0, 0, b"12345678").repeat(1000);
-        let poured = pour(&mut raw, &pings, 100).await;
-        println!("{poured} thousand pings, goaway {:?}", raw.came(raw::GOAWAY));
+        pour(&mut raw, &pings, 100).await;
         still_serves(scene, &mut raw, 1).await
     });
 }
@@ -478,7 +439,6 @@ fn a_flood_of_pings_whose_answers_nobody_reads_costs_no_memory() {
     survives_tunnel(async |_, _, mut raw| {
         let pings = raw::frame(raw::PING, 0, 0, b"12345678").repeat(1000);
         let poured = pour(&mut raw, &pings, 4000).await;
-        println!("{poured} thousand pings");
         ensure!(
             poured < 4000,
             "the agent reads on although its answers are not read"
@@ -493,8 +453,7 @@ fn a_flood_of_settings_is_answered_and_costs_no_memory() {
         raw.read_on();
         // INITIAL_WINDOW_SIZE, which touches every stream.
         let settings = raw::frame(raw::SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]).repeat(1000);
-        let poured = pour(&mut raw, &settings, 100).await;
-        println!("{poured} thousand settings, goaway {:?}", raw.came(raw::GOAWAY));
+        pour(&mut raw, &settings, 100).await;
         still_serves(scene, &mut raw, 1).await
     });
 }
@@ -504,7 +463,6 @@ fn a_flood_of_settings_whose_answers_nobody_reads_costs_no_memory() {
     survives_tunnel(async |_, _, mut raw| {
         let settings = raw::frame(raw::SETTINGS, 0, 0, b"").repeat(1000);
         let poured = pour(&mut raw, &settings, 4000).await;
-        println!("{poured} thousand settings");
         ensure!(
             poured < 4000,
             "the agent reads on although its answers are not read"

@@ -3,8 +3,11 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{SocketAddr, TcpStream},
+    path::Path,
     process::Output,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -47,9 +50,21 @@ const LABELS: [&str; 23] = [
 
 /// A client on node a and `web`, a Deployment's pod, on node b with a service.
 fn client_and_web(world: &mut World) -> Result<[Pod; 2]> {
-    let client = world.pod("a", PodSpec::new("client").service_account("client").label("app", "curl"))?;
-    let web = PodSpec::new("web-7d9f").service_account("web").label("app", "web").label("version", "v2");
-    let web = world.pod("b", web.field("workloadName", json!("web")).field("workloadType", json!("deployment")))?;
+    let client = world.pod(
+        "a",
+        PodSpec::new("client")
+            .service_account("client")
+            .label("app", "curl"),
+    )?;
+    let web = PodSpec::new("web-7d9f")
+        .service_account("web")
+        .label("app", "web")
+        .label("version", "v2");
+    let web = world.pod(
+        "b",
+        web.field("workloadName", json!("web"))
+            .field("workloadType", json!("deployment")),
+    )?;
     world.mesh_mut().service("web", &["10.96.0.10"], 80, 8080, "web");
     Ok([client, web])
 }
@@ -67,7 +82,12 @@ fn ensure_labels(samples: &Samples, name: &str) -> Result<()> {
 
 /// The sum of a counter must become `expect`: a connection is counted when both of its ends are done.
 fn ensure_count(agent: &Agent, name: &str, labels: &[(&str, &str)], expect: f64) -> Result<()> {
-    let sum = || agent.metrics().map(|samples| samples.sum(name, labels)).unwrap_or(f64::NAN);
+    let sum = || {
+        agent
+            .metrics()
+            .map(|samples| samples.sum(name, labels))
+            .unwrap_or(f64::NAN)
+    };
     wait_until(&format!("{name} to be {expect}"), LIMIT, || sum() == expect)
         .with_context(|| format!("agent {}: {name}{labels:?} is {}", agent.node(), sum()))
 }
@@ -118,7 +138,12 @@ fn connections_are_counted_with_istios_names_and_labels() {
             ensure_count(agent, "istio_tcp_received_bytes_total", &labels, 38.0)?;
             ensure_count(agent, "istio_tcp_sent_bytes_total", &labels, 4.0)?;
             let samples = agent.metrics()?;
-            for name in ["connections_opened", "connections_closed", "received_bytes", "sent_bytes"] {
+            for name in [
+                "connections_opened",
+                "connections_closed",
+                "received_bytes",
+                "sent_bytes",
+            ] {
                 ensure_labels(&samples, &format!("istio_tcp_{name}_total"))?;
             }
         }
@@ -130,12 +155,19 @@ fn connections_are_counted_with_istios_names_and_labels() {
 fn failed_connections_are_counted_with_their_reason() {
     with_world(|world| {
         let [client, web] = client_and_web(world)?;
-        world.mesh_mut().policy("deny-9090", "DENY", "web", json!([{ "to": [{ "ports": ["9090"] }] }]));
+        world.mesh_mut().policy(
+            "deny-9090",
+            "DENY",
+            "web",
+            json!([{ "to": [{ "ports": ["9090"] }] }]),
+        );
         let [a, b] = world.start_agents()?;
         let _server = Server::start(web.listen(9090)?, echo)?;
         // Nobody listens on 8080; 9090 is denied.
         for port in [8080, 9090, 9090] {
-            let met = client.connect(web.addr(port)).and_then(|mut stream| round_trip(&mut stream, MARKER));
+            let met = client
+                .connect(web.addr(port))
+                .and_then(|mut stream| round_trip(&mut stream, MARKER));
             ensure!(met.is_err(), "port {port} cannot be reached");
         }
         for (agent, reporter) in [(&a, "source"), (&b, "destination")] {
@@ -150,9 +182,15 @@ fn failed_connections_are_counted_with_their_reason() {
             }
             let samples = agent.metrics()?;
             ensure_labels(&samples, "istio_tcp_connections_failed_total")?;
-            ensure!(samples.sum("istio_tcp_connections_opened_total", &[]) == 0.0, "none of them was open");
+            ensure!(
+                samples.sum("istio_tcp_connections_opened_total", &[]) == 0.0,
+                "none of them was open"
+            );
             let lines = agent.access_lines();
-            ensure!(lines.len() == 3 && lines.iter().all(|line| !line.is_ok()), "one line each: {lines:#?}");
+            ensure!(
+                lines.len() == 3 && lines.iter().all(|line| !line.is_ok()),
+                "one line each: {lines:#?}"
+            );
         }
         Ok(())
     });
@@ -181,17 +219,26 @@ fn gauges_tell_of_pods_the_mesh_and_open_connections() {
                 ("weft_access_log_dropped_total", &[], 0.0),
             ] {
                 let found = samples.find(name, labels);
-                ensure!(found.len() == 1 && found[0].value == value, "{name}: {found:?} instead of {value}");
+                ensure!(
+                    found.len() == 1 && found[0].value == value,
+                    "{name}: {found:?} instead of {value}"
+                );
             }
             let loaded = samples.sum("weft_mesh_loaded_timestamp_seconds", &[]);
             let now = std::time::UNIX_EPOCH.elapsed()?.as_secs_f64();
-            ensure!((now - 60.0..=now).contains(&loaded), "loaded at {loaded}, and now is {now}");
+            ensure!(
+                (now - 60.0..=now).contains(&loaded),
+                "loaded at {loaded}, and now is {now}"
+            );
         }
         drop(stream);
         ensure_count(&a, "istio_tcp_sockets_open", &[("reporter", "source")], 0.0)?;
         ensure_count(&b, "istio_tcp_sockets_open", &[("reporter", "destination")], 0.0)?;
         let other_path = a.request("GET", METRICS_PORT, "/stats/prometheus")?;
-        ensure!(other_path.status == 200 && other_path.body.ends_with("# EOF\n"), "{other_path:?}");
+        ensure!(
+            other_path.status == 200 && other_path.body.ends_with("# EOF\n"),
+            "{other_path:?}"
+        );
         Ok(())
     });
 }
@@ -199,7 +246,11 @@ fn gauges_tell_of_pods_the_mesh_and_open_connections() {
 /// Runs `weft status` with these arguments on a node.
 fn weft_status(world: &World, node: &str, args: &[&str]) -> Result<Output> {
     let mut command = world.node(node).command(machine::binary("weft", "WEFT_BIN")?);
-    command.arg("status").args(args).output().context("run weft status")
+    command
+        .arg("status")
+        .args(args)
+        .output()
+        .context("run weft status")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -234,21 +285,45 @@ fn status_shows_programs_pods_certificates_and_connections() {
             }
             let peer = if direction == "outbound" { &web } else { &client };
             ensure!(connection["identity"] == peer.identity(), "{connection}");
-            ensure!(connection["openSeconds"].as_u64().is_some_and(|seconds| seconds < 20), "{connection}");
+            ensure!(
+                connection["openSeconds"]
+                    .as_u64()
+                    .is_some_and(|seconds| seconds < 20),
+                "{connection}"
+            );
 
             let table = weft_status(world, agent.node(), &[])?;
             ensure!(table.status.code() == Some(0), "{table:?}");
             let table = text(&table.stdout);
-            let names = ["MESH", "PODS  1 of 1 captured", "PROGRAMS", "CERTIFICATES", "CONNECTIONS  1 open"];
+            let names = [
+                "MESH",
+                "PODS  1 of 1 captured",
+                "PROGRAMS",
+                "CERTIFICATES",
+                "CONNECTIONS  1 open",
+            ];
             let (from, identity) = (from.to_string(), pod.identity());
-            let shown = [&names[..], &[direction, &from, &identity, "weft_sk_lookup", "ready"]].concat();
-            ensure!(shown.iter().all(|part| table.contains(part)), "{shown:?} in:\n{table}");
+            let shown = [
+                &names[..],
+                &[direction, &from, &identity, "weft_sk_lookup", "ready"],
+            ]
+            .concat();
+            ensure!(
+                shown.iter().all(|part| table.contains(part)),
+                "{shown:?} in:\n{table}"
+            );
             ensure!(!table.contains('✗') && !table.contains('\x1b'), "{table}");
         }
         // An open connection grows in front of one's eyes, and is gone when it ends.
         round_trip(&mut stream, MARKER)?;
-        let request = |agent: &Agent| agent.status().map(|status| status["connections"]["list"][0]["requestBytes"].clone());
-        wait_until("the bytes so far", LIMIT, || request(&b).is_ok_and(|bytes| bytes == 2 * MARKER.len()))?;
+        let request = |agent: &Agent| {
+            agent
+                .status()
+                .map(|status| status["connections"]["list"][0]["requestBytes"].clone())
+        };
+        wait_until("the bytes so far", LIMIT, || {
+            request(&b).is_ok_and(|bytes| bytes == 2 * MARKER.len())
+        })?;
         drop(stream);
         world.wait_for_status("no open connection", |status| status["connections"]["open"] == 0)
     });
@@ -257,53 +332,94 @@ fn status_shows_programs_pods_certificates_and_connections() {
 fn ensure_status(status: &Value, node: &str, pod: &Pod, world: &World) -> Result<()> {
     ensure!(status["node"] == node && status["ready"] == true, "{status:#}");
     ensure!(status["version"] == env!("CARGO_PKG_VERSION"), "{status:#}");
-    ensure!(status["mesh"]["workloads"] == 2 && status["mesh"]["services"] == 1, "{status:#}");
-    ensure!(status["mesh"]["source"] == world.mesh_file(node).display().to_string(), "{status:#}");
+    ensure!(
+        status["mesh"]["workloads"] == 2 && status["mesh"]["services"] == 1,
+        "{status:#}"
+    );
+    ensure!(
+        status["mesh"]["source"] == world.mesh_file(node).display().to_string(),
+        "{status:#}"
+    );
     let programs = status["programs"].as_array().cloned().unwrap_or_default();
-    let names: BTreeSet<_> = programs.iter().filter_map(|program| program["name"].as_str()).collect();
-    let expect = ["connect4", "connect6", "sockops", "sk_lookup", "getpeername4", "getpeername6"];
+    let names: BTreeSet<_> = programs
+        .iter()
+        .filter_map(|program| program["name"].as_str())
+        .collect();
+    let expect = [
+        "connect4",
+        "connect6",
+        "sockops",
+        "sk_lookup",
+        "getpeername4",
+        "getpeername6",
+    ];
     let expect: Vec<_> = expect.iter().map(|name| format!("weft_{name}")).collect();
-    ensure!(names == expect.iter().map(String::as_str).collect(), "{programs:#?}");
+    ensure!(
+        names == expect.iter().map(String::as_str).collect(),
+        "{programs:#?}"
+    );
     for program in &programs {
         ensure!(program["id"].as_u64().is_some_and(|id| id > 0), "{program}");
-        ensure!(program["attachedTo"].as_str().is_some_and(|place| !place.is_empty()), "{program}");
+        ensure!(
+            program["attachedTo"]
+                .as_str()
+                .is_some_and(|place| !place.is_empty()),
+            "{program}"
+        );
     }
-    ensure!(status["expectedPods"] == 1 && status["capturedPods"] == 1, "{status:#}");
+    ensure!(
+        status["expectedPods"] == 1 && status["capturedPods"] == 1,
+        "{status:#}"
+    );
     let shown = &status["pods"][0];
-    ensure!(shown["state"] == "captured" && shown["identity"] == pod.identity(), "{shown}");
+    ensure!(
+        shown["state"] == "captured" && shown["identity"] == pod.identity(),
+        "{shown}"
+    );
     ensure!(shown["addresses"] == json!(pod.addresses()), "{shown}");
     let certificate = &status["certificates"][0];
     ensure!(certificate["identity"] == pod.identity(), "{certificate}");
     // 24 hours, of which hardly any are gone. (A certificate may be dated back for clocks that differ.)
-    ensure!(certificate["expiresInSeconds"].as_i64().is_some_and(|s| (80_000..=86_400).contains(&s)), "{certificate}");
-    ensure!(certificate["ageSeconds"].as_u64().is_some_and(|s| s < 600), "{certificate}");
+    ensure!(
+        certificate["expiresInSeconds"]
+            .as_i64()
+            .is_some_and(|s| (80_000..=86_400).contains(&s)),
+        "{certificate}"
+    );
+    ensure!(
+        certificate["ageSeconds"].as_u64().is_some_and(|s| s < 600),
+        "{certificate}"
+    );
     Ok(())
 }
 
 #[test]
-fn readiness_and_the_exit_code_follow_the_pods() {
+fn a_pod_that_cannot_be_captured_is_named_and_does_not_hold_up_the_others() {
     with_world(|world| {
         client_and_web(world)?;
         let a = world.start_agent("a")?;
-        ensure!(a.request("GET", READY_PORT, "/healthz/ready")?.status == 200);
-
-        // A pod that should be captured and cannot be.
         let lost = json!({
             "name": "lost", "namespace": "demo", "node": "a", "addresses": ["10.244.1.77"],
             "tunnelProtocol": "HBONE", "netns": "/run/netns/weft-no-such-namespace",
         });
         world.mesh_mut().workloads.push(lost);
-        world.apply_text("a", &world.mesh_text())?;
-        let ask = || a.request("GET", READY_PORT, "/healthz/ready");
-        let answer = wait_until("readiness to go", LIMIT, || ask().ok().filter(|answer| answer.body.contains("lost")))
-            .with_context(|| format!("{:?}, {:?}", ask(), a.status()))?;
-        ensure!(answer.status == 503 && answer.body.contains("weft-no-such-namespace"), "{answer:?}");
+        world.apply()?;
+        ensure!(a.request("GET", READY_PORT, "/healthz/ready")?.status == 200);
         let output = weft_status(world, "a", &[])?;
         let table = text(&output.stdout);
         ensure!(output.status.code() == Some(1), "{output:?}");
-        ensure!(table.contains("PODS  1 of 2 captured") && table.contains("failed: open the pod's network"), "{table}");
+        let shown = [
+            "PODS  1 of 2 captured",
+            "failed: open the pod's network",
+            "weft-no-such-namespace",
+            "✗",
+        ];
+        ensure!(shown.iter().all(|part| table.contains(part)), "{table}");
         let samples = a.metrics()?;
-        let pods = [samples.sum("weft_expected_pods", &[]), samples.sum("weft_captured_pods", &[])];
+        let pods = [
+            samples.sum("weft_expected_pods", &[]),
+            samples.sum("weft_captured_pods", &[]),
+        ];
         ensure!(pods == [2.0, 1.0], "{pods:?} pods");
 
         world.mesh_mut().workloads.clear();
@@ -313,8 +429,57 @@ fn readiness_and_the_exit_code_follow_the_pods() {
         a.stop()?;
         let output = weft_status(world, "a", &[])?;
         let said = text(&output.stderr);
-        ensure!(output.status.code() == Some(2) && output.stdout.is_empty(), "{output:?}");
-        ensure!(said.contains("no agent answers on 127.0.0.1:15000") && said.contains("--address"), "{said}");
+        ensure!(
+            output.status.code() == Some(2) && output.stdout.is_empty(),
+            "{output:?}"
+        );
+        ensure!(
+            said.contains("no agent answers on 127.0.0.1:15000") && said.contains("--address"),
+            "{said}"
+        );
+        Ok(())
+    });
+}
+
+/// A root that is valid for these few seconds more.
+fn short_lived_ca(dir: &Path, life: Duration) -> Result<()> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+    params.not_after = (SystemTime::now() + life).into();
+    fs::create_dir(dir)?;
+    fs::write(dir.join("root.pem"), params.self_signed(&key)?.pem())?;
+    fs::write(dir.join("root-key.pem"), key.serialize_pem())?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_without_certificates_is_not_ready_and_says_why() {
+    with_world(|world| {
+        client_and_web(world)?;
+        let ca = world.dir().join("short-lived");
+        short_lived_ca(&ca, Duration::from_secs(6))?;
+        let a = world.start_agent_with("a", AgentOptions::default().ca(ca))?;
+        let ready = a.request("GET", READY_PORT, "/healthz/ready")?;
+        ensure!(ready.status == 200 && ready.body == "ready\n", "{ready:?}");
+        let not_ready = wait_until("readiness to go with the certificates", LIMIT, || {
+            a.request("GET", READY_PORT, "/healthz/ready")
+                .ok()
+                .filter(|answer| answer.status != 200)
+        })?;
+        let words = ["not ready", "demo/client", "waits for its certificate"];
+        ensure!(
+            not_ready.status == 503 && words.iter().all(|word| not_ready.body.contains(word)),
+            "{not_ready:?}"
+        );
+        let output = weft_status(world, "a", &[])?;
+        let table = text(&output.stdout);
+        ensure!(
+            output.status.code() == Some(1) && table.contains("waits for its certificate"),
+            "{output:?}"
+        );
         Ok(())
     });
 }
@@ -329,20 +494,29 @@ fn the_admin_port_is_on_localhost_only() {
         for to in [node.addr(ADMIN_PORT), node.addr6(ADMIN_PORT)] {
             for from in [&**world.node("b"), &*stranger, &**node] {
                 let met = from.connect(to).map_err(|error| error.kind());
-                ensure!(matches!(met, Err(std::io::ErrorKind::ConnectionRefused)), "{from:?} to {to}: {met:?}");
+                ensure!(
+                    matches!(met, Err(std::io::ErrorKind::ConnectionRefused)),
+                    "{from:?} to {to}: {met:?}"
+                );
             }
         }
         // Prometheus and the kubelet come from elsewhere.
         for (port, path) in [(METRICS_PORT, "/metrics"), (READY_PORT, "/healthz/ready")] {
             let stream = world.node("b").connect(node.addr(port))?;
-            ensure!(weft_tests::http::exchange(stream, "GET", path)?.status == 200, "{path}");
+            ensure!(
+                weft_tests::http::exchange(stream, "GET", path)?.status == 200,
+                "{path}"
+            );
             for path in ["/status", "/quitquitquit", "/logging", "/config_dump"] {
                 let stream = world.node("b").connect(node.addr(port))?;
                 let answer = weft_tests::http::exchange(stream, "POST", path)?;
                 ensure!(answer.status == 404, "{path} on port {port}: {answer:?}");
             }
         }
-        ensure!(a.request("GET", ADMIN_PORT, "/quitquitquit")?.status == 405 && a.running(), "a GET ends nothing");
+        ensure!(
+            a.request("GET", ADMIN_PORT, "/quitquitquit")?.status == 405 && a.running(),
+            "a GET ends nothing"
+        );
         ensure!(a.request("POST", ADMIN_PORT, "/quitquitquit")?.status == 200);
         wait_until("the agent to end", LIMIT, || !a.running())
     });
@@ -362,7 +536,9 @@ fn the_log_level_changes_while_the_agent_runs() {
         let [a, _] = world.start_agents()?;
         let _server = Server::start(web.listen(8080)?, echo)?;
         let opened = |from: &str| {
-            a.log().lines().any(|line| line.contains("connection opened") && line.contains(from))
+            a.log()
+                .lines()
+                .any(|line| line.contains("connection opened") && line.contains(from))
         };
         let done = |from: &str| a.wait_for_access("outbound", |line| line.field("src.addr") == from);
 
@@ -370,8 +546,16 @@ fn the_log_level_changes_while_the_agent_runs() {
         done(&quiet)?;
         ensure!(!opened(&quiet), "DEBUG lines at level info");
 
-        ensure!(a.request("POST", ADMIN_PORT, "/logging?level=info,access=debug")?.status == 200);
-        ensure!(a.request("GET", ADMIN_PORT, "/logging")?.body.contains("access=debug"));
+        ensure!(
+            a.request("POST", ADMIN_PORT, "/logging?level=info,access=debug")?
+                .status
+                == 200
+        );
+        ensure!(
+            a.request("GET", ADMIN_PORT, "/logging")?
+                .body
+                .contains("access=debug")
+        );
         let verbose = one_connection(&client, web.addr(8080))?;
         done(&verbose)?;
         ensure!(opened(&verbose), "no DEBUG line at level debug");
@@ -380,7 +564,12 @@ fn the_log_level_changes_while_the_agent_runs() {
             let answer = a.request("POST", ADMIN_PORT, &format!("/logging?level={wrong}"))?;
             ensure!(answer.status == 400, "{wrong:?}: {answer:?}");
         }
-        ensure!(a.request("GET", ADMIN_PORT, "/logging")?.body.contains("access=debug"), "a wrong filter changes nothing");
+        ensure!(
+            a.request("GET", ADMIN_PORT, "/logging")?
+                .body
+                .contains("access=debug"),
+            "a wrong filter changes nothing"
+        );
 
         ensure!(a.request("POST", ADMIN_PORT, "/logging?level=info")?.status == 200);
         let again = one_connection(&client, web.addr(8080))?;
@@ -419,8 +608,15 @@ fn text_and_json_logs_say_the_same() {
                 ("bytes_recv", &size),
             ];
             ensure!(line.level == "INFO" && line.matches(&wanted), "{line}");
-            ensure!(line.field("duration").ends_with("ms") && !line.has("error"), "{line}");
-            ensure!(agent.access_lines().len() == 1, "one line for one connection: {:#?}", agent.access_lines());
+            ensure!(
+                line.field("duration").ends_with("ms") && !line.has("error"),
+                "{line}"
+            );
+            ensure!(
+                agent.access_lines().len() == 1,
+                "one line for one connection: {:#?}",
+                agent.access_lines()
+            );
         }
         ensure!(text.access_lines()[0].field("dst.service") == "web.demo.svc.cluster.local");
         for line in json.log().lines() {

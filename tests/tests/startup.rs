@@ -63,13 +63,24 @@ impl Start {
 
     fn command(&self, world: &World, log: &Path) -> Result<Command> {
         let binary = machine::binary("weft", "WEFT_BIN")?.display().to_string();
-        let words: Vec<_> = self.wrapper.iter().cloned().chain([binary, "agent".to_owned()]).collect();
-        let [program, args @ ..] = &words[..] else { unreachable!("there is a binary") };
+        let words: Vec<_> = self
+            .wrapper
+            .iter()
+            .cloned()
+            .chain([binary, "agent".to_owned()])
+            .collect();
+        let [program, args @ ..] = &words[..] else {
+            unreachable!("there is a binary")
+        };
         let mut command = world.node("a").command(program);
         for name in ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS", "NODE_NAME"] {
             command.env_remove(name);
         }
-        command.args(args).args(self.flags.iter().flat_map(|(name, value)| [*name, value.as_str()]));
+        command.args(args).args(
+            self.flags
+                .iter()
+                .flat_map(|(name, value)| [*name, value.as_str()]),
+        );
         let log = File::create(log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
@@ -90,7 +101,10 @@ impl Start {
         let (code, said) = self.fail(world)?;
         ensure!(code == 1, "exit code {code}: {said}");
         let line = said.trim_end();
-        ensure!(line.starts_with("weft: ") && line.lines().count() == 1, "one line: {said}");
+        ensure!(
+            line.starts_with("weft: ") && line.lines().count() == 1,
+            "one line: {said}"
+        );
         let missing: Vec<_> = expect.iter().filter(|part| !line.contains(**part)).collect();
         ensure!(missing.is_empty(), "{missing:?} not in: {line}");
         let pins = fs::read_dir(world.node("a").pin_dir()).map_or(0, Iterator::count);
@@ -113,9 +127,18 @@ fn a_missing_capability_is_named_with_its_mend() {
             ("CAP_SYS_PTRACE", "--bounding-set=-sys_ptrace"),
         ] {
             let start = Start::right(world)?.by(&["setpriv", flag]);
-            start.ensure_fails(world, &[capability, "is missing", "run as root", "securityContext.capabilities.add"])?;
+            start.ensure_fails(
+                world,
+                &[
+                    capability,
+                    "is missing",
+                    "run as root",
+                    "securityContext.capabilities.add",
+                ],
+            )?;
         }
-        let nobody = Start::right(world)?.by(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+        let nobody =
+            Start::right(world)?.by(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
         nobody.ensure_fails(world, &["CAP_", "is missing", "run as root"])
     });
 }
@@ -143,8 +166,7 @@ fn the_capabilities_of_the_help_text_suffice() {
         })
         .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         let mut stream = client.connect(web.addr(8080))?;
-        round_trip(&mut stream, MARKER)
-            .with_context(|| fs::read_to_string(&log).unwrap_or_default())
+        round_trip(&mut stream, MARKER).with_context(|| fs::read_to_string(&log).unwrap_or_default())
     });
 }
 
@@ -152,15 +174,25 @@ fn the_capabilities_of_the_help_text_suffice() {
 fn a_wrong_cgroup_root_or_pin_dir_is_named_with_its_mend() {
     with_world(|world| {
         let stray = world.dir().join("pins");
-        for path in [world.dir(), world.node("a").cgroup_root().join("nowhere"), PathBuf::from("/proc")] {
+        for path in [
+            world.dir(),
+            world.node("a").cgroup_root().join("nowhere"),
+            PathBuf::from("/proc"),
+        ] {
             let path = path.display().to_string();
             let start = Start::right(world)?.with("--cgroup-root", path.as_str());
-            start.ensure_fails(world, &["--cgroup-root", &path, "not a folder of a cgroup2 file system"])?;
+            start.ensure_fails(
+                world,
+                &["--cgroup-root", &path, "not a folder of a cgroup2 file system"],
+            )?;
         }
         for path in [world.dir(), stray.clone(), stray.join("deeper")] {
             let path = path.display().to_string();
             let start = Start::right(world)?.with("--pin-dir", path.as_str());
-            start.ensure_fails(world, &["--pin-dir", &path, "not on bpffs", "mount -t bpf bpf /sys/fs/bpf"])?;
+            start.ensure_fails(
+                world,
+                &["--pin-dir", &path, "not on bpffs", "mount -t bpf bpf /sys/fs/bpf"],
+            )?;
         }
         ensure!(!stray.exists(), "{} was made", stray.display());
         Ok(())
@@ -175,17 +207,28 @@ fn a_wrong_certificate_or_key_is_named_with_its_mend() {
         let text = |path: &Path| path.display().to_string();
         let missing = text(&ca.join("none.pem"));
         let mend = "weft ca new";
-        Start::right(world)?.with("--ca-cert", &missing).ensure_fails(world, &[&missing, "cannot be read", mend])?;
-        Start::right(world)?.with("--ca-key", &missing).ensure_fails(world, &[&missing, "cannot be read", mend])?;
+        Start::right(world)?
+            .with("--ca-cert", &missing)
+            .ensure_fails(world, &[&missing, "cannot be read", mend])?;
+        Start::right(world)?
+            .with("--ca-key", &missing)
+            .ensure_fails(world, &[&missing, "cannot be read", mend])?;
 
         let other = world.dir().join("other-ca");
-        let made = Command::new(machine::binary("weft", "WEFT_BIN")?).args(["ca", "new", "--out"]).arg(&other).output()?;
+        let made = Command::new(machine::binary("weft", "WEFT_BIN")?)
+            .args(["ca", "new", "--out"])
+            .arg(&other)
+            .output()?;
         ensure!(made.status.success(), "{made:?}");
         let other_key = text(&other.join("root-key.pem"));
         let expect = [&other_key, &text(&cert), "is not that of the first certificate"];
-        Start::right(world)?.with("--ca-key", &other_key).ensure_fails(world, &expect)?;
+        Start::right(world)?
+            .with("--ca-key", &other_key)
+            .ensure_fails(world, &expect)?;
 
-        let swapped = Start::right(world)?.with("--ca-cert", text(&key)).with("--ca-key", text(&cert));
+        let swapped = Start::right(world)?
+            .with("--ca-cert", text(&key))
+            .with("--ca-key", text(&cert));
         swapped.ensure_fails(world, &[&text(&key), "cannot be used as a CA certificate"])?;
         let twice = Start::right(world)?.with("--ca-key", text(&cert));
         twice.ensure_fails(world, &[&text(&cert), "is not an unencrypted private key in PEM"])?;
@@ -209,7 +252,10 @@ fn a_port_in_use_and_a_second_agent_are_named_with_their_mend() {
             .with("--metrics-address", "127.0.0.1:25020")
             .with("--ready-address", "127.0.0.1:25021");
         let (code, said) = second.fail(world)?;
-        ensure!(code == 1 && said.contains("another weft agent uses") && said.contains("--pin-dir"), "{code}: {said}");
+        ensure!(
+            code == 1 && said.contains("another weft agent uses") && said.contains("--pin-dir"),
+            "{code}: {said}"
+        );
         Ok(())
     });
 }
@@ -222,10 +268,19 @@ fn a_node_name_that_the_mesh_does_not_know_is_a_warning() {
         // The mesh gives `client` the node a; this agent is of node b, where nothing runs.
         let agent = world.start_agent("b")?;
         let warned = warning(&agent)?;
-        ensure!(warned.contains("no workload of the mesh is on node b: is --node right?"), "{warned}");
-        ensure!(warned.contains("nodes a\""), "it names the nodes that there are: {warned}");
+        ensure!(
+            warned.contains("no workload of the mesh is on node b: is --node right?"),
+            "{warned}"
+        );
+        ensure!(
+            warned.contains("nodes a\""),
+            "it names the nodes that there are: {warned}"
+        );
         let status = agent.status()?;
-        ensure!(status["ready"] == true && status["expectedPods"] == 0, "{status:#}");
+        ensure!(
+            status["ready"] == true && status["expectedPods"] == 0,
+            "{status:#}"
+        );
 
         // Nothing to warn of on a node that has pods.
         let a = world.start_agent("a")?;
@@ -247,12 +302,24 @@ fn wrong_flags_end_with_code_2_and_say_which() {
             (Start::right(world)?.without("--node"), "--node <NODE>"),
             (Start::right(world)?.with("--workers", "0"), "0 is not in 1..=64"),
             (Start::right(world)?.with("--workers", "many"), "--workers"),
-            (Start::right(world)?.with("--admin-address", "localhost"), "--admin-address"),
-            (Start::right(world)?.with("--log-format", "yaml"), "[possible values: text, json]"),
-            (Start::right(world)?.with("--log", "verbose"), "`verbose` is not a log filter"),
+            (
+                Start::right(world)?.with("--admin-address", "localhost"),
+                "--admin-address",
+            ),
+            (
+                Start::right(world)?.with("--log-format", "yaml"),
+                "[possible values: text, json]",
+            ),
+            (
+                Start::right(world)?.with("--log", "verbose"),
+                "`verbose` is not a log filter",
+            ),
         ] {
             let (code, said) = start.fail(world)?;
-            ensure!(code == 2 && said.contains(expect), "{expect}: exit code {code}: {said}");
+            ensure!(
+                code == 2 && said.contains(expect),
+                "{expect}: exit code {code}: {said}"
+            );
         }
         Ok(())
     });

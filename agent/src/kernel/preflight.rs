@@ -130,13 +130,16 @@ fn mounted_cgroup2(mounts: &str) -> Option<PathBuf> {
 /// When its parent is not on bpffs, or the folder cannot be made.
 pub fn pin_dir(path: &Path) -> Result<(), PreflightError> {
     // Asked before anything is made: a mistyped path leaves no folder behind.
-    let there = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
-    match is_bpffs(there).and_then(|on_bpffs| if on_bpffs { fs::create_dir_all(path).map(|()| true) } else { Ok(false) }) {
-        Ok(true) => Ok(()),
-        _ => Err(PreflightError::NotBpffs {
-            path: path.to_owned(),
-        }),
+    let there = path
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(path);
+    if is_bpffs(there).unwrap_or(false) && fs::create_dir_all(path).is_ok() {
+        return Ok(());
     }
+    Err(PreflightError::NotBpffs {
+        path: path.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Loopback addresses that connections to an app are spread over when one has no port left.
 const LOOPBACK_SOURCES: u8 = 16;
+/// How long to wait for an app's answer to ::1. Inside a pod it comes at once or not at all.
+const LOOPBACK_ANSWER: Duration = Duration::from_millis(20);
 
 /// Dials `remote` as the agent, with the pod's address as its source.
 pub(super) async fn dial(sockets: &SocketStates, pod: &Pod, remote: SocketAddr) -> io::Result<TcpStream> {
@@ -38,21 +40,37 @@ pub(super) async fn dial_app(
     app: SocketAddr,
     client: SocketAddr,
 ) -> io::Result<TcpStream> {
+    let from = |source| connect_app(sockets, pod, app, client, source);
     for source in loopback_sources(app.ip()) {
-        let socket = pod.netns.enter(|| unconnected(app))?;
-        sockets
-            .mark_on_behalf(&socket, client)
-            .map_err(io::Error::other)?;
-        bind_source(&socket, source)?;
-        match connect(socket, app).await {
+        let connected = if app.is_ipv4() {
+            from(source).await
+        } else {
+            // A RST to ::1 is lost: the kernel sends it out of the device that has the pod's address
+            // (net/ipv6/tcp_ipv6.c: tcp_v6_send_response). To that address itself it comes back.
+            match timeout(LOOPBACK_ANSWER, from(source)).await {
+                Ok(connected) => connected,
+                Err(_) => from(app.ip()).await,
+            }
+        };
+        match connected {
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {}
             result => return result,
         }
     }
-    Err(io::Error::new(
-        io::ErrorKind::AddrNotAvailable,
-        "every port of every loopback address is in use",
-    ))
+    Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "every port of every loopback address is in use"))
+}
+
+async fn connect_app(
+    sockets: &SocketStates,
+    pod: &Pod,
+    app: SocketAddr,
+    client: SocketAddr,
+    source: IpAddr,
+) -> io::Result<TcpStream> {
+    let socket = pod.netns.enter(|| unconnected(app))?;
+    sockets.mark_on_behalf(&socket, client).map_err(io::Error::other)?;
+    bind_source(&socket, source)?;
+    connect(socket, app).await
 }
 
 fn loopback_sources(app: IpAddr) -> impl Iterator<Item = IpAddr> {

@@ -315,8 +315,15 @@ mod tests {
         check(true, 2, 1, PodState::Captured, false);
         check(true, 0, 0, PodState::Failed, false);
         check(true, 1, 1, PodState::Unknown, true);
-        let mesh = MeshStatus { last_error: Some("line 3".to_owned()), ..MeshStatus::default() };
-        let stale = Status { ready: true, mesh, ..Status::default() };
+        let mesh = MeshStatus {
+            last_error: Some("line 3".to_owned()),
+            ..MeshStatus::default()
+        };
+        let stale = Status {
+            ready: true,
+            mesh,
+            ..Status::default()
+        };
         assert!(!stale.healthy());
     }
 
