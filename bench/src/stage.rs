@@ -7,7 +7,11 @@
 //!   client ── agent ══ agent ──── server, nginx     captured: mutual TLS between the nodes
 //! ```
 
-use std::{io, net::SocketAddr, net::TcpListener, net::TcpStream, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use socket2::SockRef;

@@ -410,7 +410,11 @@ fn a_second_agent_with_the_same_pins_says_so_and_leaves() {
         let [a, _] = world.start_agents()?;
         let _web = Server::start(web.listen(8080)?, echo)?;
         let mut open = opened(&client, addr(SERVICE4))?;
+        // The same in all but the ports, so that nothing else stops it.
         let mut second = a.command()?;
+        for (flag, port) in [("admin", 25000), ("metrics", 25020), ("ready", 25021)] {
+            second.args([format!("--{flag}-address"), format!("127.0.0.1:{port}")]);
+        }
         let second = second
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

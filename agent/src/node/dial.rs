@@ -57,7 +57,10 @@ pub(super) async fn dial_app(
             result => return result,
         }
     }
-    Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "every port of every loopback address is in use"))
+    Err(io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        "every port of every loopback address is in use",
+    ))
 }
 
 async fn connect_app(
@@ -68,7 +71,9 @@ async fn connect_app(
     source: IpAddr,
 ) -> io::Result<TcpStream> {
     let socket = pod.netns.enter(|| unconnected(app))?;
-    sockets.mark_on_behalf(&socket, client).map_err(io::Error::other)?;
+    sockets
+        .mark_on_behalf(&socket, client)
+        .map_err(io::Error::other)?;
     bind_source(&socket, source)?;
     connect(socket, app).await
 }

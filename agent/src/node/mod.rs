@@ -236,12 +236,16 @@ impl Control {
 
     /// A mesh in which nothing runs on this node, while other nodes have workloads, is most likely a slip of the pen.
     fn warn_of_a_strange_name(&self, mesh: &Mesh) {
-        let nodes: BTreeSet<_> =
-            mesh.workloads().map(|workload| &*workload.node).filter(|node| !node.is_empty()).collect();
+        let nodes: BTreeSet<_> = mesh
+            .workloads()
+            .map(|workload| &*workload.node)
+            .filter(|node| !node.is_empty())
+            .collect();
         if nodes.is_empty() || nodes.contains(self.node.as_str()) {
             return;
         }
-        let (node, known) = (&self.node, nodes.into_iter().take(8).collect::<Vec<_>>().join(", "));
+        let node = &self.node;
+        let known = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
         tracing::warn!("no workload of the mesh is on node {node}: is --node right? It has nodes {known}");
     }
 
