@@ -303,8 +303,13 @@ mod tests {
         for last in 0..=255_u8 {
             let destination = Address::from(IpAddr::from([10, 96, last, 255 - last]));
             for port in [1, 80, 443, 8080, u16::MAX] {
-                let IpAddr::V4(hop) = destination.loopback_for(port).into() else { panic!("not IPv4") };
-                assert!(hop.is_loopback() && hop.octets()[1] < 128 && hop.octets()[3] % 2 == 1, "{hop}");
+                let IpAddr::V4(hop) = destination.loopback_for(port).into() else {
+                    panic!("not IPv4")
+                };
+                assert!(
+                    hop.is_loopback() && hop.octets()[1] < 128 && hop.octets()[3] % 2 == 1,
+                    "{hop}"
+                );
             }
         }
     }

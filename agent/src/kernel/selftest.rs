@@ -38,5 +38,9 @@ pub fn run(states: &SocketStates) -> Result<(), SelfTestError> {
     states.mark_on_behalf(&dialler, client)?;
     dialler.connect(&listener.local_addr()?.into())?;
     let (accepted, _) = listener.accept()?;
-    if states.on_behalf_of(&accepted) == Some(client) { Ok(()) } else { Err(SelfTestError::NotSeen) }
+    if states.on_behalf_of(&accepted) == Some(client) {
+        Ok(())
+    } else {
+        Err(SelfTestError::NotSeen)
+    }
 }

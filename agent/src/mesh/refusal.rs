@@ -51,9 +51,9 @@ pub enum Refusal {
     /// An `:authority` that names somebody else.
     #[error("{0} is not this workload")]
     NotThisWorkload(String),
-    /// A peer that begins handshakes and does not end them.
-    #[error("{0} has too many TLS handshakes under way")]
-    TooManyHandshakes(IpAddr),
+    /// A peer that has too many of something, such as handshakes that it begins and does not end.
+    #[error("{1} has too many {0}")]
+    TooMany(&'static str, IpAddr),
     /// The pod that was dialled is not one of ours any more.
     #[error("the workload is not known here")]
     UnknownWorkload,
@@ -74,7 +74,7 @@ impl Refusal {
             | Self::NoSuchPort(..)
             | Self::NoHealthyEndpoint(_)
             | Self::WaypointUnavailable(_)
-            | Self::TooManyHandshakes(_)
+            | Self::TooMany(..)
             | Self::UnknownWorkload => 503,
         }
     }

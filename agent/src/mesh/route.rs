@@ -38,6 +38,17 @@ pub enum NextHop {
     Tunnel(Tunnel),
 }
 
+impl NextHop {
+    /// What is dialled; nothing for a refusal.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Refuse(_) => None,
+            Self::Direct { addr, .. } => Some(*addr),
+            Self::Tunnel(tunnel) => Some(tunnel.addr),
+        }
+    }
+}
+
 /// A connection through HBONE.
 #[derive(Clone, Debug)]
 pub struct Tunnel {

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use super::{
     connections::{Asked, Carried},
     dial::dial_app,
+    peers::Held,
     pod::Pod,
     worker::Worker,
 };
@@ -80,9 +81,9 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
     let since = Instant::now();
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
     match accept_tunnel(&worker, &pod, tcp, peer).await {
-        Ok((stream, identity)) => {
+        Ok((stream, identity, _held)) => {
             let tunnel = Arc::new(InboundTunnel {
-                worker,
+                worker: Arc::clone(&worker),
                 pod,
                 peer,
                 gateway,
@@ -108,12 +109,12 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
 type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// TLS with the certificate of the pod that was dialled.
-async fn accept_tunnel(
-    worker: &Worker,
+async fn accept_tunnel<'a>(
+    worker: &'a Worker,
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Result<(TlsStream, SpiffeId), Outcome> {
+) -> Result<(TlsStream, SpiffeId, Held<'a>), Outcome> {
     let config = {
         let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
         let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
@@ -131,17 +132,18 @@ async fn accept_tunnel(
         )
         .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
     };
-    let _underway = worker.handshakes.begin(peer.ip())?;
-    tls::accept(tcp, config, Settings::default().handshake_timeout)
-        .await
-        .map_err(|error| {
-            let kind = if error.is_identity() {
-                FailureKind::Identity
-            } else {
-                FailureKind::Tls
-            };
-            Outcome::Failed(kind, chain(&error))
-        })
+    let held = worker.inbound_tunnels.hold(peer.ip())?;
+    let _underway = worker.handshakes.hold(peer.ip())?;
+    let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
+    let (stream, identity) = accepted.map_err(|error| {
+        let kind = if error.is_identity() {
+            FailureKind::Identity
+        } else {
+            FailureKind::Tls
+        };
+        Outcome::Failed(kind, chain(&error))
+    })?;
+    Ok((stream, identity, held))
 }
 
 /// A tunnel whose peer has proved who it is.

@@ -6,9 +6,9 @@
 mod connections;
 mod dial;
 mod enroll;
-mod handshakes;
 mod inbound;
 mod outbound;
+mod peers;
 mod pod;
 mod state;
 mod worker;

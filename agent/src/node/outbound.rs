@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, ConnectRequest, Forwarded, TraceParent, TunnelKey},
-    mesh::{Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Tunnel, route},
+    mesh::{Direction, FailureKind, Flow, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel, route},
     net::{copy::copy_tcp, socket::abort_on_close, tls},
     telemetry::chain,
 };
@@ -51,8 +51,8 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     }
 }
 
-/// Finds out where the app wants to go and gets there. A next hop that cannot be reached is tried again with another
-/// endpoint, as long as nothing was sent.
+/// Finds out where the app wants to go and gets there. Where a next hop cannot be reached another endpoint is tried, as
+/// long as there is one and nothing was sent.
 async fn reach(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
@@ -71,10 +71,18 @@ async fn reach(
         source: Arc::clone(source),
         destination,
     };
-    let mut attempt = 1;
+    let draw = worker.draw();
+    let mut next = route(&mesh, &question, draw);
+    let mut tried = Vec::with_capacity(ATTEMPTS);
     loop {
-        match reach_once(worker, pod, &mesh, &question, flow).await {
-            Err(unreached) if unreached.retry && attempt < ATTEMPTS && flow.service.is_some() => attempt += 1,
+        tried.push(next.next.addr());
+        match reach_once(worker, pod, &question, next, flow).await {
+            Err(unreached) if unreached.retry && tried.len() < ATTEMPTS => {
+                next = route(&mesh, &question, draw.wrapping_add(tried.len() as u64));
+                if tried.contains(&next.next.addr()) {
+                    return Err(unreached.outcome);
+                }
+            }
             reached => return reached.map_err(|unreached| unreached.outcome),
         }
     }
@@ -84,11 +92,10 @@ async fn reach(
 async fn reach_once(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    mesh: &Mesh,
     question: &Outbound,
+    route: Route,
     flow: &mut Flow,
 ) -> Result<Upstream, Unreached> {
-    let route = route(mesh, question, worker.draw());
     flow.service = route.service;
     match route.next {
         NextHop::Refuse(refusal) => Err(Unreached {

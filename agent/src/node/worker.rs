@@ -17,9 +17,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared,
-    handshakes::Handshakes,
-    inbound, outbound,
+    Shared, inbound, outbound,
+    peers::PerPeer,
     pod::{Pod, PodListener},
 };
 use crate::{
@@ -50,7 +49,8 @@ pub(super) struct Worker {
     pub(super) shared: Shared,
     pub(super) sockets: SocketStates,
     pub(super) tunnels: hbone::Pool,
-    pub(super) handshakes: Handshakes,
+    pub(super) handshakes: PerPeer,
+    pub(super) inbound_tunnels: PerPeer,
     /// Set when the agent shuts down.
     pub(super) drain: CancellationToken,
     draws: Draws,
@@ -95,7 +95,8 @@ pub(super) fn start(
                 shared,
                 sockets,
                 tunnels: hbone::Pool::new(hbone::Settings::default()),
-                handshakes: Handshakes::default(),
+                handshakes: PerPeer::handshakes(),
+                inbound_tunnels: PerPeer::tunnels(),
                 drain,
                 draws: Draws::default(),
             };

@@ -748,6 +748,9 @@ fn a_selector_that_selects_nothing_is_a_warning() {
     let nothing = "selects no workload in namespace b: compare it with the workloads' labels";
     assert_eq!(
         warnings,
-        [format!("line 3: services[0].selector: {nothing}"), format!("line 5: policies[0].selector: {nothing}")]
+        [
+            format!("line 3: services[0].selector: {nothing}"),
+            format!("line 5: policies[0].selector: {nothing}")
+        ]
     );
 }

@@ -1,0 +1,90 @@
+//! Bounds per peer: what one address may have under way, so that it cannot keep others out.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::mesh::Refusal;
+
+/// How many of something each peer has, and how many it may have.
+pub(super) struct PerPeer {
+    what: &'static str,
+    of_one: usize,
+    counts: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One of a peer's, until it is dropped.
+pub(super) struct Held<'a> {
+    of: &'a PerPeer,
+    peer: IpAddr,
+}
+
+impl PerPeer {
+    /// TLS handshakes under way, each some 30 KiB until its deadline. Tunnels are shared, so a pod has a few at most.
+    pub(super) fn handshakes() -> Self {
+        Self::new("TLS handshakes under way", 64)
+    }
+
+    /// Open tunnels of one worker, each up to 16 MiB when its streams are not read. A pod needs one for a hundred
+    /// streams.
+    pub(super) fn tunnels() -> Self {
+        Self::new("open tunnels", 256)
+    }
+
+    fn new(what: &'static str, of_one: usize) -> Self {
+        Self {
+            what,
+            of_one,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// One more of `peer`'s, or a refusal.
+    pub(super) fn hold(&self, peer: IpAddr) -> Result<Held<'_>, Refusal> {
+        let mut counts = self.lock();
+        let held = counts.get(&peer).copied().unwrap_or(0);
+        if held >= self.of_one {
+            return Err(Refusal::TooMany(self.what, peer));
+        }
+        counts.insert(peer, held + 1);
+        Ok(Held { of: self, peer })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.of.lock();
+        if let Some(held) = counts.get_mut(&self.peer) {
+            *held -= 1;
+            if *held == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_peer_does_not_keep_others_out() {
+        let handshakes = PerPeer::new("handshakes", 3);
+        let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let mut held: Vec<_> = (0..3).filter_map(|_| handshakes.hold(greedy).ok()).collect();
+        assert_eq!(held.len(), 3);
+        let refusal = handshakes.hold(greedy).err();
+        assert_eq!(refusal, Some(Refusal::TooMany("handshakes", greedy)));
+        assert!(handshakes.hold(other).is_ok());
+        held.pop();
+        assert!(handshakes.hold(greedy).is_ok());
+        held.clear();
+        assert!(handshakes.lock().is_empty());
+    }
+}
