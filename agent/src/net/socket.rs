@@ -15,12 +15,24 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE: Duration = Duration::from_secs(180);
 const KEEPALIVE_PROBES: u32 = 9;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// An app of the pod: same kernel, so that it cannot vanish silently.
+    App,
+    /// Somebody over the network.
+    Network,
+}
+
 /// A listener on any port of the loopback address of `family`'s kind. SYNs reach it through `sk_lookup` whatever they
 /// are addressed to; nobody outside the pod can dial it. Call inside the pod's namespace.
 ///
+/// Accepted sockets inherit its options (net/core/sock.c: sk_clone), so that accepting needs no call but accept.
+/// With `reset`, closing one is a reset until it is told otherwise, also when the agent is killed.
+///
 /// # Errors
 /// Those of the kernel: too many files, or the family is switched off.
-pub fn listen(family: Family) -> io::Result<TcpListener> {
+pub fn listen(family: Family, from: Other, reset: bool) -> io::Result<TcpListener> {
     let (domain, address) = match family {
         Family::V4 => (Domain::IPV4, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         Family::V6 => (Domain::IPV6, SocketAddr::from((Ipv6Addr::LOCALHOST, 0))),
@@ -28,6 +40,10 @@ pub fn listen(family: Family) -> io::Result<TcpListener> {
     let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
     if family == Family::V6 {
         socket.set_only_v6(true)?;
+    }
+    tune(&socket, from)?;
+    if reset {
+        socket.set_linger(Some(Duration::ZERO))?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -38,10 +54,10 @@ pub fn listen(family: Family) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// Those of the kernel.
-pub fn unconnected(remote: SocketAddr) -> io::Result<Socket> {
+pub fn unconnected(remote: SocketAddr, to: Other) -> io::Result<Socket> {
     let domain = Domain::for_address(remote);
     let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
-    tune(SockRef::from(&socket))?;
+    tune(&socket, to)?;
     Ok(socket)
 }
 
@@ -68,12 +84,12 @@ pub fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
     socket.bind(&SocketAddr::from((source, 0)).into())
 }
 
-/// What every TCP leg has: no delay for small writes, and keep-alive.
-///
-/// # Errors
-/// Those of the kernel.
-pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
+/// What every TCP leg has: no delay for small writes, and keep-alive where the other end may vanish.
+fn tune(socket: &Socket, other: Other) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
+    if other == Other::App {
+        return Ok(());
+    }
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE)
         .with_interval(KEEPALIVE)

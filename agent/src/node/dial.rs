@@ -15,7 +15,7 @@ use tokio::{
 use super::pod::Pod;
 use crate::{
     kernel::maps::SocketStates,
-    net::socket::{bind_source, unconnected},
+    net::socket::{Other, bind_source, unconnected},
 };
 
 /// How long a TCP connect may take (COMPAT: 10 s).
@@ -27,7 +27,7 @@ const LOOPBACK_ANSWER: Duration = Duration::from_millis(20);
 
 /// Dials `remote` as the agent, with the pod's address as its source.
 pub(super) async fn dial(sockets: &SocketStates, pod: &Pod, remote: SocketAddr) -> io::Result<TcpStream> {
-    let socket = pod.netns.enter(|| unconnected(remote))?;
+    let socket = pod.netns.enter(|| unconnected(remote, Other::Network))?;
     sockets.mark_own(&socket).map_err(io::Error::other)?;
     connect(socket, remote).await
 }
@@ -70,7 +70,7 @@ async fn connect_app(
     client: SocketAddr,
     source: IpAddr,
 ) -> io::Result<TcpStream> {
-    let socket = pod.netns.enter(|| unconnected(app))?;
+    let socket = pod.netns.enter(|| unconnected(app, Other::App))?;
     sockets
         .mark_on_behalf(&socket, client)
         .map_err(io::Error::other)?;

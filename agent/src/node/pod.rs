@@ -6,7 +6,7 @@ use crate::{
     kernel::maps::ListenerKind,
     net::{
         netns::Netns,
-        socket::{Family, listen},
+        socket::{Family, Other, listen},
     },
 };
 
@@ -55,11 +55,14 @@ impl Pod {
             wanted
                 .into_iter()
                 .map(|(kind, family)| {
-                    Ok(PodListener {
-                        kind,
-                        family,
-                        socket: listen(family)?,
-                    })
+                    // An app's connection that has not come to its end is reset; a tunnel says by itself when it ends.
+                    let (from, reset) = match kind {
+                        ListenerKind::Outbound => (Other::App, true),
+                        ListenerKind::Plaintext => (Other::Network, true),
+                        ListenerKind::Hbone => (Other::Network, false),
+                    };
+                    let socket = listen(family, from, reset)?;
+                    Ok(PodListener { kind, family, socket })
                 })
                 .collect()
         })

@@ -25,7 +25,6 @@ use crate::{
     hbone,
     kernel::maps::{ListenerKind, SocketStates},
     mesh::Flow,
-    net::socket::{abort_on_close, tune},
     telemetry::log,
 };
 
@@ -166,13 +165,6 @@ impl Accepting {
     }
 
     fn spawn(&self, stream: TcpStream, peer: SocketAddr) {
-        // A peer that is gone already shows when it is read.
-        let _ = tune((&stream).into());
-        // Until an app's connection has come to its end, closing it is a reset; also when the agent is killed before
-        // it has found out where the connection leads. A tunnel says by itself when it ends.
-        if self.kind != ListenerKind::Hbone {
-            abort_on_close(&stream);
-        }
         let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
         match self.kind {
             ListenerKind::Outbound => {
