@@ -18,7 +18,7 @@ mod stage;
 
 use std::{fs, path::PathBuf, time::Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 
 use crate::{
@@ -36,6 +36,9 @@ struct Args {
     /// Fewer and shorter rounds: a first look, under a minute
     #[arg(long)]
     quick: bool,
+    /// Only the loads whose name contains this, for example `bulk`
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Also write everything, every round of it, to this file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -47,7 +50,13 @@ fn main() -> Result<()> {
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     let machine = Machine::read(&plan);
     println!("{machine}");
-    let loads = Load::all()?;
+    let mut loads = Load::all()?;
+    loads.retain(|load| {
+        args.only
+            .as_ref()
+            .is_none_or(|only| load.to_string().contains(only))
+    });
+    ensure!(!loads.is_empty(), "no load's name contains what --only says");
     let stage = Stage::set()?;
     stage.prove()?;
     let mut memory = Memory::idle(&stage)?;
