@@ -21,7 +21,7 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use thiserror::Error;
-use tokio::{io::BufReader, net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::mesh::{SpiffeId, TrustDomain};
@@ -151,14 +151,6 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// A socket whose reads go through a buffer; writes go straight through.
-pub type ReadAhead = BufReader<TcpStream>;
-
-/// rustls asks for 4 KiB at a time, five calls for a full record; this takes four full records with one.
-fn read_ahead(tcp: TcpStream) -> ReadAhead {
-    BufReader::with_capacity(64 * 1024, tcp)
-}
-
 /// The server's side of a handshake, to its end: the stream and who is there.
 ///
 /// # Errors
@@ -167,8 +159,8 @@ pub async fn accept(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
     deadline: Duration,
-) -> Result<(server::TlsStream<ReadAhead>, SpiffeId), TlsError> {
-    let handshake = timeout(deadline, TlsAcceptor::from(config).accept(read_ahead(tcp)));
+) -> Result<(server::TlsStream<TcpStream>, SpiffeId), TlsError> {
+    let handshake = timeout(deadline, TlsAcceptor::from(config).accept(tcp));
     let stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?
@@ -192,12 +184,9 @@ pub async fn connect(
     config: Arc<ClientConfig>,
     server: IpAddr,
     deadline: Duration,
-) -> Result<(client::TlsStream<ReadAhead>, SpiffeId), TlsError> {
+) -> Result<(client::TlsStream<TcpStream>, SpiffeId), TlsError> {
     let name = ServerName::IpAddress(server.into());
-    let handshake = timeout(
-        deadline,
-        TlsConnector::from(config).connect(name, read_ahead(tcp)),
-    );
+    let handshake = timeout(deadline, TlsConnector::from(config).connect(name, tcp));
     let stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?

@@ -106,7 +106,7 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
     }
 }
 
-type TlsStream = tokio_rustls::server::TlsStream<tls::ReadAhead>;
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// TLS with the certificate of the pod that was dialled.
 async fn accept_tunnel<'a>(

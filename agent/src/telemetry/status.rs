@@ -7,7 +7,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -220,45 +220,24 @@ pub struct ConnectionStatus {
     pub response_bytes: u64,
 }
 
-/// `2026-08-20T11:05:09Z`.
+/// `2026-08-20T11:05:09Z`. Outside of 1970 to 9999, which is what can be written, the nearest of these.
 pub fn rfc3339(at: SystemTime) -> String {
-    let seconds = seconds_from(UNIX_EPOCH, at);
-    let (year, month, day) = civil_date(seconds.div_euclid(86_400));
-    let second = seconds.rem_euclid(86_400);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    const LAST: Duration = Duration::from_secs(253_402_300_799);
+    let written = at.clamp(UNIX_EPOCH, UNIX_EPOCH + LAST);
+    humantime::format_rfc3339_seconds(written).to_string()
 }
 
 /// Whole seconds from `start` to `end`; negative when `end` is before `start`.
 fn seconds_from(start: SystemTime, end: SystemTime) -> i64 {
-    let seconds = |duration: std::time::Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
     match end.duration_since(start) {
         Ok(after) => seconds(after),
         Err(before) => -seconds(before.duration()),
     }
 }
 
-/// The date of a day counted from 1970-01-01, in the Gregorian calendar.
-fn civil_date(day: i64) -> (i64, i64, i64) {
-    // Years are counted from March here, so that the leap day is the last of its year; an era is 400 years.
-    let day = day + 719_468;
-    let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day_of_month = day - (153 * month + 2) / 5 + 1;
-    let year = year + era * 400;
-    if month < 10 {
-        (year, month + 3, day_of_month)
-    } else {
-        (year + 1, month - 9, day_of_month)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -275,7 +254,7 @@ mod tests {
         check(253_402_300_799, "9999-12-31T23:59:59Z");
         assert_eq!(
             rfc3339(UNIX_EPOCH - Duration::from_secs(1)),
-            "1969-12-31T23:59:59Z"
+            "1970-01-01T00:00:00Z"
         );
     }
 

@@ -168,7 +168,7 @@ impl Tunnel {
         settings: &Settings,
         config: Arc<ClientConfig>,
         dial: D,
-    ) -> Result<(Sender, Connection<TlsStream<tls::ReadAhead>>, SpiffeId), ConnectError>
+    ) -> Result<(Sender, Connection<TlsStream<TcpStream>>, SpiffeId), ConnectError>
     where
         D: FnOnce() -> F,
         F: Future<Output = io::Result<TcpStream>>,
@@ -199,7 +199,7 @@ impl Tunnel {
     async fn keep(
         &self,
         settings: &Settings,
-        mut connection: Connection<TlsStream<tls::ReadAhead>>,
+        mut connection: Connection<TlsStream<TcpStream>>,
         remove: impl Fn(),
     ) {
         let pings = connection.ping_pong();
