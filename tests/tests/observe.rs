@@ -127,11 +127,9 @@ fn connections_are_counted_with_istios_names_and_labels() {
         for (agent, reporter) in [(&a, "source"), (&b, "destination")] {
             let mut labels = common.to_vec();
             labels.push(("reporter", reporter));
-            if reporter == "source" {
-                labels.push(("destination_service", "web.demo.svc.cluster.local"));
-                labels.push(("destination_service_name", "web"));
-                labels.push(("destination_service_namespace", "demo"));
-            }
+            labels.push(("destination_service", "web.demo.svc.cluster.local"));
+            labels.push(("destination_service_name", "web"));
+            labels.push(("destination_service_namespace", "demo"));
             ensure_count(agent, "istio_tcp_connections_closed_total", &labels, 2.0)?;
             ensure_count(agent, "istio_tcp_connections_opened_total", &labels, 2.0)?;
             // Received is client to server, sent is server to client, whichever side reports.
@@ -513,6 +511,11 @@ fn the_admin_port_is_on_localhost_only() {
                 ensure!(answer.status == 404, "{path} on port {port}: {answer:?}");
             }
         }
+        let dump: Value = serde_json::from_str(&a.request("GET", ADMIN_PORT, "/config_dump")?.body)?;
+        ensure!(
+            dump["config"]["node"] == "a" && dump["config"]["pinDir"] == node.pin_dir().display().to_string(),
+            "the running configuration: {dump:#}"
+        );
         ensure!(
             a.request("GET", ADMIN_PORT, "/quitquitquit")?.status == 405 && a.running(),
             "a GET ends nothing"

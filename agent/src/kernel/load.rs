@@ -65,7 +65,7 @@ pub enum LoadError {
         source: Box<ProgramError>,
     },
     /// A link's pin.
-    #[error("pin or replace the link {0}")]
+    #[error("open, pin or replace {0}")]
     Link(PathBuf, #[source] io::Error),
     /// A map that does not fit.
     #[error("open the maps pinned in {pin_dir} (pins of another version? stop the agent and remove them)")]
@@ -312,9 +312,12 @@ impl Kernel {
 
 /// One writer of the maps at a time. A lock on the folder itself: bpffs holds no plain files.
 fn lock(pin_dir: &Path) -> Result<File, LoadError> {
-    let busy = || LoadError::Busy(pin_dir.to_owned());
-    let folder = File::open(pin_dir).map_err(|_| busy())?;
-    flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|_| busy())?;
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock => LoadError::Busy(pin_dir.to_owned()),
+        _ => LoadError::Link(pin_dir.to_owned(), source),
+    };
+    let folder = File::open(pin_dir).map_err(failed)?;
+    flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
     Ok(folder)
 }
 

@@ -51,6 +51,8 @@ impl From<Refusal> for Outcome {
 pub enum FailureKind {
     /// TCP to the next hop, or the next hop said that it could not reach the app.
     Connect,
+    /// TCP to the other node's port 15008 got no answer at all: most likely a NetworkPolicy does not let it through.
+    NetworkPolicy,
     /// The TLS handshake, other than an identity.
     Tls,
     /// The HTTP/2 preface or its settings.
@@ -139,6 +141,7 @@ impl FailureKind {
     pub fn response_flags(self) -> &'static str {
         match self {
             Self::Connect => "CONNECT",
+            Self::NetworkPolicy => "NETWORK_POLICY",
             Self::Tls => "TLS_FAILURE",
             Self::H2Handshake => "H2_HANDSHAKE_FAILURE",
             Self::Identity => "IDENTITY_ERROR",

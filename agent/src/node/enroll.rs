@@ -254,10 +254,10 @@ impl Enrolment {
         let ours: HashSet<u64> = self.captured.values().map(|it| it.pod.netns.cookie()).collect();
         let strange = |cookie: &u64| !ours.contains(cookie);
         for cookie in self.maps.pods().into_iter().filter(strange) {
-            if let Err(error) = self.maps.remove_pod(cookie) {
-                tracing::warn!(cookie, %error, "cannot release a pod of an earlier agent");
+            match self.maps.remove_pod(cookie) {
+                Ok(()) => turn.stopped += 1,
+                Err(error) => tracing::warn!(cookie, %error, "cannot release a pod of an earlier agent"),
             }
-            turn.stopped += 1;
         }
         for cookie in self.kernel.lookups().into_iter().filter(strange) {
             if let Err(error) = self.kernel.detach_lookup(cookie) {

@@ -12,13 +12,14 @@ use super::{
     dial::dial_app,
     peers::Held,
     pod::Pod,
+    target,
     worker::Worker,
 };
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
     mesh::{
-        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, ServiceKey, SpiffeId, Verdict,
-        Workload, authorize, is_own_port,
+        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, SpiffeId, Verdict, Workload,
+        authorize, dry_run_matches,
     },
     net::{copy::copy_tcp, socket::abort_on_close, tls},
     telemetry::chain,
@@ -64,6 +65,7 @@ async fn admit_plaintext(
     let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
     flow.destination.workload = Some(Arc::clone(workload));
     flow.source.workload = mesh.workload_at(peer.ip()).cloned();
+    flow.service = target::of_port(&mesh, workload, destination.port(), None);
     if !pod.addresses.contains(&destination.ip()) {
         // An app of the pod that dialled our listener itself.
         return Err(Refusal::NotThisWorkload(destination.to_string()).into());
@@ -179,8 +181,9 @@ impl InboundTunnel {
         flow.mutual_tls = true;
         flow.gateway = self.gateway;
         let target = request.target.clone();
+        let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.clone());
         let admitted = tokio::select! {
-            admitted = self.admit_stream(target, client, &mut flow) => admitted,
+            admitted = self.admit_stream(target, host, client, &mut flow) => admitted,
             () = request.respond.cancelled() => {
                 Err(Outcome::Failed(FailureKind::Broken, "the client gave up before the answer".to_owned()))
             }
@@ -206,6 +209,7 @@ impl InboundTunnel {
     async fn admit_stream(
         &self,
         target: Result<Authority, Refusal>,
+        host: Option<String>,
         client: SocketAddr,
         flow: &mut Flow,
     ) -> Result<(TcpStream, Asked), Outcome> {
@@ -214,8 +218,10 @@ impl InboundTunnel {
         flow.destination.workload = Some(Arc::clone(workload));
         flow.destination.identity = Some(workload.identity.clone());
         flow.source.workload = mesh.workload_at(self.peer.ip()).cloned();
-        let destination = destination(&mesh, workload, &self.pod, &target?)?;
+        let target = target::of_authority(&mesh, workload, &self.pod, &target?, host.as_deref())?;
+        let destination = target.addr;
         flow.destination.addr = Some(destination);
+        flow.service = target.service;
         let question = Inbound {
             peer: Some(self.identity.clone()),
             source_ip: self.peer.ip(),
@@ -244,55 +250,6 @@ impl InboundTunnel {
     }
 }
 
-/// Where a CONNECT leads: this pod, by its address or by a service that it backs; nowhere else, and not to ourselves.
-fn destination(
-    mesh: &Mesh,
-    workload: &Workload,
-    pod: &Pod,
-    target: &Authority,
-) -> Result<SocketAddr, Refusal> {
-    let addr = match target {
-        Authority::Addr(addr) => super::worker::canonical(*addr),
-        Authority::Host(host, port) => {
-            let mut backed = workload.services.keys().filter(|key| *key.hostname == **host);
-            return match backed.next() {
-                Some(key) => backed_port(mesh, workload, pod, key, *port),
-                None => Err(Refusal::NotThisWorkload(target.to_string())),
-            };
-        }
-    };
-    if is_own_port(addr.port()) {
-        return Err(Refusal::OwnPort(addr.port()));
-    }
-    if pod.addresses.contains(&addr.ip()) {
-        return Ok(addr);
-    }
-    match mesh.service_at(addr.ip()) {
-        Some(service) if workload.services.contains_key(&service.key) => {
-            backed_port(mesh, workload, pod, &service.key, addr.port())
-        }
-        _ => Err(Refusal::NotThisWorkload(target.to_string())),
-    }
-}
-
-/// The pod's own port behind a service's.
-fn backed_port(
-    mesh: &Mesh,
-    workload: &Workload,
-    pod: &Pod,
-    key: &ServiceKey,
-    port: u16,
-) -> Result<SocketAddr, Refusal> {
-    let endpoint = mesh
-        .endpoints(key)
-        .iter()
-        .find(|endpoint| endpoint.workload.uid == workload.uid);
-    let target = endpoint.and_then(|endpoint| endpoint.target_port(port));
-    let port = target.ok_or_else(|| Refusal::NoSuchPort(key.clone(), port))?;
-    let address = pod.addresses.first().ok_or(Refusal::UnknownWorkload)?;
-    Ok(SocketAddr::new(*address, port))
-}
-
 /// Asks `authorize`, and dials the app when the answer is yes.
 async fn admit(
     worker: &Worker,
@@ -303,6 +260,10 @@ async fn admit(
     client: SocketAddr,
     flow: &mut Flow,
 ) -> Result<(TcpStream, Asked), Outcome> {
+    for policy in dry_run_matches(mesh, workload, &question) {
+        let (policy, action) = (&policy.key, policy.action);
+        tracing::info!(%policy, ?action, src = %client, dst = %question.destination, "a dry-run policy matched");
+    }
     match authorize(mesh, workload, &question) {
         Verdict::Allow { policy } => flow.policy = policy,
         Verdict::Deny(refusal) => return Err(refusal.into()),

@@ -11,6 +11,7 @@ mod outbound;
 mod peers;
 mod pod;
 mod state;
+mod target;
 mod worker;
 
 use std::{

@@ -29,6 +29,7 @@ pub(super) struct State {
     workers: usize,
     started: Instant,
     programs: Vec<ProgramStatus>,
+    config: serde_json::Value,
     shared: Shared,
     changing: Mutex<Changing>,
 }
@@ -56,6 +57,7 @@ impl State {
             source: config.mesh_file.display().to_string(),
             workers: config.workers.into(),
             started: Instant::now(),
+            config: config_dump(config),
             programs: kernel.attached().into_iter().map(program).collect(),
             shared: shared.clone(),
             changing: Mutex::default(),
@@ -152,6 +154,10 @@ impl State {
 }
 
 impl StatusSource for State {
+    fn config(&self) -> serde_json::Value {
+        self.config.clone()
+    }
+
     fn status(&self) -> Status {
         let ready = self.ready();
         let changing = self.changing();
@@ -201,6 +207,22 @@ impl StatusSource for State {
             None => Ok(()),
         }
     }
+}
+
+/// The configuration in force, as flags name it. No secrets are in it: keys are named by their files.
+fn config_dump(config: &NodeConfig) -> serde_json::Value {
+    serde_json::json!({
+        "node": config.node,
+        "meshFile": config.mesh_file,
+        "caCert": config.ca_cert,
+        "caKey": config.ca_key,
+        "cgroupRoot": config.load.cgroup_root,
+        "pinDir": config.load.pin_dir,
+        "workers": config.workers,
+        "adminAddress": config.admin.admin,
+        "metricsAddress": config.admin.metrics,
+        "readyAddress": config.admin.ready,
+    })
 }
 
 fn certificate(svid: &Svid) -> CertificateStatus {
