@@ -1,4 +1,4 @@
-//! Builds the eBPF object from source and leaves it where `kernel::load` embeds it.
+//! Builds the eBPF object from source and leaves it where `kernel/mod.rs` embeds it.
 //!
 //! Two objects: one that logs each decision (for debug builds) and one that does not. The kernel's target has no
 //! prebuilt `core`, so it is built from source (`-Z build-std`), which a stable compiler allows under

@@ -150,6 +150,9 @@ pub mod flags {
     pub const STEERED: u32 = 2;
     /// The address is the peer that the app must see: the agent dialled the app on that client's behalf.
     pub const ON_BEHALF: u32 = 4;
+    /// The agent's end of a steered connection. Not [`AGENT`]: what a program grants, an app that accepts in the
+    /// agent's place could get; only userspace may say that a socket is the agent's own.
+    pub const ACCEPTED: u32 = 8;
 }
 
 /// Value of `SOCKETS`, the storage that belongs to one socket.

@@ -188,13 +188,7 @@ fn tell_accepted(sock: SockOps) {
         return;
     };
     if let Some(state) = state_or_new(sock.sk()) {
-        // The agent's end of a steered connection is the agent's own socket.
-        let mine = if noted.flags & flags::STEERED != 0 {
-            flags::AGENT
-        } else {
-            0
-        };
-        set_state(state, &noted.addr, noted.port, noted.flags | mine);
+        set_state(state, &noted.addr, noted.port, noted.flags | flags::ACCEPTED);
     }
     let _ = HANDSHAKES.remove(&key);
 }
@@ -207,8 +201,11 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     }
     let syn = lookup.tuple();
     let (client, pod, port) = (&syn.local, &syn.remote, syn.remote_port);
-    if port == OUTBOUND_PORT && (pod.is_loopback() || pod == client) {
-        return outbound(&ctx, &syn);
+    // Before anything else: no listener of an app may accept a steered connection.
+    if port == OUTBOUND_PORT
+        && let Some(answer) = outbound(&ctx, &syn)
+    {
+        return answer;
     }
     // Inside the pod: apps among themselves, and the agent that dials an app. Such a packet cannot come from outside:
     // the kernel drops sources that are loopback or our own as martians.
@@ -225,15 +222,13 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     assign(&ctx, pod, ListenerKind::Plaintext, client.mix(syn.local_port))
 }
 
-/// A SYN to port 15001 inside the pod: ours when its socket was steered, else the app's own business.
+/// A SYN to port 15001: the agent's when its socket was steered, and only then.
 #[inline(always)]
-fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> u32 {
+fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> Option<u32> {
     // SAFETY: the entry was written before the SYN was sent.
-    let Some(noted) = (unsafe { HANDSHAKES.get(syn) }) else {
-        return SK_PASS;
-    };
+    let noted = unsafe { HANDSHAKES.get(syn) }?;
     if noted.flags & flags::STEERED == 0 {
-        return SK_PASS;
+        return None;
     }
     // Workers are chosen by the pair, so that one warm tunnel carries it.
     let pair = address(&noted.addr).mix(noted.port as u16);
@@ -242,7 +237,7 @@ fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> u32 {
     } else {
         &syn.remote
     };
-    assign(ctx, pod, ListenerKind::Outbound, pair)
+    Some(assign(ctx, pod, ListenerKind::Outbound, pair))
 }
 
 #[inline(always)]
@@ -283,7 +278,9 @@ fn assign(ctx: &SkLookupContext, pod: &Address, kind: ListenerKind, hash: u32) -
 pub fn weft_getpeername4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr(ctx.sock_addr);
     if let Some((addr, port)) = shown_peer(sock) {
-        sock.set4(&addr, port);
+        // An IPv6 client cannot be shown here; its last four bytes must not be taken for an address.
+        let shown = if addr.is_v4() { addr } else { Address::default() };
+        sock.set4(&shown, port);
     }
     PROCEED
 }
@@ -301,7 +298,9 @@ pub fn weft_getpeername6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn shown_peer(sock: SockAddr) -> Option<(Address, u16)> {
     let state = state(sock.sk().cast())?;
-    let ours = state.flags & flags::AGENT != 0;
+    // The agent's own sockets show the truth: those that it made, and its ends of steered connections.
+    let accepted_steered = flags::STEERED | flags::ACCEPTED;
+    let ours = state.flags & flags::AGENT != 0 || state.flags & accepted_steered == accepted_steered;
     if ours || state.flags & (flags::STEERED | flags::ON_BEHALF) == 0 {
         return None;
     }

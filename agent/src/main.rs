@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -40,12 +41,22 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     let log = log::init(&args.log, args.log_format)?;
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
     let shutdown = CancellationToken::new();
+    raise_file_limit();
     let runtime = runtime(2)?;
     runtime.block_on(async {
         tokio::spawn(cancel_on_signal(shutdown.clone()));
         node::run(args.config(), metrics, Some(log.filter()), shutdown).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every connection takes two files, every pod some more: as many as the hard limit allows, which needs no capability.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, files = limit.current, "cannot raise the limit of open files");
+    }
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

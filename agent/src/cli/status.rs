@@ -33,8 +33,9 @@ const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
 
 /// The flags of `weft status`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = STATUS_HELP)]
 pub struct StatusArgs {
-    /// The agent's admin address. It is on loopback: run this inside the agent's pod.
+    /// The agent's admin address, on loopback: run this in the agent's network namespace (in Kubernetes: in its pod)
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15000")]
     pub address: SocketAddr,
     /// How to print.
@@ -44,6 +45,12 @@ pub struct StatusArgs {
     #[arg(long, env = "NO_COLOR", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub no_color: bool,
 }
+
+const STATUS_HELP: &str = "\
+Example, the pods that are not captured and why:
+  weft status -o json | jq '.pods[] | select(.state != \"captured\")'
+
+Exit codes: 0 all is well, 1 the agent answers and something is not as it should be, 2 no agent answers.";
 
 /// How the status is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -132,7 +139,7 @@ async fn print(
 }
 
 const MEND: &str = "\
-Is the agent running? Its admin port is on its own loopback, so ask inside its pod:
+Is the agent running? Its admin port is on loopback, so ask in the agent's network namespace; in Kubernetes:
   kubectl exec -n weft-system ds/weft-agent -- weft status
 or give the address that the agent was started with: weft status --address IP:PORT";
 

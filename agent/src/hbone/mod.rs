@@ -1,4 +1,4 @@
-//! HBONE, the one tunnel: HTTP/2 CONNECT over mutual TLS (COMPAT A3).
+//! HBONE, the one tunnel: HTTP/2 CONNECT over mutual TLS, as Istio's ambient mode has it.
 //!
 //! `pool` dials and shares tunnels, `server` takes them, `stream` copies an app's bytes through one, `headers` are the
 //! texts that travel along. It knows workloads and identities, but neither routes nor policies: those are the roles'.

@@ -41,6 +41,8 @@ pub struct TunnelKey {
     pub generation: u64,
     /// The identities of which the other end must prove one.
     pub accept: Arc<[SpiffeId]>,
+    /// The pod's network namespace (its cookie): a pod that was made anew has another, also with the same address.
+    pub netns: u64,
     /// The pod's address, which the tunnel leaves from.
     pub source_ip: IpAddr,
     /// Where the other end takes tunnels.

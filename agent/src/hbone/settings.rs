@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use h2::{client, server};
 
-/// Limits and deadlines of tunnels. The defaults are those of the field (COMPAT A3) unless a comment says why not.
+/// Limits and deadlines of tunnels. The defaults are those of Istio's ambient mode unless a comment says why not.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// TCP to the other node.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::yield_now};
 
 use super::{Baggage, pool::Slot};
 use crate::{
@@ -44,6 +44,9 @@ impl Stream {
         self.identity.as_ref()
     }
 }
+
+/// Turns that the tunnel's task gets to flush what is queued before a stream is reset.
+const FLUSH_TURNS: usize = 2;
 
 /// Which way the app's bytes are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,22 +99,26 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
     let copied = {
         let mut broken = pin!(app.broken());
         poll_fn(|cx| {
-            if let Poll::Ready(err) = broken.as_mut().poll(cx) {
-                return Poll::Ready(Err(CopyError::App(err)));
+            // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
+            let up = to_stream.poll(cx, &app.socket, &mut send, sent);
+            let down = to_app.poll(cx, &app.socket, received);
+            if up?.is_ready() & down?.is_ready() {
+                return Poll::Ready(Ok(()));
             }
-            let up = to_stream.poll(cx, &app.socket, &mut send, sent)?;
-            let down = to_app.poll(cx, &app.socket, received)?;
-            if up.is_ready() && down.is_ready() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
+            broken.as_mut().poll(cx).map(|err| Err(CopyError::App(err)))
         })
         .await
     };
     match copied {
         Ok(()) => app.finish(),
-        Err(CopyError::App(_)) => send.send_reset(Reason::CANCEL),
+        // A reset would discard what is queued. An end that was queued is flushed by h2 when the stream is dropped; for
+        // anything else the tunnel's own task, which has been woken, gets its turn first.
+        Err(CopyError::App(_)) if !to_stream.done => {
+            for _ in 0..FLUSH_TURNS {
+                yield_now().await;
+            }
+            send.send_reset(Reason::CANCEL);
+        }
         Err(_) => {}
     }
     copied
@@ -137,10 +144,14 @@ impl ToStream {
     ) -> Poll<Result<(), CopyError>> {
         while !self.done {
             if !self.waiting.is_empty() {
-                let room = ready!(poll_room(cx, send, self.waiting.len())).map_err(CopyError::Stream)?;
-                let chunk = self.waiting.split_to(room.min(self.waiting.len()));
-                count(chunk.len() as u64);
-                send.send_data(chunk, false).map_err(CopyError::Stream)?;
+                match ready!(poll_room(cx, send, self.waiting.len())) {
+                    Ok(room) => {
+                        let chunk = self.waiting.split_to(room.min(self.waiting.len()));
+                        count(chunk.len() as u64);
+                        send.send_data(chunk, false).map_err(CopyError::Stream)?;
+                    }
+                    Err(err) => self.stopped(cx, send, err)?,
+                }
                 continue;
             }
             match self.inlet.poll_read(cx, app).map_err(CopyError::App)? {
@@ -157,6 +168,23 @@ impl ToStream {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl ToStream {
+    /// RFC 9113 8.1: with NO_ERROR the peer, whose answer is complete, wants no more of the question.
+    fn stopped(
+        &mut self,
+        cx: &mut Context<'_>,
+        send: &mut SendStream<Bytes>,
+        err: h2::Error,
+    ) -> Result<(), CopyError> {
+        if !matches!(send.poll_reset(cx), Poll::Ready(Ok(Reason::NO_ERROR))) {
+            return Err(CopyError::Stream(err));
+        }
+        self.waiting = Bytes::new();
+        self.done = true;
+        Ok(())
     }
 }
 
@@ -218,9 +246,6 @@ impl ToApp {
         while !self.ended {
             match self.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(chunk))) => self.outlet.push(chunk),
-                Poll::Ready(Some(Err(err))) if err.reason() == Some(Reason::NO_ERROR) && err.is_reset() => {
-                    self.ended = true;
-                }
                 Poll::Ready(Some(Err(err))) => return Err(err),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Pending => return Ok(()),

@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -34,6 +37,8 @@ const CGROUP_PROGRAMS: [&str; 5] = [
 ];
 /// The program that is attached to each pod's network namespace.
 const LOOKUP_PROGRAM: &str = "weft_sk_lookup";
+/// Pins of links to the cgroup: the program and the cgroup's id, which is its inode number.
+const LINK_PREFIX: &str = "link-";
 /// Pins of `sk_lookup` links are named by the netns cookie, so that the next agent knows whose they are.
 const LOOKUP_PREFIX: &str = "lookup-";
 
@@ -258,14 +263,27 @@ impl Kernel {
     fn attach_to_cgroup(&mut self) -> Result<(), LoadError> {
         let cgroup = File::open(&self.cgroup_root)
             .map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
+        let metadata = cgroup.metadata().map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
+        let pin_of = |name: &str| format!("{LINK_PREFIX}{name}@{}", metadata.ino());
         for name in CGROUP_PROGRAMS {
-            let pin = self.pin_dir.join(format!("link-{name}"));
+            let pin = self.pin_dir.join(pin_of(name));
             if pin.exists() {
                 self.replace(name, &pin)?;
                 continue;
             }
             let link = self.attach_one(name, &cgroup)?;
             link::pin(link, &pin).map_err(|source| LoadError::Link(pin, source))?;
+        }
+        self.unpin_links_of_other_cgroups(&CGROUP_PROGRAMS.map(|name| pin_of(name)))
+    }
+
+    /// An earlier agent may have been attached to another cgroup. Its links go once ours are there.
+    fn unpin_links_of_other_cgroups(&self, ours: &[String]) -> Result<(), LoadError> {
+        for entry in fs::read_dir(&self.pin_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(LINK_PREFIX) && !ours.contains(&name) {
+                link::unpin(&entry.path()).map_err(|source| LoadError::Link(entry.path(), source))?;
+            }
         }
         Ok(())
     }

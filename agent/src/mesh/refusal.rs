@@ -60,7 +60,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The status of the answer to a CONNECT (COMPAT: 400 malformed or misdirected, 401 policy, 503 not available).
+    /// The status of the answer to a CONNECT, as in Istio's ambient mode: 400 malformed or misdirected, 401 policy, 503
+    /// not available.
     pub fn http_status(&self) -> u16 {
         match self {
             Self::NotConnect | Self::BadAuthority(_) | Self::NotThisWorkload(_) | Self::OwnPort(_) => 400,

@@ -87,20 +87,17 @@ async fn run(app: Closing, upstream: Closing, counters: &impl Count) -> Result<(
         let mut app_broke = pin!(app.broken());
         let mut upstream_broke = pin!(upstream.broken());
         poll_fn(|cx| {
+            let (near, far) = (&app.socket, &upstream.socket);
+            // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
+            let up = up.poll(cx, near, far, |n| counters.up(n), (of_app, of_upstream));
+            let down = down.poll(cx, far, near, |n| counters.down(n), (of_upstream, of_app));
+            if up?.is_ready() & down?.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             if let Poll::Ready(err) = app_broke.as_mut().poll(cx) {
                 return Poll::Ready(Err(of_app(err)));
             }
-            if let Poll::Ready(err) = upstream_broke.as_mut().poll(cx) {
-                return Poll::Ready(Err(of_upstream(err)));
-            }
-            let (near, far) = (&app.socket, &upstream.socket);
-            let up = up.poll(cx, near, far, |n| counters.up(n), (of_app, of_upstream))?;
-            let down = down.poll(cx, far, near, |n| counters.down(n), (of_upstream, of_app))?;
-            if up.is_ready() && down.is_ready() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
+            upstream_broke.as_mut().poll(cx).map(|err| Err(of_upstream(err)))
         })
         .await
     };
@@ -194,7 +191,7 @@ pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
 }
 
 /// Reading from a socket with a buffer that grows with the connection: 1 KiB, after 128 KiB 16 KiB, after 10 MiB
-/// 256 KiB (COMPAT A3). A connection that waits for data holds no more than 1 KiB.
+/// 256 KiB, as in Istio's ambient mode. A connection that waits for data holds no more than 1 KiB.
 #[derive(Default)]
 pub(crate) struct Inlet {
     buffer: BytesMut,

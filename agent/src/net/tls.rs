@@ -28,7 +28,7 @@ use crate::mesh::{SpiffeId, TrustDomain};
 
 pub use identity::{IdentityError, is_identity_error, peer_identity};
 
-/// The one protocol that runs inside (COMPAT A3).
+/// The one protocol that runs inside: HTTP/2, by its name in RFC 9113.
 const ALPN_H2: &[u8] = b"h2";
 
 /// The certificates that chains must end in. Several, while a root is being replaced.

@@ -119,11 +119,13 @@ impl Carried {
     /// Runs the copy to its end, or until a change of the mesh refuses the connection, which resets both sides.
     pub(super) async fn unless_refused(&self, copy: impl Future<Output = Result<(), CopyError>>) -> Outcome {
         tokio::select! {
+            // First: a connection that is refused already copies nothing.
+            biased;
+            refusal = self.connection.refused() => Outcome::Refused(refusal),
             copied = copy => match copied {
                 Ok(()) => Outcome::Complete,
                 Err(error) => Outcome::Failed(FailureKind::Broken, chain(&error)),
             },
-            refusal = self.connection.refused() => Outcome::Refused(refusal),
         }
     }
 

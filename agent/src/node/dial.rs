@@ -18,17 +18,27 @@ use crate::{
     net::socket::{Other, bind_source, unconnected},
 };
 
-/// How long a TCP connect may take (COMPAT: 10 s).
+/// How long a TCP connect may take: as in Istio's ambient mode.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Loopback addresses that connections to an app are spread over when one has no port left.
 const LOOPBACK_SOURCES: u8 = 16;
-/// How long to wait for an app's answer to ::1. Inside a pod it comes at once or not at all.
-const LOOPBACK_ANSWER: Duration = Duration::from_millis(20);
+/// How long to wait for an app's answer to ::1. Inside a pod it comes at once or not at all; on a busy node a little
+/// later, and giving up on one that is on its way would show the app a connection that nobody uses.
+const LOOPBACK_ANSWER: Duration = Duration::from_millis(200);
 
-/// Dials `remote` as the agent, with the pod's address as its source.
-pub(super) async fn dial(sockets: &SocketStates, pod: &Pod, remote: SocketAddr) -> io::Result<TcpStream> {
+/// Dials `remote` as the agent, from the address that the app dialled from where that is of the same family: a pod may
+/// have several.
+pub(super) async fn dial(
+    sockets: &SocketStates,
+    pod: &Pod,
+    source: IpAddr,
+    remote: SocketAddr,
+) -> io::Result<TcpStream> {
     let socket = pod.netns.enter(|| unconnected(remote, Other::Network))?;
     sockets.mark_own(&socket).map_err(io::Error::other)?;
+    if source.is_ipv4() == remote.is_ipv4() && pod.addresses.contains(&source) {
+        bind_source(&socket, source)?;
+    }
     connect(socket, remote).await
 }
 

@@ -6,14 +6,14 @@
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::IpAddr,
-    path::PathBuf,
+    net::{IpAddr, UdpSocket},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{pod::Pod, worker::Serve};
 use crate::{
@@ -58,6 +58,8 @@ pub(super) enum EnrollError {
     Netns { path: PathBuf, source: io::Error },
     #[error("the pod has no address in the mesh")]
     NoAddress,
+    #[error("the mesh says that the pod has the address {address}, but its network namespace does not")]
+    NotItsAddress { address: IpAddr, source: io::Error },
     #[error("listen inside the pod")]
     Listen(#[source] io::Error),
     #[error("write the maps of the kernel's programs")]
@@ -114,7 +116,8 @@ impl Enrolment {
         self.captured.len()
     }
 
-    /// One turn: does what is missing. A pod that fails does not stop the others; it is tried again at the next turn.
+    /// One turn: does what is missing. A pod that fails does not stop the others; it is tried again at the next turn,
+    /// and what was captured of it before stays captured.
     pub(super) async fn turn(&mut self, desired: &BTreeMap<Arc<str>, Desired>) -> Turn {
         let mut turn = Turn::default();
         for action in plan(desired, &self.actual()) {
@@ -130,81 +133,80 @@ impl Enrolment {
                 (Err(error), _) => drop(turn.failed.insert(uid.clone(), crate::telemetry::chain(&error))),
             }
         }
-        self.release_strangers(&mut turn);
+        // A pod that an earlier agent captured and this one could not must go on refusing.
+        if desired.keys().all(|uid| self.captured.contains_key(uid)) {
+            self.release_strangers(&mut turn);
+        }
         turn
     }
 
     fn actual(&self) -> BTreeMap<Arc<str>, Desired> {
         let of = |captured: &Captured| Desired {
-            netns: captured.pod.netns.path().to_owned(),
+            // A path that leads to another namespace by now belongs to a pod that was made anew.
+            netns: Some(captured.pod.netns.path())
+                .filter(|_| captured.pod.netns.is_current())
+                .map_or_else(PathBuf::new, Path::to_owned),
             addresses: captured.pod.addresses.clone(),
             modes: captured.modes.clone(),
         };
-        // A namespace whose path now leads to another one belongs to a pod that was made anew.
-        let lives = |captured: &&Captured| captured.pod.netns.is_current();
-        let dead = Desired {
-            netns: PathBuf::new(),
-            addresses: Vec::new(),
-            modes: PortModes::default(),
-        };
-        self.captured
-            .iter()
-            .map(|(uid, captured)| (uid.clone(), Some(captured).filter(lives).map_or(dead.clone(), of)))
-            .collect()
+        self.captured.iter().map(|(uid, captured)| (uid.clone(), of(captured))).collect()
     }
 
-    /// Inbound first, outbound last: a pod that is half captured refuses, it never leaks.
+    /// Inbound first, outbound last: a pod that is half captured refuses, it never leaks. A pod that is captured already
+    /// is let go only after that, and only of what it no longer has.
     async fn capture(&mut self, uid: &Arc<str>, desired: &Desired) -> Result<(), EnrollError> {
-        let Some(first) = desired.addresses.first() else {
-            return Err(EnrollError::NoAddress);
-        };
-        tracing::debug!(%uid, address = %first, "capturing");
+        tracing::debug!(%uid, netns = %desired.netns.display(), "capturing");
         let netns = Netns::open(&desired.netns).map_err(|source| EnrollError::Netns {
             path: desired.netns.clone(),
             source,
         })?;
+        check_addresses(&netns, &desired.addresses)?;
         let pod = Arc::new(Pod {
             uid: uid.clone(),
             netns,
             addresses: desired.addresses.clone(),
         });
-        let captured = Captured {
-            pod: Arc::clone(&pod),
-            modes: desired.modes.clone(),
-            released: CancellationToken::new(),
-        };
-        self.listen(&captured).await?;
         write_modes(&mut self.maps, &pod, &desired.modes)?;
         let cookie = pod.netns.cookie();
+        // Ends the listeners again unless all of it succeeds.
+        let listening = self.listen(&pod).await?;
         self.kernel
             .attach_lookup(cookie, std::os::fd::AsFd::as_fd(&pod.netns))
             .map_err(EnrollError::Attach)?;
         self.maps.insert_pod(cookie, &pod.addresses)?;
-        self.captured.insert(uid.clone(), captured);
+        let captured = Captured {
+            pod,
+            modes: desired.modes.clone(),
+            released: listening.disarm(),
+        };
         tracing::info!(%uid, netns = %desired.netns.display(), "pod captured");
-        Ok(())
+        match self.captured.insert(uid.clone(), captured) {
+            Some(old) => self.let_go(&old, Some(cookie)),
+            None => Ok(()),
+        }
     }
 
     /// Gives each worker its listeners in the pod, and the kernel the list of them. Listeners of an earlier agent are
     /// replaced one by one; what waits in them is that agent's to finish.
-    async fn listen(&mut self, captured: &Captured) -> Result<(), EnrollError> {
+    async fn listen(&mut self, pod: &Arc<Pod>) -> Result<DropGuard, EnrollError> {
+        let released = CancellationToken::new();
+        let listening = released.clone().drop_guard();
         for (number, worker) in (0_u16..).zip(&self.workers) {
-            let listeners = captured.pod.listen().map_err(EnrollError::Listen)?;
+            let listeners = pod.listen().map_err(EnrollError::Listen)?;
             for listener in &listeners {
                 let family = |ip: &&IpAddr| Family::of(**ip) == listener.family;
-                for address in captured.pod.addresses.iter().filter(family) {
-                    self.maps
-                        .insert_listener(*address, listener.kind, number, &listener.socket)?;
+                for address in pod.addresses.iter().filter(family) {
+                    self.maps.insert_listener(*address, listener.kind, number, &listener.socket)?;
                 }
             }
             let serve = Serve {
-                pod: Arc::clone(&captured.pod),
+                pod: Arc::clone(pod),
                 listeners,
-                released: captured.released.clone(),
+                released: released.clone(),
             };
             worker.send(serve).await.map_err(|_| EnrollError::WorkerGone)?;
         }
-        Ok(())
+        Ok(listening)
     }
 
     fn set_modes(&mut self, uid: &str, modes: &PortModes) -> Result<(), EnrollError> {
@@ -215,37 +217,33 @@ impl Enrolment {
         Ok(())
     }
 
-    /// Outbound first: from here on the pod's new connections are its own. Running ones are carried to their end.
     fn release(&mut self, uid: &str) -> Result<(), EnrollError> {
-        let Some(captured) = self.captured.get(uid) else {
+        let Some(captured) = self.captured.remove(uid) else {
             return Ok(());
         };
-        let (pod, cookie) = (Arc::clone(&captured.pod), captured.pod.netns.cookie());
-        self.maps.remove_pod(cookie)?;
-        self.kernel.detach_lookup(cookie).map_err(EnrollError::Attach)?;
+        tracing::info!(uid, "pod released");
+        self.let_go(&captured, None)
+    }
+
+    /// Outbound first: from here on the pod's new connections are its own. Running ones are carried to their end.
+    /// What is still in use, by the pod's own new capture in the namespace `kept` or by another pod, stays.
+    fn let_go(&mut self, captured: &Captured, kept: Option<u64>) -> Result<(), EnrollError> {
+        let (pod, cookie) = (&captured.pod, captured.pod.netns.cookie());
+        if kept != Some(cookie) {
+            self.maps.remove_pod(cookie)?;
+            self.kernel.detach_lookup(cookie).map_err(EnrollError::Attach)?;
+        }
         captured.released.cancel();
-        for address in &pod.addresses {
-            // An address that another pod has by now keeps that pod's entries.
-            if self
-                .captured
-                .iter()
-                .any(|(other, it)| **other != *uid && it.pod.addresses.contains(address))
-            {
-                continue;
-            }
+        let in_use = |address: &&IpAddr| self.captured.values().any(|it| it.pod.addresses.contains(address));
+        let gone: Vec<_> = pod.addresses.iter().filter(|address| !in_use(address)).copied().collect();
+        for address in gone {
             for worker in 0..self.workers.len() as u16 {
-                for kind in [
-                    ListenerKind::Outbound,
-                    ListenerKind::Hbone,
-                    ListenerKind::Plaintext,
-                ] {
-                    self.maps.remove_listener(*address, kind, worker)?;
+                for kind in [ListenerKind::Outbound, ListenerKind::Hbone, ListenerKind::Plaintext] {
+                    self.maps.remove_listener(address, kind, worker)?;
                 }
             }
-            self.maps.set_port_modes(*address, &[])?;
+            self.maps.set_port_modes(address, &[])?;
         }
-        self.captured.remove(uid);
-        tracing::info!(uid, "pod released");
         Ok(())
     }
 
@@ -267,20 +265,28 @@ impl Enrolment {
     }
 }
 
-/// The difference between what should be and what is. Releases come first: a pod that was made anew has the name, and
-/// may have the address, of the one that went.
+/// The difference between what should be and what is. Releases come first: another pod may have the address of one that
+/// went. A pod that changed, or was made anew, is captured as it is now and never released in between.
 fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desired>) -> Vec<Action> {
     let same_pod = |a: &Desired, b: &Desired| a.netns == b.netns && a.addresses == b.addresses;
-    let stale = |(uid, is): &(&Arc<str>, &Desired)| !desired.get(*uid).is_some_and(|want| same_pod(want, is));
-    let releases = actual
-        .iter()
-        .filter(stale)
-        .map(|(uid, _)| Action::Release(uid.clone()));
+    let unwanted = actual.keys().filter(|uid| !desired.contains_key(*uid));
+    let releases = unwanted.map(|uid| Action::Release(uid.clone()));
     let rest = desired.iter().filter_map(|(uid, want)| match actual.get(uid) {
         Some(is) if same_pod(want, is) => (want.modes != is.modes).then(|| Action::SetModes(uid.clone())),
         _ => Some(Action::Capture(uid.clone())),
     });
     releases.chain(rest).collect()
+}
+
+/// The pod must have the addresses that the mesh gives it: a wrong one would send its apps' connections elsewhere.
+fn check_addresses(netns: &Netns, addresses: &[IpAddr]) -> Result<(), EnrollError> {
+    if addresses.is_empty() {
+        return Err(EnrollError::NoAddress);
+    }
+    addresses.iter().try_for_each(|address| {
+        let bound = netns.enter(|| UdpSocket::bind((*address, 0)));
+        bound.map(drop).map_err(|source| EnrollError::NotItsAddress { address: *address, source })
+    })
 }
 
 fn write_modes(maps: &mut Maps, pod: &Pod, modes: &PortModes) -> Result<(), EnrollError> {
@@ -330,14 +336,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_made_anew_is_released_before_it_is_captured() {
+    fn a_pod_that_changed_is_never_released_in_between() {
         let old = pod("/run/netns/a", "10.0.0.1", MtlsMode::Permissive);
+        let captured_anew = [Action::Capture("a".into())];
         let moved = pod("/run/netns/b", "10.0.0.1", MtlsMode::Permissive);
-        check(
-            &[("a", moved)],
-            &[("a", old)],
-            &[Action::Release("a".into()), Action::Capture("a".into())],
-        );
+        check(&[("a", moved)], &[("a", old.clone())], &captured_anew);
+        let other_address = pod("/run/netns/a", "10.0.0.2", MtlsMode::Permissive);
+        check(&[("a", other_address)], &[("a", old)], &captured_anew);
     }
 
     #[test]

@@ -82,7 +82,7 @@ async fn admit_plaintext(
 pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
     let since = Instant::now();
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
-    match accept_tunnel(&worker, &pod, tcp, peer).await {
+    match accept_tunnel(&worker, &pod, tcp, peer, gateway).await {
         Ok((stream, identity, _held)) => {
             let tunnel = Arc::new(InboundTunnel {
                 worker: Arc::clone(&worker),
@@ -116,26 +116,12 @@ async fn accept_tunnel<'a>(
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
+    gateway: Option<SocketAddr>,
 ) -> Result<(TlsStream, SpiffeId, Held<'a>), Outcome> {
-    let config = {
-        let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
-        let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
-        let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
-            Outcome::Failed(
-                FailureKind::Identity,
-                format!("no certificate for {} yet", workload.identity),
-            )
-        })?;
-        let trust = worker.shared.svids.trust();
-        tls::server_config(
-            Arc::clone(&svid.cert),
-            &trust,
-            std::slice::from_ref(mesh.trust_domain()),
-        )
-        .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?
-    };
-    let held = worker.inbound_tunnels.hold(peer.ip())?;
-    let _underway = worker.handshakes.hold(peer.ip())?;
+    let at = gateway.ok_or(Refusal::NotCaptured)?.ip();
+    let held = worker.inbound_tunnels.hold(peer.ip(), at)?;
+    let _underway = worker.handshakes.hold(peer.ip(), at)?;
+    let config = server_config(worker, pod)?;
     let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
     let (stream, identity) = accepted.map_err(|error| {
         let kind = if error.is_identity() {
@@ -146,6 +132,22 @@ async fn accept_tunnel<'a>(
         Outcome::Failed(kind, chain(&error))
     })?;
     Ok((stream, identity, held))
+}
+
+/// TLS as the pod that was dialled speaks it.
+fn server_config(worker: &Worker, pod: &Pod) -> Result<Arc<rustls::ServerConfig>, Outcome> {
+    let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+    let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
+    let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
+        Outcome::Failed(
+            FailureKind::Identity,
+            format!("no certificate for {} yet", workload.identity),
+        )
+    })?;
+    let trust = worker.shared.svids.trust();
+    let trust_domains = std::slice::from_ref(mesh.trust_domain());
+    tls::server_config(Arc::clone(&svid.cert), &trust, trust_domains)
+        .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))
 }
 
 /// A tunnel whose peer has proved who it is.
@@ -218,7 +220,7 @@ impl InboundTunnel {
         flow.destination.workload = Some(Arc::clone(workload));
         flow.destination.identity = Some(workload.identity.clone());
         flow.source.workload = mesh.workload_at(self.peer.ip()).cloned();
-        let target = target::of_authority(&mesh, workload, &self.pod, &target?, host.as_deref())?;
+        let target = target::of_authority(&mesh, workload, &self.pod, &target?, (client.ip(), host.as_deref()))?;
         let destination = target.addr;
         flow.destination.addr = Some(destination);
         flow.service = target.service;

@@ -284,7 +284,7 @@ fn desired(mesh: &Mesh, local: &[LocalPod]) -> BTreeMap<Arc<str>, Desired> {
     local.iter().filter_map(desired).collect()
 }
 
-/// The default addresses of the agent's own ports (COMPAT A2).
+/// The default addresses of the agent's own ports: as Istio's ambient mode has them.
 pub fn default_ports() -> AdminAddrs {
     AdminAddrs {
         admin: SocketAddr::from(([127, 0, 0, 1], 15000)),

@@ -138,7 +138,10 @@ async fn dial_direct(
         .is_some_and(|workload| workload.uid == pod.uid);
     let dialled = match flow.source.addr {
         Some(client) if itself => dial_app(&worker.sockets, pod, addr, client).await,
-        _ => dial(&worker.sockets, pod, addr).await,
+        client => {
+            let source = client.map_or(addr.ip(), |client| client.ip());
+            dial(&worker.sockets, pod, source, addr).await
+        }
     };
     dialled.map_err(|error| Unreached {
         outcome: Outcome::Failed(FailureKind::Connect, format!("{addr} cannot be reached: {error}")),
@@ -171,6 +174,7 @@ async fn dial_tunnel(
         source: source.identity.clone(),
         generation: svid.generation,
         accept: Arc::clone(&tunnel.identities),
+        netns: pod.netns.cookie(),
         source_ip: client.ip(),
         gateway: tunnel.addr,
     };
@@ -186,7 +190,8 @@ async fn dial_tunnel(
     let trust = worker.shared.svids.trust();
     let config = || tls::client_config(Arc::clone(&svid.cert), &trust, Arc::clone(&tunnel.identities));
     let (dialler, from, gateway) = (Arc::clone(worker), Arc::clone(pod), tunnel.addr);
-    let dial = move || async move { dial(&dialler.sockets, &from, gateway).await };
+    let source_ip = client.ip();
+    let dial = move || async move { dial(&dialler.sockets, &from, source_ip, gateway).await };
     let stream = worker
         .tunnels
         .connect(key, config, dial, request)

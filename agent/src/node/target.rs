@@ -1,6 +1,9 @@
 //! What an inbound connection asks for: which port of this pod, and through which service. Pure.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::pod::Pod;
 use crate::{
@@ -16,13 +19,13 @@ pub(super) struct Target {
 
 /// Where a CONNECT leads: to this pod, by its address or by a service that it backs; nowhere else, and not to ourselves.
 /// `host` is the service that the other agent says was dialled: it is believed for telemetry only, and only where the
-/// pod backs that service.
+/// pod backs that service. The client's address tells the family: an app can only be shown a client of its own.
 pub(super) fn of_authority(
     mesh: &Mesh,
     workload: &Workload,
     pod: &Pod,
     authority: &Authority,
-    host: Option<&str>,
+    (client, host): (IpAddr, Option<&str>),
 ) -> Result<Target, Refusal> {
     let elsewhere = || Refusal::NotThisWorkload(authority.to_string());
     let (key, port) = match authority {
@@ -32,7 +35,7 @@ pub(super) fn of_authority(
             if is_own_port(addr.port()) {
                 return Err(Refusal::OwnPort(addr.port()));
             }
-            if pod.addresses.contains(&addr.ip()) {
+            if pod.addresses.contains(&addr.ip()) && addr.is_ipv4() == client.is_ipv4() {
                 let service = of_port(mesh, workload, addr.port(), host);
                 return Ok(Target { addr, service });
             }
@@ -41,7 +44,7 @@ pub(super) fn of_authority(
             (backed.map(|service| &service.key), addr.port())
         }
     };
-    through_service(mesh, workload, pod, key.ok_or_else(elsewhere)?, port)
+    through_service(mesh, workload, pod, key.ok_or_else(elsewhere)?, (client, port))
 }
 
 /// The pod's own port behind a service's.
@@ -50,12 +53,16 @@ fn through_service(
     workload: &Workload,
     pod: &Pod,
     key: &ServiceKey,
-    port: u16,
+    (client, port): (IpAddr, u16),
 ) -> Result<Target, Refusal> {
     let endpoint = mesh.endpoints(key).iter().find(|endpoint| endpoint.workload.uid == workload.uid);
     let target = endpoint.and_then(|endpoint| endpoint.target_port(port));
     let port = target.ok_or_else(|| Refusal::NoSuchPort(key.clone(), port))?;
-    let address = pod.addresses.first().ok_or(Refusal::UnknownWorkload)?;
+    if is_own_port(port) {
+        return Err(Refusal::OwnPort(port));
+    }
+    let mut of_family = pod.addresses.iter().filter(|address| address.is_ipv4() == client.is_ipv4());
+    let address = of_family.next().ok_or(Refusal::UnknownWorkload)?;
     Ok(Target {
         addr: SocketAddr::new(*address, port),
         service: mesh.service(key).cloned(),

@@ -25,7 +25,7 @@ use crate::{
     net::tls::{self, TlsError, TrustBundle},
 };
 
-/// How long a certificate is good for (COMPAT A4).
+/// How long a certificate is good for: as in Istio's ambient mode.
 const LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Clocks of nodes differ.
 const BACKDATED: Duration = Duration::from_secs(60);

@@ -178,7 +178,7 @@ where
     }
 }
 
-/// One access event. The field names are Istio's (COMPAT A9); a field that has no value is left out of the line.
+/// One access event. The field names are Istio's; a field that has no value is left out of the line.
 macro_rules! access_event {
     ($level:expr, $flow:expr, $message:literal $(, $name:ident = $value:expr)*) => {
         tracing::event!(

@@ -125,7 +125,7 @@ pub struct PodStatus {
 pub enum PodState {
     /// Its connections are ours.
     Captured,
-    /// Not yet; its connections are refused meanwhile.
+    /// Not yet. Until it is captured its traffic is not the mesh's: it goes as it would without weft.
     Pending,
     /// It could not be captured; the message says why.
     Failed,

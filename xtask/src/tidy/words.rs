@@ -1,5 +1,5 @@
-//! Words that the project's text must not have: paths of one machine, numbers of issues that a reader cannot open, and
-//! notes for later that do not say what they wait for.
+//! Words that the project's text must not have: paths of one machine, numbers of issues and names of documents that a
+//! reader cannot open, and notes for later that do not say what they wait for.
 
 use super::{Finding, source::Source};
 
@@ -13,7 +13,9 @@ pub(super) fn in_comments(source: &Source) -> Vec<Finding> {
         .filter_map(|(i, line)| machine_path(line).map(|told| at(&source.path, i + 1, told)))
         .collect();
     for (line, comment) in &source.comments {
-        let told = issue_number(comment).or_else(|| bare_todo(comment));
+        let told = issue_number(comment)
+            .or_else(|| document(comment))
+            .or_else(|| bare_todo(comment));
         findings.extend(told.map(|told| at(&source.path, *line, told)));
     }
     findings
@@ -23,7 +25,9 @@ pub(super) fn in_comments(source: &Source) -> Vec<Finding> {
 pub(super) fn in_text(path: &str, text: &str) -> Vec<Finding> {
     let lines = text.lines().enumerate();
     let told = lines.filter_map(|(i, line)| {
-        let told = machine_path(line).or_else(|| issue_number(line).filter(|_| path.ends_with(".md")))?;
+        let told = machine_path(line)
+            .or_else(|| document(line))
+            .or_else(|| issue_number(line).filter(|_| path.ends_with(".md")))?;
         Some(at(path, i + 1, told))
     });
     told.collect()
@@ -74,6 +78,21 @@ fn issue_number(text: &str) -> Option<Told> {
 /// Projects whose issues may be cited by number.
 const PROJECTS: [&str; 8] = ["aya", "beyla", "dae", "h2", "istio", "rustls", "tokio", "ztunnel"];
 
+/// Documents that are not in the repository.
+const DOCUMENTS: [&str; 4] = ["COMPAT", "DESIGN.md", "KERNEL.md", "STYLE.md"];
+
+/// One of them as a word of its own.
+fn document(text: &str) -> Option<Told> {
+    let in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let alone = |name: &str| {
+        text.match_indices(name)
+            .any(|(at, _)| !text[..at].ends_with(in_word) && !text[at + name.len()..].starts_with(in_word))
+    };
+    let name = DOCUMENTS.into_iter().find(|name| alone(name))?;
+    let mend = "write what it says, or name a public source: Istio's ambient mode, an RFC";
+    Some((format!("`{name}` is not in the repository"), mend))
+}
+
 fn bare_todo(comment: &str) -> Option<Told> {
     let mend = "write `TODO(what it waits for): what to do then`";
     let word = ["TODO", "FIXME", "XXX"]
@@ -113,6 +132,22 @@ mod tests {
         check("// as in dae #518, #912; rust-lang/rust#70436", &[]);
         check("// section #a1b2c3, colour #123456, `#[test]`", &[]);
         check("const A: &str = \"#12\";", &[]);
+    }
+
+    #[test]
+    fn documents_that_are_not_here_are_not_named() {
+        for name in DOCUMENTS {
+            let told = format!("`{name}` is not in the repository");
+            check(&format!("// the ports ({name} A2)"), &[&*told]);
+            check(&format!("//! {name}"), &[&*told]);
+            check(&format!("// {name}ible, {name}_X, IN{name}"), &[]);
+            check(&format!("const A: &str = \"{name}\";"), &[]);
+            assert_eq!(
+                in_text("a.yaml", &format!("one\n# see docs/{name}.\n"))[0].line,
+                2
+            );
+        }
+        check("// compatible, the design, its style", &[]);
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl World {
 
     pub(super) fn key(&self) -> TunnelKey {
         TunnelKey {
+            netns: 0,
             source: CLIENT.parse().unwrap(),
             generation: 1,
             accept: [SERVER.parse().unwrap()].into(),

@@ -1,4 +1,5 @@
-//! Who may reach a workload (COMPAT A6), as tables; and `authorize` against an oracle that is too simple to be wrong.
+//! Who may reach a workload, as Istio's ambient mode has it, as tables; and `authorize` against an oracle that is too
+//! simple to be wrong.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -519,7 +520,7 @@ fn any_conn() -> impl Strategy<Value = Inbound> {
     })
 }
 
-/// The same question, asked without any index, in the words of COMPAT A6.
+/// The same question, asked without any index, in the order that Istio's policies have.
 fn oracle(policies: &[Policy], workload: &Workload, strict: bool, conn: &Inbound) -> Verdict {
     if strict && conn.peer.is_none() {
         return Verdict::Deny(Refusal::PlaintextToStrict(conn.destination.port()));

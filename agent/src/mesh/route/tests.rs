@@ -1,4 +1,4 @@
-//! Where connections go (COMPAT A8), as a table; and what no mesh whatever may make `route` do.
+//! Where connections go, as Istio's ambient mode has it, as a table; and what no mesh whatever may make `route` do.
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
