@@ -61,7 +61,11 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
         Connect::Refuse => return REFUSE,
         Connect::Steer(pod) => {
             let loops = has_pod_source(sock, &sock.source4(), &pod, |pod| sock.bind4(pod));
-            let hop = if loops { destination.loopback_for(sock.port()) } else { pod };
+            let hop = if loops {
+                destination.loopback_for(sock.port())
+            } else {
+                pod
+            };
             sock.set4(&hop, OUTBOUND_PORT);
         }
     }
@@ -83,7 +87,11 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
         Connect::Refuse => return REFUSE,
         Connect::Steer(pod) => {
             let loops = has_pod_source(sock, &sock.source6(), &pod, |pod| sock.bind6(pod));
-            let hop = if loops { destination.loopback_for(sock.port()) } else { pod };
+            let hop = if loops {
+                destination.loopback_for(sock.port())
+            } else {
+                pod
+            };
             sock.set6(&hop, OUTBOUND_PORT);
         }
     }

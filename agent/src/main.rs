@@ -53,7 +53,10 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
 /// Every connection takes two files, every pod some more: as many as the hard limit allows, which needs no capability.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, files = limit.current, "cannot raise the limit of open files");
     }

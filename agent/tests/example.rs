@@ -32,7 +32,7 @@ fn the_example_mesh_file_means_what_it_says() {
         panic!("not a tunnel")
     };
     assert_eq!(tunnel.addr.to_string(), "10.244.2.10:15008");
-    assert_eq!(*tunnel.identities, [cart.identity.clone()]);
+    assert_eq!(*tunnel.identities, *std::slice::from_ref(&cart.identity));
 
     let ask = |peer, port| {
         let destination = ([10, 244, 2, 10], port).into();

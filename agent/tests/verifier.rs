@@ -13,15 +13,27 @@ const MOST_INSTRUCTIONS: u32 = 20_000;
 fn check(name: &str) {
     for (build, object) in [("release", OBJECT), ("with log", OBJECT_WITH_LOG)] {
         let programs = verify(object).unwrap_or_else(|error| panic!("{build}: load the object: {error:?}"));
-        assert_eq!(programs.len(), 6, "{build}: a program without a test: {programs:?}");
+        assert_eq!(
+            programs.len(),
+            6,
+            "{build}: a program without a test: {programs:?}"
+        );
         let program = programs.into_iter().find(|program| program.name == name);
         let program = program.unwrap_or_else(|| panic!("{build}: no program {name}"));
-        let info = program.result.unwrap_or_else(|error| panic!("{build}: {name}: {error}"));
+        let info = program
+            .result
+            .unwrap_or_else(|error| panic!("{build}: {name}: {error}"));
         let instructions = info.verified_instruction_count();
         let shown = instructions.map_or("not counted by this kernel".to_owned(), |count| count.to_string());
         // Not println!, which a test that passes keeps to itself.
-        let _ = writeln!(std::io::stderr(), "{build:>8}  {name:<18}  instructions verified: {shown}");
-        assert!(instructions.is_none_or(|count| count < MOST_INSTRUCTIONS), "{build}: {name}: {shown}");
+        let _ = writeln!(
+            std::io::stderr(),
+            "{build:>8}  {name:<18}  instructions verified: {shown}"
+        );
+        assert!(
+            instructions.is_none_or(|count| count < MOST_INSTRUCTIONS),
+            "{build}: {name}: {shown}"
+        );
     }
 }
 

@@ -1,5 +1,5 @@
-//! The texts that travel with a CONNECT: `:authority`, `baggage`, `forwarded`, `traceparent`; as Istio's
-//! ambient mode has them.
+//! The texts that travel with a CONNECT: `:authority`, `baggage`, `forwarded`, `traceparent`; as in
+//! Istio's ambient mode.
 //!
 //! Pure parsing and printing. What a peer writes here is a claim: telemetry may show it, no verdict may rest on it
 //! unless the peer's identity allows it to be believed. Used by `pool`, `server` and the roles.

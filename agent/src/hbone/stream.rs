@@ -223,7 +223,13 @@ impl ToApp {
         count: impl Fn(u64),
     ) -> Poll<Result<(), CopyError>> {
         while !self.done {
-            self.take_arrived(cx).map_err(CopyError::Stream)?;
+            if let Err(err) = self.take_arrived(cx) {
+                // What arrived before the reset goes to the app before it, as far as the app takes it.
+                while let Poll::Ready(Ok(written @ 1..)) = self.outlet.poll_flush(cx, app) {
+                    count(written as u64);
+                }
+                return Poll::Ready(Err(CopyError::Stream(err)));
+            }
             if !self.outlet.is_empty() {
                 let written = ready!(self.outlet.poll_flush(cx, app)).map_err(CopyError::App)?;
                 count(written as u64);

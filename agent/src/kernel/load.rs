@@ -263,7 +263,9 @@ impl Kernel {
     fn attach_to_cgroup(&mut self) -> Result<(), LoadError> {
         let cgroup = File::open(&self.cgroup_root)
             .map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
-        let metadata = cgroup.metadata().map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
+        let metadata = cgroup
+            .metadata()
+            .map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
         let pin_of = |name: &str| format!("{LINK_PREFIX}{name}@{}", metadata.ino());
         for name in CGROUP_PROGRAMS {
             let pin = self.pin_dir.join(pin_of(name));

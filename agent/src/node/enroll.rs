@@ -149,7 +149,10 @@ impl Enrolment {
             addresses: captured.pod.addresses.clone(),
             modes: captured.modes.clone(),
         };
-        self.captured.iter().map(|(uid, captured)| (uid.clone(), of(captured))).collect()
+        self.captured
+            .iter()
+            .map(|(uid, captured)| (uid.clone(), of(captured)))
+            .collect()
     }
 
     /// Inbound first, outbound last: a pod that is half captured refuses, it never leaks. A pod that is captured already
@@ -196,7 +199,8 @@ impl Enrolment {
             for listener in &listeners {
                 let family = |ip: &&IpAddr| Family::of(**ip) == listener.family;
                 for address in pod.addresses.iter().filter(family) {
-                    self.maps.insert_listener(*address, listener.kind, number, &listener.socket)?;
+                    self.maps
+                        .insert_listener(*address, listener.kind, number, &listener.socket)?;
                 }
             }
             let serve = Serve {
@@ -234,11 +238,24 @@ impl Enrolment {
             self.kernel.detach_lookup(cookie).map_err(EnrollError::Attach)?;
         }
         captured.released.cancel();
-        let in_use = |address: &&IpAddr| self.captured.values().any(|it| it.pod.addresses.contains(address));
-        let gone: Vec<_> = pod.addresses.iter().filter(|address| !in_use(address)).copied().collect();
+        let in_use = |address: &&IpAddr| {
+            self.captured
+                .values()
+                .any(|it| it.pod.addresses.contains(address))
+        };
+        let gone: Vec<_> = pod
+            .addresses
+            .iter()
+            .filter(|address| !in_use(address))
+            .copied()
+            .collect();
         for address in gone {
             for worker in 0..self.workers.len() as u16 {
-                for kind in [ListenerKind::Outbound, ListenerKind::Hbone, ListenerKind::Plaintext] {
+                for kind in [
+                    ListenerKind::Outbound,
+                    ListenerKind::Hbone,
+                    ListenerKind::Plaintext,
+                ] {
                     self.maps.remove_listener(address, kind, worker)?;
                 }
             }
@@ -285,7 +302,10 @@ fn check_addresses(netns: &Netns, addresses: &[IpAddr]) -> Result<(), EnrollErro
     }
     addresses.iter().try_for_each(|address| {
         let bound = netns.enter(|| UdpSocket::bind((*address, 0)));
-        bound.map(drop).map_err(|source| EnrollError::NotItsAddress { address: *address, source })
+        bound.map(drop).map_err(|source| EnrollError::NotItsAddress {
+            address: *address,
+            source,
+        })
     })
 }
 

@@ -183,7 +183,10 @@ impl InboundTunnel {
         flow.mutual_tls = true;
         flow.gateway = self.gateway;
         let target = request.target.clone();
-        let host = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.clone());
+        let host = request
+            .forwarded
+            .as_ref()
+            .and_then(|forwarded| forwarded.host.clone());
         let admitted = tokio::select! {
             admitted = self.admit_stream(target, host, client, &mut flow) => admitted,
             () = request.respond.cancelled() => {
@@ -220,7 +223,13 @@ impl InboundTunnel {
         flow.destination.workload = Some(Arc::clone(workload));
         flow.destination.identity = Some(workload.identity.clone());
         flow.source.workload = mesh.workload_at(self.peer.ip()).cloned();
-        let target = target::of_authority(&mesh, workload, &self.pod, &target?, (client.ip(), host.as_deref()))?;
+        let target = target::of_authority(
+            &mesh,
+            workload,
+            &self.pod,
+            &target?,
+            (client.ip(), host.as_deref()),
+        )?;
         let destination = target.addr;
         flow.destination.addr = Some(destination);
         flow.service = target.service;

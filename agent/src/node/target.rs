@@ -55,13 +55,19 @@ fn through_service(
     key: &ServiceKey,
     (client, port): (IpAddr, u16),
 ) -> Result<Target, Refusal> {
-    let endpoint = mesh.endpoints(key).iter().find(|endpoint| endpoint.workload.uid == workload.uid);
+    let endpoint = mesh
+        .endpoints(key)
+        .iter()
+        .find(|endpoint| endpoint.workload.uid == workload.uid);
     let target = endpoint.and_then(|endpoint| endpoint.target_port(port));
     let port = target.ok_or_else(|| Refusal::NoSuchPort(key.clone(), port))?;
     if is_own_port(port) {
         return Err(Refusal::OwnPort(port));
     }
-    let mut of_family = pod.addresses.iter().filter(|address| address.is_ipv4() == client.is_ipv4());
+    let mut of_family = pod
+        .addresses
+        .iter()
+        .filter(|address| address.is_ipv4() == client.is_ipv4());
     let address = of_family.next().ok_or(Refusal::UnknownWorkload)?;
     Ok(Target {
         addr: SocketAddr::new(*address, port),
@@ -70,9 +76,18 @@ fn through_service(
 }
 
 /// The service that leads to a port of the workload: the one that was named, or the only one that does.
-pub(super) fn of_port(mesh: &Mesh, workload: &Workload, port: u16, host: Option<&str>) -> Option<Arc<Service>> {
+pub(super) fn of_port(
+    mesh: &Mesh,
+    workload: &Workload,
+    port: u16,
+    host: Option<&str>,
+) -> Option<Arc<Service>> {
     let named = host.and_then(|host| backed(workload, host));
-    let leads = |key: &&ServiceKey| workload.services[*key].iter().any(|mapping| mapping.target_port == port);
+    let leads = |key: &&ServiceKey| {
+        workload.services[*key]
+            .iter()
+            .any(|mapping| mapping.target_port == port)
+    };
     let key = named.or_else(|| {
         let mut leading = workload.services.keys().filter(leads);
         leading.next().filter(|_| leading.next().is_none())
@@ -81,5 +96,8 @@ pub(super) fn of_port(mesh: &Mesh, workload: &Workload, port: u16, host: Option<
 }
 
 fn backed<'a>(workload: &'a Workload, host: &str) -> Option<&'a ServiceKey> {
-    workload.services.keys().find(|key| key.hostname.eq_ignore_ascii_case(host))
+    workload
+        .services
+        .keys()
+        .find(|key| key.hostname.eq_ignore_ascii_case(host))
 }

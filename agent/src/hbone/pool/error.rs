@@ -84,7 +84,9 @@ impl ConnectError {
             Self::Tls { .. } => FailureKind::Tls,
             Self::H2 { .. } | Self::Closed { .. } => FailureKind::H2Handshake,
             Self::Refused { status: 401, .. } => FailureKind::Denied,
-            Self::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut => FailureKind::NetworkPolicy,
+            Self::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                FailureKind::NetworkPolicy
+            }
             Self::Authority(_) | Self::Dial { .. } | Self::Refused { .. } | Self::Unanswered { .. } => {
                 FailureKind::Connect
             }
