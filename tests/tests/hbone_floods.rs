@@ -315,6 +315,8 @@ fn more_streams_than_are_allowed_are_refused_one_by_one() {
 fn tiny_frames_to_an_app_that_does_not_read_wait_within_the_window() {
     survives_tunnel(async |scene, _, mut raw| {
         let _deaf = connect_deaf(scene, &mut raw).await?;
+        // Only from here on may it use the window that the agent announced (RFC 9113 6.5.3).
+        raw.send(&raw::frame(raw::SETTINGS, 1, 0, &[])).await;
         let chunk = raw::frame(raw::DATA, 0, 1, b"x").repeat(1000);
         for sent in 0..500 {
             ensure!(

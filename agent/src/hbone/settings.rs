@@ -52,10 +52,11 @@ impl Default for Settings {
 /// What small DATA frames that nobody has read yet may cost, at 256 bytes less their length each.
 ///
 /// h2's default is half the connection window, and a connection that exceeds it is closed with every stream on it. But
-/// one turn of the event loop can take in 512 KiB (128 reads of 4 KiB, which is all that rustls asks for at once) before any stream gets to read: some 50,000
-/// frames of one byte, as a hundred chatty apps may well send while this node is busy. This is 65,000 of them, about
-/// 16 MiB of memory. Streams always take what arrived (see `stream`), so only a peer that means harm gets beyond it.
-const DATA_FRAME_BUDGET: usize = 64 * 1024 * 256;
+/// one turn of the event loop can take in 512 KiB (128 reads of 4 KiB, which is all that rustls asks for at once) before
+/// any stream gets to read: some 50,000 frames of one byte, as a hundred chatty apps may well send while this node is
+/// busy, and what was decrypted before comes on top. This is 131,000 of them, about 32 MiB of memory. Streams always take
+/// what arrived (see `stream`), so only a peer that means harm gets beyond it.
+const DATA_FRAME_BUDGET: usize = 128 * 1024 * 256;
 
 /// Streams that the peer opened and reset before we looked at them. h2's default of 20 is less than a burst of apps
 /// that give up together; twice the streams of a connection is not.

@@ -119,7 +119,6 @@ async fn accept_tunnel<'a>(
     gateway: Option<SocketAddr>,
 ) -> Result<(TlsStream, SpiffeId, Held<'a>), Outcome> {
     let at = gateway.ok_or(Refusal::NotCaptured)?.ip();
-    let held = worker.inbound_tunnels.hold(peer.ip(), at)?;
     let _underway = worker.handshakes.hold(peer.ip(), at)?;
     let config = server_config(worker, pod)?;
     let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
@@ -131,6 +130,7 @@ async fn accept_tunnel<'a>(
         };
         Outcome::Failed(kind, chain(&error))
     })?;
+    let held = worker.inbound_tunnels.hold(peer.ip(), at)?;
     Ok((stream, identity, held))
 }
 

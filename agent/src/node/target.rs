@@ -19,7 +19,7 @@ pub(super) struct Target {
 
 /// Where a CONNECT leads: to this pod, by its address or by a service that it backs; nowhere else, and not to ourselves.
 /// `host` is the service that the other agent says was dialled: it is believed for telemetry only, and only where the
-/// pod backs that service. The client's address tells the family: an app can only be shown a client of its own.
+/// pod backs that service. The client's address tells which of the pod's addresses will do.
 pub(super) fn of_authority(
     mesh: &Mesh,
     workload: &Workload,
@@ -35,7 +35,7 @@ pub(super) fn of_authority(
             if is_own_port(addr.port()) {
                 return Err(Refusal::OwnPort(addr.port()));
             }
-            if pod.addresses.contains(&addr.ip()) && addr.is_ipv4() == client.is_ipv4() {
+            if pod.addresses.contains(&addr.ip()) && can_show(addr.ip(), client) {
                 let service = of_port(mesh, workload, addr.port(), host);
                 return Ok(Target { addr, service });
             }
@@ -45,6 +45,12 @@ pub(super) fn of_authority(
         }
     };
     through_service(mesh, workload, pod, key.ok_or_else(elsewhere)?, (client, port))
+}
+
+/// Whether an app that is dialled at `address` can be shown `client` as its peer: IPv4 fits into an IPv6 socket's
+/// address, not the other way round.
+fn can_show(address: IpAddr, client: IpAddr) -> bool {
+    client.is_ipv4() || address.is_ipv6()
 }
 
 /// The pod's own port behind a service's.
@@ -64,11 +70,14 @@ fn through_service(
     if is_own_port(port) {
         return Err(Refusal::OwnPort(port));
     }
-    let mut of_family = pod
+    let fits = |address: &&IpAddr| can_show(**address, client);
+    let same_family = pod
         .addresses
         .iter()
-        .filter(|address| address.is_ipv4() == client.is_ipv4());
-    let address = of_family.next().ok_or(Refusal::UnknownWorkload)?;
+        .find(|address| address.is_ipv4() == client.is_ipv4());
+    let address = same_family
+        .or_else(|| pod.addresses.iter().find(fits))
+        .ok_or(Refusal::UnknownWorkload)?;
     Ok(Target {
         addr: SocketAddr::new(*address, port),
         service: mesh.service(key).cloned(),
