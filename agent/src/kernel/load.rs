@@ -276,7 +276,7 @@ impl Kernel {
             let link = self.attach_one(name, &cgroup)?;
             link::pin(link, &pin).map_err(|source| LoadError::Link(pin, source))?;
         }
-        self.unpin_links_of_other_cgroups(&CGROUP_PROGRAMS.map(|name| pin_of(name)))
+        self.unpin_links_of_other_cgroups(&CGROUP_PROGRAMS.map(pin_of))
     }
 
     /// An earlier agent may have been attached to another cgroup. Its links go once ours are there.
