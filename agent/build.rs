@@ -40,8 +40,14 @@ fn main() -> Result<(), String> {
     println!("cargo::rerun-if-changed=build.rs");
 
     let toolchain = toolchain()?;
-    for (name, features) in [("weft-ebpf.o", None), ("weft-ebpf-log.o", Some("log"))] {
-        let object = build(&toolchain, &root.join("agent-ebpf"), &target_dir, features)?;
+    let layout = if cfg!(feature = "next-layout") {
+        "next-layout"
+    } else {
+        ""
+    };
+    for (name, log) in [("weft-ebpf.o", ""), ("weft-ebpf-log.o", "log")] {
+        let features = [layout, log].join(" ");
+        let object = build(&toolchain, &root.join("agent-ebpf"), &target_dir, &features)?;
         fs::copy(&object, out_dir.join(name)).map_err(|e| format!("copy {}: {e}", object.display()))?;
     }
     Ok(())
@@ -107,7 +113,7 @@ fn build(
     toolchain: &Toolchain,
     package: &Path,
     target_dir: &Path,
-    features: Option<&str>,
+    features: &str,
 ) -> Result<PathBuf, String> {
     let mut command = Command::new(&toolchain.cargo);
     command
@@ -121,7 +127,7 @@ fn build(
             "--target",
             TARGET,
         ])
-        .args(features.map(|features| format!("--features={features}")))
+        .arg(format!("--features={features}"))
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", target_dir)

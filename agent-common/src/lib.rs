@@ -10,14 +10,30 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The port that connect4/6 steers an app's socket to. Nobody listens on it: `sk_lookup` hands the SYN to the agent.
 pub const OUTBOUND_PORT: u16 = 15001;
+/// The first of the ports that sockets are steered to at the pod's own address, where all destinations share one: the
+/// last 64. The kernel gives out lower ones by itself.
+pub const SHARED_PORTS: u16 = 0xffc0;
 /// The port that tunnels (HBONE) arrive at.
 pub const HBONE_PORT: u16 = 15008;
+/// The port of DNS servers: what is sent there over UDP, the agent answers or passes on.
+pub const DNS_SERVER_PORT: u16 = 53;
+/// The first of the ports that such datagrams are steered to, at the pod's own address.
+pub const DNS_PORT: u16 = 15053;
+/// How many of those ports there are: one for each DNS server that a pod asks.
+pub const DNS_SLOTS: u16 = 8;
 
 /// The third word of an IPv4-mapped address, as it lies in memory.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 /// `127` in the first byte of an IPv4 address, as it lies in memory.
 const LOOPBACK4: u32 = 0x7f00_0000_u32.to_be();
 const LOOPBACK4_MASK: u32 = 0xff00_0000_u32.to_be();
+/// `127.64.0.0/10`: what sockets are steered to, each destination at an address of its own.
+const STEERED4: u32 = 0x7f40_0001;
+const STEERED4_MASK: u32 = 0xffc0_0000_u32.to_be();
+/// `127.150.x.0/24`: where the agent dials apps from, and nobody else by habit. `x` is of the layout: two agents of
+/// which one replaces the other do not refuse each other's.
+const BEHALF4: u32 = 0x7f96_0000 | ((size_of::<SocketState>() + size_of::<Handshake>()) as u32 & 0xff) << 8;
+const BEHALF4_MASK: u32 = 0xffff_ff00_u32.to_be();
 
 /// An IPv4-mapped or IPv6 address: four words in network order. Single fields, because copying an array between map
 /// values makes the compiler call `memmove`, which an eBPF program does not have.
@@ -82,25 +98,65 @@ impl Address {
         self.w0 & 0xffc0_0000_u32.to_be() == 0xfe80_0000_u32.to_be()
     }
 
-    /// A loopback address for connections to this destination: IPv4 has 2^22 of them, so that each destination has
-    /// its own range of source ports, as without a mesh; IPv6 has one.
+    /// `224.0.0.0/4`, broadcast, or `ff00::/8`: not one server.
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        let first = if self.is_v4() { self.w3 } else { self.w0 };
+        let prefix = if self.is_v4() {
+            0xe000_0000_u32
+        } else {
+            0xff00_0000
+        };
+        first & prefix.to_be() == prefix.to_be()
+    }
+
+    /// A loopback address for connections to this destination: IPv4 has 2^21 of them, so that each destination has
+    /// its own range of source ports, as without a mesh; IPv6 has only one for all.
     #[inline(always)]
     pub const fn loopback_for(&self, port: u16) -> Self {
         if self.is_v4() {
-            // Odd and below 127.128.0.0: never 127.0.0.0 nor 127.255.255.255, which are not for hosts.
-            Self::v4((0x7f00_0001 | (self.mix(port) & 0x007f_fffe)).to_be())
+            // Odd: never the address of a network or its broadcast, which are not for hosts.
+            Self::v4((STEERED4 | (self.mix(port) & 0x003f_fffe)).to_be())
         } else {
             Self::LOCALHOST_V6
         }
     }
 
-    /// A spread-out value of the address and a port, for choosing a worker.
+    /// Whether only steered sockets come here.
+    #[inline(always)]
+    pub const fn is_steered_to(&self) -> bool {
+        self.is_v4() && self.w3 & STEERED4_MASK == STEERED4.to_be() & STEERED4_MASK
+    }
+
+    /// One of 254 loopback addresses from which the agent dials apps over IPv4.
+    pub const fn behalf_source(number: u8) -> Self {
+        let number = if number == 0 || number == u8::MAX {
+            1
+        } else {
+            number
+        };
+        Self::v4((BEHALF4 | number as u32).to_be())
+    }
+
+    /// Whether this is a [`Self::behalf_source`] of this layout.
+    #[inline(always)]
+    pub const fn is_behalf_source(&self) -> bool {
+        self.is_v4() && self.w3 & BEHALF4_MASK == BEHALF4.to_be()
+    }
+
+    /// A spread-out value of the address and a port, for choosing a worker or a place to be steered to.
     #[inline(always)]
     pub const fn mix(&self, port: u16) -> u32 {
-        let words = self.w0 ^ self.w1.rotate_left(7) ^ self.w2.rotate_left(13) ^ self.w3.rotate_left(19);
-        let mixed = (words ^ port as u32).wrapping_mul(0x9e37_79b1);
-        mixed ^ (mixed >> 15)
+        stir(stir(stir(stir(self.w0, self.w1), self.w2), self.w3), port as u32)
     }
+}
+
+/// Every bit of both has its part in every bit of the answer, or nearly.
+#[inline(always)]
+const fn stir(mixed: u32, word: u32) -> u32 {
+    let mixed = mixed.wrapping_mul(0x9e37_79b1) ^ word;
+    let mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+    mixed ^ (mixed >> 13)
 }
 
 impl From<IpAddr> for Address {
@@ -132,6 +188,12 @@ impl From<Address> for IpAddr {
     }
 }
 
+/// Whether sockets are steered to this port.
+#[inline(always)]
+pub const fn is_steered_port(port: u16) -> bool {
+    port == OUTBOUND_PORT || port >= SHARED_PORTS
+}
+
 /// Value of `PODS`, keyed by the netns cookie (`SO_NETNS_COOKIE`): a pod whose sockets are captured.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +202,14 @@ pub struct Pod {
     pub v4: Address,
     /// The pod's IPv6 address; unspecified when it has none.
     pub v6: Address,
+    /// See [`pod_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`Pod::flags`].
+pub mod pod_flags {
+    /// What the pod sends to DNS servers is steered to the agent.
+    pub const DNS: u32 = 1;
 }
 
 /// Bits of [`SocketState::flags`] and [`Handshake::flags`].
@@ -153,7 +223,17 @@ pub mod flags {
     /// The agent's end of a steered connection. Not [`AGENT`]: what a program grants, an app that accepts in the
     /// agent's place could get; only userspace may say that a socket is the agent's own.
     pub const ACCEPTED: u32 = 8;
+    /// What the accepted socket must know could not be noted: the connection must not be used.
+    pub const UNNOTED: u32 = 16;
+    /// A program bound the socket to the pod's address when it was steered, not the app.
+    pub const BOUND: u32 = 32;
 }
+
+/// Words that only builds of another layout have (the feature `next-layout`), so that an upgrade across a change of
+/// layout can be tested before there is one.
+const RESERVED_WORDS: usize = if cfg!(feature = "next-layout") { 2 } else { 0 };
+/// See [`RESERVED_WORDS`].
+type Reserved = [u32; RESERVED_WORDS];
 
 /// Value of `SOCKETS`, the storage that belongs to one socket.
 #[repr(C)]
@@ -165,10 +245,12 @@ pub struct SocketState {
     pub port: u32,
     /// See [`flags`].
     pub flags: u32,
+    /// Nothing, but in builds of another layout.
+    pub reserved: Reserved,
 }
 
-/// Key of `HANDSHAKES`: both ends of a connection that begins, seen from the socket that dials. One end is always the
-/// pod's own address, which is unique on a node.
+/// Key of `HANDSHAKES` and `BEHALF`: both ends of a connection that begins, seen from the socket that dials. One end is
+/// always the pod's own address, which is unique on a node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tuple {
@@ -182,7 +264,7 @@ pub struct Tuple {
     pub remote_port: u16,
 }
 
-/// Value of `HANDSHAKES`: what the accepted socket must know of the one that dialled.
+/// Value of `HANDSHAKES` and `BEHALF`: what the accepted socket must know of the one that dialled.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Handshake {
@@ -190,8 +272,10 @@ pub struct Handshake {
     pub addr: Address,
     /// See [`SocketState::port`].
     pub port: u32,
-    /// [`flags::STEERED`] or [`flags::ON_BEHALF`].
+    /// [`flags::STEERED`], [`flags::ON_BEHALF`] or [`flags::UNNOTED`].
     pub flags: u32,
+    /// Nothing, but in builds of another layout.
+    pub reserved: Reserved,
 }
 
 /// What a listener of the agent takes.
@@ -204,6 +288,8 @@ pub enum ListenerKind {
     Hbone = 1,
     /// Anything else that arrives at the pod.
     Plaintext = 2,
+    /// Datagrams to DNS servers that were steered; [`ListenerKey::worker`] is the slot of the server.
+    Dns = 3,
 }
 
 /// Key of `LISTENERS`, the agent's listening sockets.
@@ -216,6 +302,26 @@ pub struct ListenerKey {
     pub kind: u16,
     /// The worker that owns the socket, from 0.
     pub worker: u16,
+}
+
+/// Key of `DNS_SERVERS`: one of the ports that a pod's datagrams are steered to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsSlot {
+    /// The pod's address, which the datagram has as source and as destination.
+    pub pod: Address,
+    /// From 0 to [`DNS_SLOTS`].
+    pub slot: u32,
+}
+
+/// Value of `DNS_SERVERS`: the server that stands behind a slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsServer {
+    /// Its address; its port is [`DNS_SERVER_PORT`].
+    pub addr: Address,
+    /// When it was last asked, by the kernel's monotonic clock, in units of 2^30 ns.
+    pub asked: u32,
 }
 
 /// Key of `PORT_MODES`: a port of a pod, or port 0 for all that are not listed.
@@ -246,10 +352,12 @@ pub struct Config {
 
 const _: () = {
     assert!(size_of::<Address>() == 16);
-    assert!(size_of::<Pod>() == 32);
-    assert!(size_of::<SocketState>() == 24);
+    assert!(size_of::<Pod>() == 36);
+    assert!(size_of::<DnsSlot>() == 20);
+    assert!(size_of::<DnsServer>() == 20);
+    assert!(size_of::<SocketState>() == 24 + size_of::<Reserved>());
     assert!(size_of::<Tuple>() == 36);
-    assert!(size_of::<Handshake>() == 24);
+    assert!(size_of::<Handshake>() == 24 + size_of::<Reserved>());
     assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<PortKey>() == 20);
     assert!(size_of::<Config>() == 4);
@@ -257,7 +365,9 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Address, Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple};
+    use super::{
+        Address, Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+    };
 
     macro_rules! plain_old_data {
         ($($name:ty),*) => { $(
@@ -268,6 +378,8 @@ mod user {
     plain_old_data!(
         Address,
         Config,
+        DnsServer,
+        DnsSlot,
         Handshake,
         ListenerKey,
         Pod,
@@ -278,42 +390,4 @@ mod user {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_round_trip_and_know_their_family() {
-        for (text, v4, loopback) in [
-            ("10.1.2.3", true, false),
-            ("127.0.0.1", true, true),
-            ("127.9.8.7", true, true),
-            ("::1", false, true),
-            ("fd00::1", false, false),
-            ("::ffff:10.1.2.3", true, false),
-        ] {
-            let ip: IpAddr = text.parse().expect("an address");
-            let address = Address::from(ip);
-            assert_eq!(IpAddr::from(address), ip.to_canonical(), "{text}");
-            assert_eq!((address.is_v4(), address.is_loopback()), (v4, loopback), "{text}");
-        }
-        assert!(Address::from(IpAddr::from([0, 0, 0, 0])).is_unspecified());
-        assert!(Address::default().is_unspecified());
-        assert!(Address::from("fe80::1".parse::<IpAddr>().expect("an address")).is_v6_link_local());
-    }
-
-    #[test]
-    fn each_destination_has_a_loopback_address_that_a_host_may_have() {
-        for last in 0..=255_u8 {
-            let destination = Address::from(IpAddr::from([10, 96, last, 255 - last]));
-            for port in [1, 80, 443, 8080, u16::MAX] {
-                let IpAddr::V4(hop) = destination.loopback_for(port).into() else {
-                    panic!("not IPv4")
-                };
-                assert!(
-                    hop.is_loopback() && hop.octets()[1] < 128 && hop.octets()[3] % 2 == 1,
-                    "{hop}"
-                );
-            }
-        }
-    }
-}
+mod tests;

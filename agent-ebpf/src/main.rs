@@ -5,6 +5,8 @@
 //! 3. `sk_lookup`: a SYN arrives at a pod and gets the agent's listener, or a refusal.
 //! 4. `getpeername4`, `getpeername6`: apps see whom they dialled and who dialled them, not the agent.
 //!
+//! DNS over UDP goes another way, which is in `dns`.
+//!
 //! Program names carry the prefix `weft_`: a name equal to its section's would clash in the object file.
 //!
 //! The agent writes `PODS`, `LISTENERS`, `PORT_MODES` and `CONFIG`. When it is gone its listeners are gone, and the
@@ -17,12 +19,16 @@
     reason = "a key passed by value is copied once more, and the stack has 512 bytes"
 )]
 
+mod dns;
+mod handshake;
+mod hop;
 mod log;
 mod maps;
 mod socket;
 
 use agent_common::{
-    Address, HBONE_PORT, ListenerKey, ListenerKind, OUTBOUND_PORT, Pod, PortKey, Tuple, flags, port_mode,
+    Address, DNS_SERVER_PORT, HBONE_PORT, ListenerKey, ListenerKind, Pod, PortKey, Tuple, flags,
+    is_steered_port, port_mode,
 };
 use aya_ebpf::{
     bindings::sk_action::{SK_DROP, SK_PASS},
@@ -32,9 +38,12 @@ use aya_ebpf::{
 };
 
 use crate::{
+    dns::Ask,
     log::decision,
     maps::{CONFIG, HANDSHAKES, LISTENERS, PODS, PORT_MODES},
-    socket::{IPPROTO_TCP, Lookup, SockAddr, SockOps, address, handshake, set_state, state, state_or_new},
+    socket::{
+        IPPROTO_TCP, IPPROTO_UDP, Lookup, SockAddr, SockOps, address, is_own, set_state, state, state_or_new,
+    },
 };
 
 /// connect(2) goes on, with the address that is now in the context.
@@ -46,8 +55,12 @@ const REFUSE: i32 = 0;
 enum Connect {
     /// Untouched: not a pod of the mesh, not TCP, local to the pod, or the agent's own.
     Leave,
+    /// The same, for a socket that was steered once: it is still bound to the pod's address, which the app never asked.
+    Unbind,
     /// To the agent's listener in the pod with this address.
     Steer(Address),
+    /// A datagram socket that asks a DNS server: to the agent, at this address and port of the pod.
+    Ask(Address, u16),
     /// A pod of the mesh dials in an address family for which weft knows no address of it.
     Refuse,
 }
@@ -56,17 +69,22 @@ enum Connect {
 pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr(ctx.sock_addr);
     let destination = sock.address4();
-    match connect(sock, &destination) {
+    match connect(sock, &destination, || sock.source4()) {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
+        Connect::Ask(pod, port) => {
+            sock.set4(&pod, port);
+            return PROCEED;
+        }
+        Connect::Unbind => {
+            sock.unbind4();
+            return PROCEED;
+        }
         Connect::Steer(pod) => {
-            let loops = has_pod_source(sock, &sock.source4(), &pod, |pod| sock.bind4(pod));
-            let hop = if loops {
-                destination.loopback_for(sock.port())
-            } else {
-                pod
-            };
-            sock.set4(&hop, OUTBOUND_PORT);
+            let source = sock.source4();
+            let loops = has_pod_source(sock, &source, &pod, |pod| sock.bind4(pod));
+            let (hop, port) = hop::to(sock, &destination, &source, &pod, loops);
+            sock.set4(&hop, port);
         }
     }
     decision!(
@@ -82,17 +100,22 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
 pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr(ctx.sock_addr);
     let destination = sock.address6();
-    match connect(sock, &destination) {
+    match connect(sock, &destination, || sock.source6()) {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
+        Connect::Ask(pod, port) => {
+            sock.set6(&pod, port);
+            return PROCEED;
+        }
+        Connect::Unbind => {
+            sock.unbind6();
+            return PROCEED;
+        }
         Connect::Steer(pod) => {
-            let loops = has_pod_source(sock, &sock.source6(), &pod, |pod| sock.bind6(pod));
-            let hop = if loops {
-                destination.loopback_for(sock.port())
-            } else {
-                pod
-            };
-            sock.set6(&hop, OUTBOUND_PORT);
+            let source = sock.source6();
+            let loops = has_pod_source(sock, &source, &pod, |pod| sock.bind6(pod));
+            let (hop, port) = hop::to(sock, &destination, &source, &pod, loops);
+            sock.set6(&hop, port);
         }
     }
     decision!(&ctx, "connect6 to port {} steered", sock.port());
@@ -101,7 +124,7 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
 
 /// Decides, and notes the original destination in the socket's storage when it is steered.
 #[inline(always)]
-fn connect(sock: SockAddr, destination: &Address) -> Connect {
+fn connect(sock: SockAddr, destination: &Address, bound_to: impl FnOnce() -> Address) -> Connect {
     // SAFETY: the helper takes the program's own context.
     let cookie = unsafe { bpf_get_netns_cookie(sock.ctx()) };
     // SAFETY: a map value may be changed under us by the agent; a pod's addresses are written once.
@@ -109,25 +132,56 @@ fn connect(sock: SockAddr, destination: &Address) -> Connect {
         return Connect::Leave;
     };
     let sk = sock.sk().cast();
+    if is_own(sk) {
+        return Connect::Leave;
+    }
+    let mut bound = 0;
     if let Some(state) = state(sk) {
         if state.flags & flags::AGENT != 0 {
             return Connect::Leave;
         }
         // A socket may be connected again: what was noted of its first connection is void.
-        state.flags = 0;
+        bound = state.flags & flags::BOUND;
+        state.flags = bound;
     }
-    if sock.protocol() != IPPROTO_TCP || is_local(pod, destination) {
-        return Connect::Leave;
+    if sock.protocol() != IPPROTO_TCP {
+        return ask(sock, pod, destination, bound_to);
+    }
+    if is_local(pod, destination) {
+        return if bound == 0 {
+            Connect::Leave
+        } else {
+            Connect::Unbind
+        };
     }
     let source = address(if destination.is_v4() { &pod.v4 } else { &pod.v6 });
     if source.is_unspecified() {
         return Connect::Refuse;
     }
     match state_or_new(sk) {
-        Some(state) => set_state(state, destination, sock.port().into(), flags::STEERED),
+        Some(state) => set_state(state, destination, sock.port().into(), flags::STEERED | bound),
         None => return Connect::Refuse,
     }
     Connect::Steer(source)
+}
+
+/// A datagram socket that is connected: ours when it asks a DNS server, whose address it goes on to show.
+#[inline(always)]
+fn ask(sock: SockAddr, pod: &Pod, server: &Address, bound_to: impl FnOnce() -> Address) -> Connect {
+    if sock.protocol() != IPPROTO_UDP || sock.port() != DNS_SERVER_PORT || is_local(pod, server) {
+        return Connect::Leave;
+    }
+    match dns::ask(pod, server, &bound_to()) {
+        Ask::Leave => Connect::Leave,
+        Ask::Refuse => Connect::Refuse,
+        Ask::Steer(pod, port) => match state_or_new(sock.sk().cast()) {
+            Some(state) => {
+                set_state(state, server, DNS_SERVER_PORT.into(), flags::STEERED);
+                Connect::Ask(pod, port)
+            }
+            None => Connect::Refuse,
+        },
+    }
 }
 
 /// Traffic that stays in the pod, or on its link, is not the mesh's.
@@ -140,9 +194,8 @@ fn is_local(pod: &Pod, destination: &Address) -> bool {
         || *destination == address(&pod.v6)
 }
 
-/// Whether the SYN can go to loopback with the pod's address as its source. There, and only there, the kernel reuses
-/// ports in TIME-WAIT, so an app that closes first does not run out of them (net.ipv4.tcp_tw_reuse = 2). A socket
-/// bound to a device or to another address goes to the pod's own address instead.
+/// Whether the SYN can go to loopback with the pod's address as its source (see `hop`). A socket bound to a device or to
+/// another address cannot.
 #[inline(always)]
 fn has_pod_source(
     sock: SockAddr,
@@ -153,64 +206,52 @@ fn has_pod_source(
     if sock.device() != 0 {
         return false;
     }
-    if source.is_unspecified() {
-        bind(pod)
-    } else {
-        source == pod
+    if source == pod {
+        return true;
     }
+    let Some(state) = state(sock.sk().cast()) else {
+        return false;
+    };
+    let free = source.is_unspecified() || state.flags & flags::BOUND != 0;
+    if !free || !bind(pod) {
+        return false;
+    }
+    state.flags |= flags::BOUND;
+    true
 }
 
 /// Runs before the SYN leaves, also for TCP Fast Open (linux/bpf.h: BPF_SOCK_OPS_TCP_CONNECT_CB).
 const TCP_CONNECT: u32 = 3;
 /// The accepted socket exists, and accept(2) has not returned it yet (BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB).
 const PASSIVE_ESTABLISHED: u32 = 5;
+/// A socket that asked for it changes its state (BPF_SOCK_OPS_STATE_CB).
+const STATE: u32 = 10;
 
 #[sock_ops]
 pub fn weft_sockops(ctx: SockOpsContext) -> u32 {
     let sock = SockOps(ctx.ops);
     match sock.op() {
-        TCP_CONNECT => note_handshake(sock),
-        PASSIVE_ESTABLISHED => tell_accepted(sock),
+        TCP_CONNECT => handshake::note(sock),
+        PASSIVE_ESTABLISHED => handshake::tell_accepted(sock),
+        STATE => handshake::forget(sock),
         _ => {}
     }
     0
 }
 
-/// A steered or on-behalf socket sends its SYN: note what the accepted socket must know.
-#[inline(always)]
-fn note_handshake(sock: SockOps) {
-    let Some(state) = state(sock.sk()) else { return };
-    let kind = state.flags & (flags::STEERED | flags::ON_BEHALF);
-    if kind != 0 {
-        // A full map evicts its oldest; a lost entry is a refused connection.
-        let _ = HANDSHAKES.insert(&sock.tuple(), &handshake(state, kind), 0);
-    }
-}
-
-/// A connection was accepted: tell the socket what its dialler noted.
-#[inline(always)]
-fn tell_accepted(sock: SockOps) {
-    let key = sock.peer_tuple();
-    // SAFETY: the entry is written once, before the SYN was sent.
-    let Some(noted) = (unsafe { HANDSHAKES.get(&key) }) else {
-        return;
-    };
-    if let Some(state) = state_or_new(sock.sk()) {
-        set_state(state, &noted.addr, noted.port, noted.flags | flags::ACCEPTED);
-    }
-    let _ = HANDSHAKES.remove(&key);
-}
-
 #[sk_lookup]
 pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     let lookup = Lookup(ctx.lookup);
+    if lookup.protocol() == IPPROTO_UDP {
+        return dns::lookup(&ctx, lookup);
+    }
     if lookup.protocol() != IPPROTO_TCP {
         return SK_PASS;
     }
     let syn = lookup.tuple();
     let (client, pod, port) = (&syn.local, &syn.remote, syn.remote_port);
     // Before anything else: no listener of an app may accept a steered connection.
-    if port == OUTBOUND_PORT
+    if is_steered_port(port)
         && let Some(answer) = outbound(&ctx, &syn)
     {
         return answer;
@@ -218,7 +259,11 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     // Inside the pod: apps among themselves, and the agent that dials an app. Such a packet cannot come from outside:
     // the kernel drops sources that are loopback or our own as martians.
     if client.is_loopback() || pod.is_loopback() || client == pod {
-        return SK_PASS;
+        return if handshake::is_lost(&syn) {
+            SK_DROP
+        } else {
+            SK_PASS
+        };
     }
     if port == HBONE_PORT {
         return assign(&ctx, pod, ListenerKind::Hbone, client.mix(0));
@@ -230,7 +275,7 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
     assign(&ctx, pod, ListenerKind::Plaintext, client.mix(syn.local_port))
 }
 
-/// A SYN to port 15001: the agent's when its socket was steered, and only then.
+/// A SYN to a port that sockets are steered to: the agent's when its socket was steered, and only then.
 #[inline(always)]
 fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> Option<u32> {
     // SAFETY: the entry was written before the SYN was sent.
@@ -263,6 +308,10 @@ fn plaintext_refused(pod: &Address, port: u16) -> bool {
     mode.is_some_and(|mode| *mode == port_mode::STRICT)
 }
 
+/// While one agent replaces another of a different layout, the programs of both are asked: the newer has the last word
+/// (linux/bpf.h: BPF_SK_LOOKUP_F_REPLACE).
+const REPLACE: u64 = 1;
+
 /// Hands the SYN to the agent's listener. Without one the client is refused, at once and by RST.
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, pod: &Address, kind: ListenerKind, hash: u32) -> u32 {
@@ -272,7 +321,7 @@ fn assign(ctx: &SkLookupContext, pod: &Address, kind: ListenerKind, hash: u32) -
         kind: kind as u16,
         worker: (hash % workers) as u16,
     };
-    match LISTENERS.redirect_sk_lookup(ctx, &key, 0) {
+    match LISTENERS.redirect_sk_lookup(ctx, &key, REPLACE) {
         Ok(()) => SK_PASS,
         Err(error) => {
             decision!(ctx, "no listener of kind {}: refused ({})", kind as u16, error);
@@ -289,6 +338,8 @@ pub fn weft_getpeername4(ctx: SockAddrContext) -> i32 {
         // An IPv6 client cannot be shown here; its last four bytes must not be taken for an address.
         let shown = if addr.is_v4() { addr } else { Address::default() };
         sock.set4(&shown, port);
+    } else if sock.address4().is_behalf_source() {
+        sock.set4(&Address::default(), 0);
     }
     PROCEED
 }
@@ -298,11 +349,14 @@ pub fn weft_getpeername6(ctx: SockAddrContext) -> i32 {
     let sock = SockAddr(ctx.sock_addr);
     if let Some((addr, port)) = shown_peer(sock) {
         sock.set6(&addr, port);
+    } else if sock.address6().is_behalf_source() {
+        sock.set6(&Address::default(), 0);
     }
     PROCEED
 }
 
-/// The peer that an app is to see. The agent's own sockets show the truth.
+/// The peer that an app is to see. The agent's own sockets show the truth. Where there is none, the agent's loopback
+/// address is not shown either: nobody is.
 #[inline(always)]
 fn shown_peer(sock: SockAddr) -> Option<(Address, u16)> {
     let state = state(sock.sk().cast())?;

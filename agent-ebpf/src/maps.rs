@@ -1,6 +1,6 @@
 //! Every map of weft's programs, once. Each is pinned by its name, so that a restarted agent finds it again.
 
-use agent_common::{Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple};
+use agent_common::{Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple};
 use aya_ebpf::{
     btf_maps::SkStorage,
     macros::{btf_map, map},
@@ -15,14 +15,29 @@ pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4_096, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 
-/// Connections between SYN and ESTABLISHED. LRU: an app that opens and never completes cannot fill it; an entry that
-/// is lost means a refused connection, never a wrong one.
+/// 1 for the sockets that agents made: they are never steered. Apart from [`SOCKETS`], and for ever of this layout, so
+/// that two agents of which one replaces the other know each other's sockets. Written by agents, never here.
+#[btf_map]
+pub static OWN: SkStorage<u32> = SkStorage::new();
+
+/// Steered connections between SYN and ESTABLISHED. LRU: an app that opens and never completes cannot fill it; an entry
+/// that is lost means a refused connection, never a wrong one.
 #[map]
 pub static HANDSHAKES: LruHashMap<Tuple, Handshake> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Connections of agents to apps, from SYN to ESTABLISHED. Apart from [`HANDSHAKES`] and not LRU: nothing that an app does
+/// fills it or takes an entry away. An entry goes when the app's socket has been told, or when the agent's is closed.
+#[map]
+pub static BEHALF: HashMap<Tuple, Handshake> = HashMap::with_max_entries(65_536, 0);
 
 /// The agent's listeners. An entry goes when its socket is closed, so a dead agent has none.
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(65_536, 0);
+
+/// Which DNS servers a pod asks. Like [`OWN`] of this layout for ever: an agent that replaces another must know the servers
+/// of datagrams that were steered before. LRU, for the entries of pods that are gone.
+#[map]
+pub static DNS_SERVERS: LruHashMap<DnsSlot, DnsServer> = LruHashMap::with_max_entries(65_536, 0);
 
 /// Which ports refuse plaintext. Written by the agent from the mesh.
 #[map]

@@ -8,15 +8,21 @@ use core::{
 
 use agent_common::{Address, Handshake, SocketState, Tuple};
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops},
-    helpers::{bpf_bind, bpf_sk_storage_get},
+    bindings::{
+        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, bpf_sk_lookup, bpf_sock,
+        bpf_sock_addr, bpf_sock_ops,
+    },
+    helpers::{bpf_bind, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set},
 };
 
-use crate::maps::SOCKETS;
+use crate::maps::{OWN, SOCKETS};
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 pub const IPPROTO_TCP: u32 = 6;
+pub const IPPROTO_UDP: u32 = 17;
+/// linux/tcp.h.
+const TCP_CONGESTION: u32 = 13;
 
 macro_rules! read {
     ($ptr:expr, $($field:ident).+) => {
@@ -68,6 +74,17 @@ fn storage(sk: *mut c_void, flags: u64) -> Option<&'static mut SocketState> {
     }
 }
 
+/// Whether an agent has marked the socket as its own, of this version or of another.
+#[inline(always)]
+pub fn is_own(sk: *mut c_void) -> bool {
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: as above.
+    let mark = unsafe { bpf_sk_storage_get(addr_of!(OWN) as *mut c_void, sk, null_mut(), 0) };
+    !mark.is_null()
+}
+
 /// Sets a socket's state word by word (no `memmove` in eBPF).
 #[inline(always)]
 pub fn set_state(to: &mut SocketState, addr: &Address, port: u32, flags: u32) {
@@ -92,6 +109,7 @@ pub fn handshake(state: &SocketState, flags: u32) -> Handshake {
         addr,
         port: read!(addr_of!(*state), port),
         flags,
+        ..Handshake::default()
     }
 }
 
@@ -152,6 +170,17 @@ impl SockAddr {
         words(unsafe { addr_of!((*sk).src_ip6) }.cast())
     }
 
+    /// The port that the socket has already, in host order; 0 for none.
+    #[inline(always)]
+    pub fn source_port(self) -> u16 {
+        let sk = self.sk();
+        if sk.is_null() {
+            0
+        } else {
+            read!(sk, src_port) as u16
+        }
+    }
+
     /// Port in host order; the context has it in network order in its low half.
     #[inline(always)]
     pub fn port(self) -> u16 {
@@ -205,6 +234,24 @@ impl SockAddr {
         // SAFETY: `name` is 28 bytes long.
         unsafe { bpf_bind(self.0, name.as_mut_ptr().cast(), 28) == 0 }
     }
+
+    /// Lets connect choose the source again.
+    #[inline(always)]
+    pub fn unbind4(self) {
+        self.bind4(&any());
+    }
+
+    /// As `unbind4`, for an AF_INET6 socket.
+    #[inline(always)]
+    pub fn unbind6(self) {
+        self.bind6(&any());
+    }
+}
+
+/// `::`, without the compiler's knowing: it would call `memset`, which an eBPF program does not have.
+#[inline(always)]
+fn any() -> Address {
+    address(&Address::default())
 }
 
 /// `struct bpf_sock_ops`.
@@ -221,6 +268,39 @@ impl SockOps {
     pub fn sk(self) -> *mut c_void {
         // SAFETY: the union has one member.
         unsafe { read_volatile(addr_of!((*self.0).__bindgen_anon_2.sk)) }.cast()
+    }
+
+    /// Has the program called when the socket's state changes.
+    #[inline(always)]
+    pub fn watch_state(self) {
+        let flags = read!(self.0, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// Gives an app's end of a connection to the agent a congestion control that does not pace, whatever the host's
+    /// choice is: inside a pod nothing is ever congested, and pacing costs a timer for each packet. What fails is speed.
+    #[inline(always)]
+    pub fn unpace(self) {
+        let mut name = *b"reno\0";
+        // SAFETY: the helper takes the program's own context, and reads as many bytes as there are.
+        unsafe {
+            bpf_setsockopt(
+                self.0.cast(),
+                IPPROTO_TCP as i32,
+                TCP_CONGESTION as i32,
+                name.as_mut_ptr().cast(),
+                name.len() as i32,
+            )
+        };
+    }
+
+    /// Whether the state that the socket changes to is the last one.
+    #[inline(always)]
+    pub fn is_closed(self) -> bool {
+        // SAFETY: for this op the union holds the arguments: the state before and the one after.
+        let after = unsafe { read_volatile(addr_of!((*self.0).__bindgen_anon_1.args).cast::<u32>().add(1)) };
+        after == BPF_TCP_CLOSE
     }
 
     /// The connection as this socket sees it.

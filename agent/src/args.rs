@@ -1,12 +1,12 @@
 //! Every flag and environment variable of every role and command. Nothing else reads the environment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::{
     admin::AdminAddrs,
-    cli::{ca::CaArgs, status::StatusArgs},
+    cli::{ca::CaArgs, release::ReleaseArgs, status::StatusArgs},
     kernel::load::LoadConfig,
     node::{NodeConfig, default_ports},
     telemetry::{LogFormat, log},
@@ -40,6 +40,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
+    /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it
+    Release(ReleaseArgs),
 }
 
 /// Flags of `weft agent`.
@@ -69,9 +71,24 @@ pub struct AgentArgs {
         default_value = "/sys/fs/bpf/weft"
     )]
     pub pin_dir: PathBuf,
+    /// Replace the agent that runs, if one does: it lets go once this one is ready to begin, and no connection is refused
+    #[arg(long, env = "WEFT_TAKEOVER")]
+    pub takeover: bool,
+    /// Seconds that open connections may go on after SIGTERM
+    #[arg(long, env = "WEFT_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub drain_timeout: u64,
     /// Threads that carry connections [default: a quarter of the cores, at least 2]
     #[arg(long, env = "WEFT_WORKERS", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
+    /// Whether pods' DNS queries are answered with the mesh's services; a workload's dnsCapture says otherwise for its pod
+    #[arg(
+        long,
+        env = "WEFT_DNS_CAPTURE",
+        value_name = "BOOL",
+        default_value_t = true,
+        action = ArgAction::Set
+    )]
+    pub dns_capture: bool,
     /// Where people ask: status, log level, shutdown; keep it on loopback
     #[arg(long, value_name = "ADDR", default_value_t = default_ports().admin)]
     pub admin_address: SocketAddr,
@@ -92,7 +109,9 @@ pub struct AgentArgs {
 const AGENT_HELP: &str = "\
 Needs Linux 5.15 or later, cgroup2, bpffs on /sys/fs/bpf, and CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE.
 A pod is captured when its workload in the mesh file has this node's name, tunnelProtocol HBONE and a netns.
-When the agent ends, captured pods are refused until the next one runs; nothing is sent in plaintext.";
+When the agent ends, captured pods are refused until the next one runs; nothing is sent in plaintext.
+To upgrade, start the new agent with --takeover beside the old one and end the old one once the new one is ready.
+To stop for good, end the agent and run `weft release`.";
 
 impl AgentArgs {
     /// The node role's configuration.
@@ -106,7 +125,10 @@ impl AgentArgs {
                 cgroup_root: self.cgroup_root.clone(),
                 pin_dir: self.pin_dir.clone(),
             },
+            takeover: self.takeover,
+            drain_timeout: Duration::from_secs(self.drain_timeout),
             workers: self.workers.unwrap_or_else(default_workers),
+            dns_capture: self.dns_capture,
             admin: AdminAddrs {
                 admin: self.admin_address,
                 metrics: self.metrics_address,

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod node;
 
 pub mod admin;
+pub mod dns;
 pub mod feed;
 pub mod hbone;
 pub mod kernel;

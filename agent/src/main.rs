@@ -16,11 +16,12 @@ use weft::{
     telemetry::{Metrics, log},
 };
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Agent(args) => agent(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Ca(args) => cli::ca::run(&args),
+        Command::Release(args) => cli::release::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");

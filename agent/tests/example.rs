@@ -57,9 +57,10 @@ fn the_example_mesh_file_means_what_it_says() {
 }
 
 /// What the entries of a mesh file may be made of: every field of the feed's schema.
-const FIELDS: [&str; 54] = [
+const FIELDS: [&str; 56] = [
     "trustDomain",
     "cluster",
+    "clusterDomain",
     "rootNamespace",
     "clusterCidrs",
     "workloads",
@@ -73,6 +74,7 @@ const FIELDS: [&str; 54] = [
     "addresses",
     "tunnelProtocol",
     "netns",
+    "dnsCapture",
     "labels",
     "workloadName",
     "workloadType",

@@ -5,7 +5,7 @@
 
 use std::io::Write as _;
 
-use weft::kernel::{OBJECT, OBJECT_WITH_LOG, load::verify};
+use weft::kernel::{OBJECT, OBJECT_WITH_LOG, verify::verify};
 
 /// Far below the kernel's limit of a million: a program that comes near has become another program.
 const MOST_INSTRUCTIONS: u32 = 20_000;
@@ -15,7 +15,7 @@ fn check(name: &str) {
         let programs = verify(object).unwrap_or_else(|error| panic!("{build}: load the object: {error:?}"));
         assert_eq!(
             programs.len(),
-            6,
+            10,
             "{build}: a program without a test: {programs:?}"
         );
         let program = programs.into_iter().find(|program| program.name == name);
@@ -52,5 +52,9 @@ programs!(
     weft_sockops,
     weft_sk_lookup,
     weft_getpeername4,
-    weft_getpeername6
+    weft_getpeername6,
+    weft_sendmsg4,
+    weft_sendmsg6,
+    weft_recvmsg4,
+    weft_recvmsg6
 );

@@ -7,6 +7,9 @@ use serde::Serialize;
 /// A spread of the ratio beyond this share of its median makes a measure noisy.
 const NOISY: f64 = 0.25;
 
+/// As wide as the longest name of a measure.
+pub(crate) const WIDTH: usize = 52;
+
 /// What a figure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Unit {
@@ -19,6 +22,9 @@ pub(crate) enum Unit {
     /// A rate: more is better.
     #[serde(rename = "Gbit/s")]
     Gbits,
+    /// Time of one core: less is better.
+    #[serde(rename = "CPU s")]
+    CpuSeconds,
 }
 
 impl Unit {
@@ -28,6 +34,7 @@ impl Unit {
             Self::Micros => format!("{figure:.1} µs"),
             Self::PerSecond => format!("{figure:.0} /s"),
             Self::Gbits => format!("{figure:.2} Gbit/s"),
+            Self::CpuSeconds => format!("{figure:.2} CPU s"),
         }
     }
 }
@@ -39,6 +46,9 @@ pub(crate) struct Measure {
     pub(crate) name: String,
     /// What its figures count.
     pub(crate) unit: Unit,
+    /// Whether direct TCP has it too.
+    #[serde(skip)]
+    pub(crate) compared: bool,
 }
 
 /// What every round measured.
@@ -88,16 +98,26 @@ impl Series {
 
     /// Takes a round's figures, and tells them.
     pub(crate) fn add(&mut self, (direct, weft): (f64, f64)) -> String {
-        self.direct.push(direct);
         self.weft.push(weft);
-        let unit = self.measure.unit;
+        if self.measure.compared {
+            self.direct.push(direct);
+        }
+        let (unit, compared) = (self.measure.unit, self.measure.compared);
+        let told = |text: String| if compared { text } else { String::new() };
         format!(
-            "{:<38} {:>15} {:>15}  {:>5.2}x",
+            "{:<WIDTH$} {:>15} {:>15}  {:>6}",
             self.measure.name,
-            unit.show(direct),
+            told(unit.show(direct)),
             unit.show(weft),
-            weft / direct
+            told(format!("{:.2}x", weft / direct))
         )
+    }
+
+    /// The median of the rounds, as people read it, of direct TCP and of weft.
+    pub(crate) fn medians(&self) -> [String; 2] {
+        [&self.direct, &self.weft].map(|figures| {
+            median(figures).map_or_else(|| "-".to_owned(), |median| self.measure.unit.show(median))
+        })
     }
 
     /// The ratio, of each round for itself: a round's two halves have met the same disturbances. `None` without rounds.
@@ -138,6 +158,7 @@ mod tests {
         let measure = Measure {
             name: "x".into(),
             unit: Unit::Micros,
+            compared: true,
         };
         Series {
             direct: direct.to_vec(),

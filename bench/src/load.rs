@@ -5,7 +5,8 @@ use std::{fmt, time::Duration};
 use anyhow::Result;
 
 use crate::{
-    bulk, connects, cores,
+    beside, bulk, connects, cores,
+    cpu::Cpu,
     figures::{Measure, Unit},
     http, ping_pong,
     stage::{Pair, Stage},
@@ -17,24 +18,24 @@ pub(crate) struct Plan {
     pub(crate) quick: bool,
     /// Each plays every load once directly and once through weft.
     pub(crate) rounds: usize,
-    /// How long one load plays.
+    /// How long one ping-pong plays.
     pub(crate) duration: Duration,
     /// Connections made by one round of [`connects`]. A client has about 28,000 ports, and a port rests for a minute
     /// after its connection: the rounds of a minute must need fewer.
     pub(crate) connections: usize,
-    /// Whole seconds, which is all that wrk takes.
-    pub(crate) http_seconds: u64,
+    /// How long wrk and iperf3 play: whole seconds, which is all that they take.
+    pub(crate) seconds: u64,
 }
 
 impl Plan {
-    /// Under 4 minutes.
+    /// Under 5 minutes.
     pub(crate) fn full() -> Self {
         Self {
             quick: false,
             rounds: 5,
             duration: Duration::from_millis(1500),
             connections: 6_000,
-            http_seconds: 3,
+            seconds: 3,
         }
     }
 
@@ -43,9 +44,9 @@ impl Plan {
         Self {
             quick: true,
             rounds: 3,
-            duration: Duration::from_millis(500),
+            duration: Duration::from_millis(400),
             connections: 1_500,
-            http_seconds: 1,
+            seconds: 1,
         }
     }
 }
@@ -56,6 +57,8 @@ pub(crate) enum Load {
     PingPong {
         /// The core to which everything that takes part is pinned.
         core: Option<usize>,
+        /// Whether a bulk stream goes on between the same pods.
+        beside_bulk: bool,
     },
     /// Short connections.
     Connects,
@@ -64,28 +67,38 @@ pub(crate) enum Load {
         /// Connections kept alive, each with one request at a time.
         connections: u32,
     },
-    /// As many bytes as will go.
+    /// iperf3: as many bytes as will go.
     Bulk {
         /// Connections at once.
         streams: usize,
     },
 }
 
+/// Connections of wrk in the load that processor time is counted over.
+const BUSY: u32 = 64;
+
 impl Load {
     /// All of them; what this machine has no program for is left out, loudly.
     pub(crate) fn all() -> Result<Vec<Self>> {
-        let core = cores::first()?;
+        let pinned = Some(cores::first()?);
+        let ping_pong = |core, beside_bulk| Self::PingPong { core, beside_bulk };
         let mut loads = vec![
-            Self::PingPong { core: None },
-            Self::PingPong { core: Some(core) },
+            ping_pong(pinned, false),
+            ping_pong(None, false),
+            ping_pong(pinned, true),
+            ping_pong(None, true),
             Self::Connects,
         ];
         if http::available() {
-            loads.extend([1, 64].map(|connections| Self::Http { connections }));
+            loads.extend([1, BUSY].map(|connections| Self::Http { connections }));
         } else {
             println!("SKIPPED: HTTP, because wrk is not installed (Debian: apt-get install wrk)");
         }
-        loads.extend([1, 8].map(|streams| Self::Bulk { streams }));
+        if bulk::available() {
+            loads.extend([1, 8].map(|streams| Self::Bulk { streams }));
+        } else {
+            println!("SKIPPED: bulk, because iperf3 is not installed (Debian: apt-get install iperf3)");
+        }
         Ok(loads)
     }
 
@@ -94,9 +107,30 @@ impl Load {
         let measure = |what: &str, unit| Measure {
             name: format!("{self}{what}"),
             unit,
+            compared: true,
         };
         match self {
-            Self::PingPong { .. } => vec![measure(", p50", Unit::Micros), measure(", p99", Unit::Micros)],
+            Self::PingPong { beside_bulk, .. } => {
+                let mut measures = vec![measure(", p50", Unit::Micros), measure(", p99", Unit::Micros)];
+                measures.extend(beside_bulk.then(|| measure(", that stream", Unit::Gbits)));
+                measures
+            }
+            Self::Http { connections: BUSY } => {
+                let mut measures = vec![measure("", Unit::PerSecond)];
+                measures.extend(
+                    [
+                        ("whole machine", true),
+                        ("agent a (outbound)", false),
+                        ("agent b (inbound)", false),
+                    ]
+                    .map(|(whose, compared)| Measure {
+                        name: format!("  CPU per 100,000 requests, {whose}"),
+                        unit: Unit::CpuSeconds,
+                        compared,
+                    }),
+                );
+                measures
+            }
             Self::Connects | Self::Http { .. } => vec![measure("", Unit::PerSecond)],
             Self::Bulk { .. } => vec![measure("", Unit::Gbits)],
         }
@@ -105,27 +139,66 @@ impl Load {
     /// Plays it between the pods of a pair: one figure for each of the measures.
     pub(crate) fn run(&self, stage: &Stage, pair: &Pair, plan: &Plan) -> Result<Vec<f64>> {
         match *self {
-            Self::PingPong { core: None } => ping_pong::run(pair, plan.duration),
-            Self::PingPong { core: Some(core) } => {
-                cores::pinned(core, &stage.agents, || ping_pong::run(pair, plan.duration))
+            Self::PingPong { core, beside_bulk } => {
+                let play = || ping_pong(pair, plan.duration, beside_bulk);
+                match core {
+                    Some(core) => cores::pinned(core, &stage.agents, play),
+                    None => play(),
+                }
             }
             Self::Connects => Ok(vec![connects::run(pair, plan.connections)?]),
-            Self::Http { connections } => Ok(vec![http::run(pair, connections, plan.http_seconds)?]),
-            Self::Bulk { streams } => Ok(vec![bulk::run(pair, streams, plan.duration)?]),
+            Self::Http { connections: BUSY } => busy_http(stage, pair, plan.seconds),
+            Self::Http { connections } => Ok(vec![http::run(pair, connections, plan.seconds)?.per_second]),
+            Self::Bulk { streams } => Ok(vec![bulk::run(pair, streams, plan.seconds)?]),
         }
     }
+}
+
+fn ping_pong(pair: &Pair, duration: Duration, beside_bulk: bool) -> Result<Vec<f64>> {
+    if !beside_bulk {
+        return ping_pong::run(pair, duration);
+    }
+    let (mut figures, gbits) = beside::bulk(pair, || ping_pong::run(pair, duration))?;
+    figures.push(gbits);
+    Ok(figures)
+}
+
+fn busy_http(stage: &Stage, pair: &Pair, seconds: u64) -> Result<Vec<f64>> {
+    let before = Cpu::used(stage)?;
+    let requests = http::run(pair, BUSY, seconds)?;
+    let used = Cpu::used(stage)?.per_100_000(before, requests.total);
+    Ok([&[requests.per_second], used.as_slice()].concat())
 }
 
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PingPong { core: None } => write!(f, "ping-pong 64 B"),
-            Self::PingPong { core: Some(_) } => write!(f, "ping-pong 64 B on one core"),
+            Self::PingPong { core, beside_bulk } => {
+                let pinned = if core.is_some() { " on one core" } else { "" };
+                let beside = if *beside_bulk { " beside bulk" } else { "" };
+                write!(f, "ping-pong 64 B{pinned}{beside}")
+            }
             Self::Connects => write!(f, "connect, echo, close; {} at a time", connects::CLIENTS),
             Self::Http { connections: 1 } => write!(f, "HTTP/1.1 kept alive, 1 connection"),
             Self::Http { connections } => write!(f, "HTTP/1.1 kept alive, {connections} connections"),
             Self::Bulk { streams: 1 } => write!(f, "bulk, 1 stream"),
             Self::Bulk { streams } => write!(f, "bulk, {streams} streams"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::figures::WIDTH;
+
+    #[test]
+    fn names_of_measures_fit_and_differ() {
+        let measures: Vec<_> = Load::all().unwrap().iter().flat_map(Load::measures).collect();
+        for measure in &measures {
+            assert!(measure.name.len() <= WIDTH, "{}", measure.name);
+            let same = measures.iter().filter(|other| other.name == measure.name);
+            assert_eq!(same.count(), 1, "{}", measure.name);
         }
     }
 }

@@ -5,12 +5,15 @@
 //! It knows the product only as the test world does: a binary beside it (or `WEFT_BIN`), with flags, ports and metrics.
 //! `cargo xtask bench` builds both with optimisations and runs it, as root.
 
+mod beside;
 mod bulk;
 mod connects;
 mod cores;
+mod cpu;
 mod figures;
 mod http;
 mod load;
+mod markdown;
 mod memory;
 mod ping_pong;
 mod report;
@@ -24,6 +27,7 @@ use clap::Parser;
 use crate::{
     figures::Series,
     load::{Load, Plan},
+    markdown::Markdown,
     memory::Memory,
     report::{Machine, Report},
     stage::Stage,
@@ -39,6 +43,9 @@ struct Args {
     /// Only the loads whose name contains this, for example `bulk`
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Print the table as Markdown too, to be pasted into a page
+    #[arg(long)]
+    markdown: bool,
     /// Also write everything, every round of it, to this file
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -57,6 +64,7 @@ fn main() -> Result<()> {
             .is_none_or(|only| load.to_string().contains(only))
     });
     ensure!(!loads.is_empty(), "no load's name contains what --only says");
+    println!("setting up two nodes, their agents, and two pairs of pods");
     let stage = Stage::set()?;
     stage.prove()?;
     let mut memory = Memory::idle(&stage)?;
@@ -69,6 +77,9 @@ fn main() -> Result<()> {
         seconds: started.elapsed().as_secs(),
     };
     println!("\n{report}");
+    if args.markdown {
+        println!("\n{}", Markdown(&report));
+    }
     if let Some(path) = &args.output {
         let text = serde_json::to_string_pretty(&report).context("write the report as JSON")?;
         fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
@@ -80,23 +91,29 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All rounds, with a line for each load. A load that fails leaves its round out, and the others go on.
+/// All rounds. What begins is said, since it may take a while, and then what came of it. A load that fails leaves its
+/// round out, and the others go on.
 fn play(stage: &Stage, plan: &Plan, loads: &[Load]) -> Vec<Series> {
     let mut series: Vec<Vec<Series>> = loads
         .iter()
         .map(|load| load.measures().into_iter().map(Series::new).collect())
         .collect();
-    for round in 1..=plan.rounds {
-        println!("\nround {round} of {}", plan.rounds);
-        for (load, series) in loads.iter().zip(&mut series) {
+    let all = plan.rounds * loads.len();
+    for round in 0..plan.rounds {
+        println!("\nround {} of {}", round + 1, plan.rounds);
+        for (nth, (load, series)) in loads.iter().zip(&mut series).enumerate() {
+            println!(
+                "  [{} of {all}] {load}: direct, then weft",
+                round * loads.len() + nth + 1
+            );
             match both(load, stage, plan) {
                 Ok((direct, weft)) => {
                     for (series, pair) in series.iter_mut().zip(direct.into_iter().zip(weft)) {
-                        println!("   {}", series.add(pair));
+                        println!("    {}", series.add(pair));
                     }
                 }
                 Err(error) => {
-                    println!("   FAILED {load}: {error:#}");
+                    println!("    FAILED {load}: {error:#}");
                     series.iter_mut().for_each(|series| series.failures += 1);
                 }
             }

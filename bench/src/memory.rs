@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use weft_tests::{Server, app};
 
-use crate::stage::Stage;
+use crate::{figures::WIDTH, stage::Stage};
 
 /// Connections that are open at once.
 const CONNECTIONS: usize = 1000;
@@ -37,7 +37,7 @@ impl Memory {
 
     /// After the loads.
     pub(crate) fn measure(&mut self, stage: &Stage) -> Result<()> {
-        println!("\nmemory with {CONNECTIONS} connections open");
+        println!("\nopening {CONNECTIONS} connections, to see what they cost in memory");
         self.after_rounds_kib = resident(stage)?;
         let (listener, to) = stage.weft.listen()?;
         let _server = Server::start(listener, app::echo)?;
@@ -57,18 +57,27 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// What was looked at, and the agents' memory then, as people read it.
+    pub(crate) fn rows(&self) -> [(String, [String; 2]); 3] {
+        let mib = |kib: [u64; 2]| kib.map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0));
+        [
+            ("idle".to_owned(), mib(self.idle_kib)),
+            ("after the rounds".to_owned(), mib(self.after_rounds_kib)),
+            (
+                format!("with {} connections open", self.connections),
+                mib(self.connected_kib),
+            ),
+        ]
+    }
+}
+
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |kib: u64| kib as f64 / 1024.0;
-        writeln!(
-            f,
-            "agents' memory (RSS, MiB)    idle   after the rounds   {} connections",
-            self.connections
-        )?;
-        for (index, node) in ["a (outbound)", "b (inbound)"].iter().enumerate() {
-            let [idle, after, connected] =
-                [&self.idle_kib, &self.after_rounds_kib, &self.connected_kib].map(|kib| mib(kib[index]));
-            writeln!(f, "  node {node:<18} {idle:>8.1} {after:>18.1} {connected:>18.1}")?;
+        let [a, b] = ["agent a (outbound)", "agent b (inbound)"];
+        writeln!(f, "{:<WIDTH$} {a:>20} {b:>20}", "memory (RSS)")?;
+        for (when, [a, b]) in self.rows() {
+            writeln!(f, "  {when:<rest$} {a:>20} {b:>20}", rest = WIDTH - 2)?;
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! The report: a table for people, and the same with every round as JSON.
 
-use std::{fmt, fs};
+use std::{fmt, fs, time::SystemTime};
 
 use serde::Serialize;
 
 use crate::{
-    figures::{Series, median},
+    figures::{Series, WIDTH},
     load::Plan,
     memory::Memory,
 };
@@ -14,6 +14,8 @@ use crate::{
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Machine {
+    /// The day of the run, in UTC.
+    date: String,
     kernel: String,
     processor: String,
     cores: usize,
@@ -32,7 +34,9 @@ impl Machine {
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name"));
         let load = read("/proc/loadavg");
         let load = load.split(' ').next().and_then(|load| load.parse().ok());
+        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         Self {
+            date: now.chars().take_while(|c| *c != 'T').collect(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor: model
                 .unwrap_or_default()
@@ -54,9 +58,10 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (processor, kernel, cores, load) = (&self.processor, &self.kernel, self.cores, self.load_before);
+        let date = &self.date;
         write!(
             f,
-            "{cores} cores of {processor}, Linux {kernel}, load {load:.1} before the run"
+            "{cores} cores of {processor}, Linux {kernel}, {date}, load {load:.1} before the run"
         )?;
         if !self.optimised {
             write!(f, "\nbuilt WITHOUT optimisations: the figures mean nothing")?;
@@ -82,8 +87,14 @@ impl Report {
         self.series.iter().map(|series| series.failures).sum()
     }
 
+    /// Rounds that were played.
+    pub(crate) fn rounds(&self) -> usize {
+        let rounds = self.series.iter().map(|series| series.weft.len());
+        rounds.max().unwrap_or(0)
+    }
+
     /// What a reader must know before believing the table.
-    fn caveats(&self) -> Vec<String> {
+    pub(crate) fn caveats(&self) -> Vec<String> {
         let noisy = |series: &&Series| series.ratio().is_some_and(|ratio| ratio.noisy());
         let (noisy, all) = (self.series.iter().filter(noisy).count(), self.series.len());
         let mut caveats = Vec::new();
@@ -109,7 +120,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<38} {:>15} {:>15}   ratio (min..max)",
+            "{:<WIDTH$} {:>15} {:>15}   ratio (min..max)",
             "median of the rounds", "direct", "weft"
         )?;
         for series in &self.series {
@@ -117,22 +128,19 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "(µs: a smaller ratio is better; /s and Gbit/s: a larger one)\n"
+            "(µs and CPU s: a smaller ratio is better; /s and Gbit/s: a larger one)\n"
         )?;
         write!(f, "{}", self.memory)?;
         for caveat in self.caveats() {
             writeln!(f, "{caveat}")?;
         }
-        let rounds = self.series.iter().map(|series| series.direct.len()).max();
-        write!(f, "{} rounds, {} s", rounds.unwrap_or(0), self.seconds)
+        write!(f, "{} rounds, {} s", self.rounds(), self.seconds)
     }
 }
 
 fn row(series: &Series) -> String {
-    let show =
-        |figures: &[f64]| median(figures).map_or("-".to_owned(), |median| series.measure.unit.show(median));
-    let (direct, weft) = (show(&series.direct), show(&series.weft));
-    let mut row = format!("{:<38} {direct:>15} {weft:>15}", series.measure.name);
+    let [direct, weft] = series.medians();
+    let mut row = format!("{:<WIDTH$} {direct:>15} {weft:>15}", series.measure.name);
     if let Some(ratio) = series.ratio() {
         row += &format!("   {ratio}{}", if ratio.noisy() { " noisy" } else { "" });
     }

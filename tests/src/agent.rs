@@ -43,6 +43,7 @@ pub struct AgentOptions {
     args: Vec<String>,
     envs: Vec<(String, String)>,
     ca: Option<PathBuf>,
+    binary: &'static str,
 }
 
 impl Default for AgentOptions {
@@ -52,6 +53,7 @@ impl Default for AgentOptions {
             args: Vec::new(),
             envs: Vec::new(),
             ca: None,
+            binary: "weft",
         }
     }
 }
@@ -72,6 +74,12 @@ impl AgentOptions {
     /// One more environment variable.
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.envs.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another build of weft, beside the usual one: `weft-next-layout`.
+    pub fn binary(mut self, name: &'static str) -> Self {
+        self.binary = name;
         self
     }
 
@@ -116,7 +124,11 @@ impl Agent {
         Ok(Self(Arc::new(Inner {
             node: node.node_name(),
             place,
-            binary: machine::binary("weft", "WEFT_BIN")?,
+            binary: match options.binary {
+                "weft" => machine::binary("weft", "WEFT_BIN")?,
+                // Not to be replaced by a person's own build, which would have the usual layout.
+                other => machine::binary(other, "WEFT_BIN_OF_ANOTHER_LAYOUT")?,
+            },
             args: arguments(world, node, &options)?,
             envs: options.envs,
             log: world
@@ -136,7 +148,7 @@ impl Agent {
         let log = self.open_log()?;
         let mut command = self.0.place.command(&self.0.binary);
         // What the person running the tests has set for their own agents is not for these.
-        for name in ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS"] {
+        for name in ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS", "WEFT_DNS_CAPTURE"] {
             command.env_remove(name);
         }
         command.args(&self.0.args).envs(self.0.envs.iter().cloned());
@@ -180,6 +192,36 @@ impl Agent {
             self.node(),
             self.log_tail()
         );
+    }
+
+    /// Starts it, and leaves waiting to the caller.
+    pub fn spawn(&self) -> Result<()> {
+        let process = Process::spawn(&mut self.command()?, &format!("agent {}", self.node()))?;
+        *self.process() = Some(process);
+        Ok(())
+    }
+
+    /// Waits until it is the agent that answers on the node's ports, and says that it is ready: another one may have
+    /// them before it.
+    pub fn wait_until_in_charge(&self) -> Result<()> {
+        let pid = u64::from(self.pid().context("the agent was not started")?);
+        wait_until("the agent to be in charge", LIMIT, || {
+            let in_charge = self
+                .status()
+                .is_ok_and(|status| status["pid"] == pid && status["ready"] == true);
+            in_charge
+                .then_some(Ok(()))
+                .or_else(|| self.exit_status().map(Err))
+        })
+        .map_err(|error| format!("{error}"))
+        .and_then(|outcome| outcome.map_err(|ended| format!("it ended: {ended}")))
+        .map_err(|error| {
+            anyhow::anyhow!(
+                "agent {}: {error}; the end of its log:\n{}",
+                self.node(),
+                self.log_tail()
+            )
+        })
     }
 
     /// Whether it says right now that it is ready.

@@ -149,6 +149,13 @@ pub fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
+/// First says in a line whom it sees at the other end and what its own address is, as its socket has them; then echoes.
+pub fn witness(mut stream: TcpStream) -> io::Result<()> {
+    let ends = format!("{} {}\n", stream.peer_addr()?, stream.local_addr()?);
+    stream.write_all(ends.as_bytes())?;
+    echo(stream)
+}
+
 /// Speaks first, as mail and database servers do, then echoes.
 pub fn banner(text: &'static [u8]) -> impl Fn(TcpStream) -> io::Result<()> {
     move |mut stream| {

@@ -24,6 +24,7 @@ pub mod pattern;
 pub mod pause;
 pub mod pod;
 pub mod process;
+pub mod program;
 pub mod run;
 pub mod sweep;
 pub mod topology;

@@ -325,6 +325,21 @@ impl World {
         Ok(agent)
     }
 
+    /// Starts an agent that is to replace the one that runs, and waits until it has.
+    pub fn take_over(&mut self, node: &str, options: AgentOptions) -> Result<Agent> {
+        let agent = self.prepare_takeover(node, options)?;
+        agent.spawn()?;
+        agent.wait_until_in_charge()?;
+        Ok(agent)
+    }
+
+    /// The same, not started yet.
+    pub fn prepare_takeover(&mut self, node: &str, options: AgentOptions) -> Result<Agent> {
+        let agent = Agent::prepare(self, self.node(node), options.arg("--takeover"))?;
+        self.agents.push(agent.clone());
+        Ok(agent)
+    }
+
     /// Starts both agents.
     pub fn start_agents(&mut self) -> Result<[Agent; 2]> {
         let [a, b] = NODES;

@@ -2,6 +2,7 @@
 //! not know is refused where it should know it, and left alone where it need not.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -21,7 +22,7 @@ use weft_tests::{
 
 mod common;
 use common::{
-    MARKER, SERVICE4, SERVICE6, addr, client_and_web, destination, echoed, error_line, line_of,
+    MARKER, SERVICE4, SERVICE6, addr, client_and_web, destination, echoed, error_line, line_of, read_some,
     refused_at_once, reset_or_refused, ways,
 };
 
@@ -130,7 +131,7 @@ fn what_is_outside_of_the_cluster_passes_as_plain_tcp() {
 }
 
 #[test]
-fn udp_is_left_alone() {
+fn udp_that_is_not_dns_is_left_alone() {
     with_world(|world| {
         let (client, web) = client_and_web(world)?;
         let stranger = world.pod("b", PodSpec::new("stranger").unlisted())?;
@@ -141,7 +142,7 @@ fn udp_is_left_alone() {
             (&client, &stranger),
             (&stranger, &client),
         ] {
-            for port in [53, 5000, 15001, 15006, 15008] {
+            for port in [54, 5000, 15001, 15006, 15008, 15053] {
                 ask_by_udp(from, from.addr(0), to, to.addr(port))?;
                 ask_by_udp(from, from.addr6(0), to, to.addr6(port))?;
             }
@@ -322,73 +323,81 @@ fn our_own_ports_lead_nowhere() {
 }
 
 #[test]
-fn the_agents_listeners_in_a_pod_lead_nowhere() {
+fn nobody_can_dial_the_agents_listeners_in_a_pod() {
     with_world(|world| {
         let (client, web) = client_and_web(world)?;
+        let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
         let [a, _] = world.start_agents()?;
         let _web = Server::start(web.listen(8080)?, echo)?;
-        let own = Server::start(client.listen(8080)?, echo)?;
-        let listeners: Vec<_> = loopback_listeners(&client)?;
+        let listeners = listeners(&client)?;
         ensure!(listeners.len() >= 6, "three kinds in two families: {listeners:?}");
+        let own: [IpAddr; 4] = [
+            Ipv4Addr::LOCALHOST.into(),
+            Ipv6Addr::LOCALHOST.into(),
+            client.v4().into(),
+            client.v6().into(),
+        ];
+        let ports: BTreeSet<_> = listeners.iter().map(SocketAddr::port).collect();
+        for (port, ip) in ports.iter().flat_map(|port| own.map(|ip| (*port, ip))) {
+            refused_at_once(&client, SocketAddr::new(ip, port))?;
+        }
+        ensure!(
+            a.access_lines().is_empty(),
+            "an agent took one: {:?}",
+            a.access_lines()
+        );
         for to in &listeners {
-            let pod = if to.is_ipv4() {
-                client.addr(0)
-            } else {
-                client.addr6(0)
-            };
-            for from in [SocketAddr::new(to.ip(), 0), pod] {
-                let before = a.access_lines().len();
-                // It may be reset before it can write, and the tunnel's listener answers with an alert of TLS.
-                let mut answer = Vec::new();
-                let _ = client.connect_from(from, *to).and_then(|mut stream| {
-                    stream.write_all(MARKER)?;
-                    stream.read_to_end(&mut answer)
-                });
-                ensure!(!contains(&answer, MARKER), "{to} answered {answer:?}");
-                let refused = wait_until("its access line", LIMIT, || a.access_lines().get(before).cloned())?;
-                ensure!(!refused.is_ok(), "{refused}");
+            // It is an address like any other, of somebody who is not there: the agent dials it for the app, and no
+            // listener of its own is what it finds.
+            for from in [&client, &stranger] {
+                let reached = from
+                    .connect_within(*to, Duration::from_secs(2))
+                    .and_then(|mut stream| {
+                        stream.write_all(MARKER)?;
+                        read_some(&mut stream)
+                    });
+                ensure!(reached.is_err(), "{to} answered {reached:?} to {from:?}");
             }
         }
-        ensure!(own.accepted() == 0, "{own:?}");
         // All goes on.
         echoed(&client, addr(SERVICE4))?;
         Ok(())
     });
 }
 
-/// The TCP sockets that listen on loopback in a pod, as `/proc/net/tcp` shows them: the agent's.
-fn loopback_listeners(pod: &Host) -> Result<Vec<SocketAddr>> {
-    let read = |table| {
-        pod.netns()
-            .run(move || fs::read_to_string(format!("/proc/thread-self/net/{table}")))
-    };
-    let ports = |text: String, loopback: &str| -> Vec<u16> {
-        // slot, local address and port in hex, remote, state; 0A is LISTEN.
-        let fields = text
-            .lines()
-            .skip(1)
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let listening = fields.filter(|fields| fields.get(3) == Some(&"0A"));
-        listening
-            .filter_map(|fields| {
-                fields
-                    .get(1)?
-                    .strip_prefix(loopback)?
-                    .strip_prefix(':')
-                    .map(str::to_owned)
-            })
-            .filter_map(|port| u16::from_str_radix(&port, 16).ok())
-            .collect()
-    };
-    let v4 = ports(read("tcp")??, "0100007F");
-    let v6 = ports(read("tcp6")??, "00000000000000000000000001000000");
-    let v4 = v4
+/// The TCP sockets that listen in a pod, as `/proc/net/tcp` shows them: the agent's.
+fn listeners(pod: &Host) -> Result<Vec<SocketAddr>> {
+    let mut found = Vec::new();
+    for table in ["tcp", "tcp6"] {
+        let table = pod
+            .netns()
+            .run(move || fs::read_to_string(format!("/proc/thread-self/net/{table}")))??;
+        for line in table.lines().skip(1) {
+            // slot, local address and port in hex, remote, state; 0A is LISTEN.
+            let fields: Vec<_> = line.split_whitespace().collect();
+            if let [_, local, _, "0A", ..] = fields.as_slice() {
+                found.push(socket_addr(local).with_context(|| format!("the address {local}"))?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// From words in the machine's order, in hex.
+fn socket_addr(text: &str) -> Option<SocketAddr> {
+    let (words, port) = text.split_once(':')?;
+    let octets: Vec<u8> = (0..words.len())
+        .step_by(8)
+        .map(|at| u32::from_str_radix(words.get(at..at + 8)?, 16).ok())
+        .collect::<Option<Vec<_>>>()?
         .into_iter()
-        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let v6 = v6
-        .into_iter()
-        .map(|port| SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
-    Ok(v4.chain(v6).collect())
+        .flat_map(u32::to_ne_bytes)
+        .collect();
+    let ip: IpAddr = match <[u8; 4]>::try_from(octets.as_slice()) {
+        Ok(v4) => v4.into(),
+        Err(_) => <[u8; 16]>::try_from(octets.as_slice()).ok()?.into(),
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[test]

@@ -350,6 +350,10 @@ fn ensure_status(status: &Value, node: &str, pod: &Pod, world: &World) -> Result
         "sk_lookup",
         "getpeername4",
         "getpeername6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
     ];
     let expect: Vec<_> = expect.iter().map(|name| format!("weft_{name}")).collect();
     ensure!(

@@ -432,7 +432,7 @@ fn syn_sent(pod: &Pod, port: &str) -> bool {
     let Ok(Ok(table)) = table else { return false };
     table.lines().any(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        matches!(fields[..], [_, local, remote, "02", ..] if local.starts_with("0100007F") && remote.ends_with(port))
+        matches!(fields[..], [_, local, remote, "02", ..] if local.contains("7F:") && remote.ends_with(port))
     })
 }
 

@@ -253,7 +253,7 @@ fn a_port_in_use_and_a_second_agent_are_named_with_their_mend() {
             .with("--ready-address", "127.0.0.1:25021");
         let (code, said) = second.fail(world)?;
         ensure!(
-            code == 1 && said.contains("another weft agent uses") && said.contains("--pin-dir"),
+            code == 1 && said.contains("another weft agent (pid") && said.contains("--pin-dir"),
             "{code}: {said}"
         );
         Ok(())

@@ -2,7 +2,7 @@
 //! sent, in both directions.
 
 use std::{
-    io::Write,
+    io::{ErrorKind, Write},
     net::{Shutdown, TcpStream},
     sync::{
         Arc,
@@ -157,6 +157,32 @@ fn a_reset_of_the_client_reaches_the_server_as_a_reset() {
                 let line = line_of(agent, direction, local)?;
                 ensure!(!line.is_ok() && line.has("error"), "{line}");
             }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn bytes_for_an_app_that_has_closed_are_answered_by_a_reset() {
+    with_world(|world| {
+        let (client, web) = client_and_web(world)?;
+        world.start_agents()?;
+        let _server = Server::start(web.listen(8080)?, |stream| {
+            drop(stream);
+            Ok(())
+        })?;
+        for way in ways(&web) {
+            let mut stream = client.connect(way)?;
+            ensure!(read_some(&mut stream)?.is_empty(), "the server's end by {way}");
+            // The first go into the air, and bring the answer that the next meet.
+            let refused = wait_until("the client to be told", Duration::from_secs(5), || {
+                stream.write_all(MARKER).err()
+            });
+            let refused = refused.with_context(|| format!("by {way}"))?.kind();
+            ensure!(
+                [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&refused),
+                "{refused} by {way}"
+            );
         }
         Ok(())
     });

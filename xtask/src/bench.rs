@@ -17,10 +17,13 @@ const LIMIT: Duration = Duration::from_mins(15);
 const RESULTS: &str = "bench/results";
 
 /// How the benchmark runs.
-#[derive(Clone, Copy)]
 pub(crate) struct Options {
     /// Fewer and shorter rounds.
     pub(crate) quick: bool,
+    /// Only the loads whose name contains this.
+    pub(crate) only: Option<String>,
+    /// Print the table as Markdown too.
+    pub(crate) markdown: bool,
     /// Without optimisations: to work on the benchmark itself.
     pub(crate) dev: bool,
     /// Install what is missing.
@@ -34,10 +37,13 @@ pub(crate) struct Options {
 pub(crate) fn run(options: Options) -> Result<()> {
     setup::run(setup::Options {
         install: options.install,
+        tests: false,
         dev: false,
     })?;
     preflight::run()?;
-    wrk(options.install);
+    for tool in TOOLS {
+        add(tool, options.install);
+    }
     step("building weft, its eBPF programs and the benchmark");
     let profile = if options.dev { "dev" } else { "release" };
     let mut build = shell::cargo();
@@ -48,26 +54,29 @@ pub(crate) fn run(options: Options) -> Result<()> {
         println!("swept {gone}, which a run that died had left");
     }
     step("direct TCP and weft in turns, over two nodes");
-    let result = measure(options, profile);
+    let result = measure(&options, profile);
     // Whatever came of it: a run that was interrupted leaves its world behind.
     weft_tests::sweep()?;
     result
 }
 
-/// HTTP is measured with wrk, which nothing else needs: a machine without it skips that part, loudly.
-fn wrk(install: bool) {
-    if shell::find("wrk").is_some() || !install || !geteuid().is_root() {
+/// Programs that nothing else needs, each Debian's package of that name: a machine without one skips what is measured
+/// with it, loudly.
+const TOOLS: [&str; 2] = ["wrk", "iperf3"];
+
+fn add(tool: &str, install: bool) {
+    if shell::find(tool).is_some() || !install || !geteuid().is_root() {
         return;
     }
     let mut apt = std::process::Command::new("apt-get");
-    apt.args(["install", "-y", "-q", "--no-install-recommends", "wrk"]);
-    println!("+ wrk: installing with `{}`", shell::show(&apt));
+    apt.args(["install", "-y", "-q", "--no-install-recommends", tool]);
+    println!("+ {tool}: installing with `{}`", shell::show(&apt));
     if let Err(err) = shell::run(apt.env("DEBIAN_FRONTEND", "noninteractive")) {
-        println!("- wrk: {err:#}; HTTP will be skipped");
+        println!("- {tool}: {err:#}; what is measured with it will be skipped");
     }
 }
 
-fn measure(options: Options, profile: &str) -> Result<()> {
+fn measure(options: &Options, profile: &str) -> Result<()> {
     let output = output(options)?;
     let mut bench = shell::cargo();
     // Cargo knows where the binary is; weft and weft-pause are beside it.
@@ -80,6 +89,12 @@ fn measure(options: Options, profile: &str) -> Result<()> {
     if options.quick {
         bench.arg("--quick");
     }
+    if options.markdown {
+        bench.arg("--markdown");
+    }
+    if let Some(only) = &options.only {
+        bench.args(["--only", only]);
+    }
     let interrupt = Interrupt::listen()?;
     match stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"))? {
         (_, Ending::Exited(status)) if status.success() => Ok(()),
@@ -90,9 +105,9 @@ fn measure(options: Options, profile: &str) -> Result<()> {
 }
 
 /// A file for this day and this kernel; a later run of the same kind on the same day replaces it. None without
-/// optimisations: such figures are not worth keeping.
-fn output(options: Options) -> Result<Option<PathBuf>> {
-    if options.dev {
+/// optimisations, whose figures are not worth keeping, and none of a part, which would replace the whole.
+fn output(options: &Options) -> Result<Option<PathBuf>> {
+    if options.dev || options.only.is_some() {
         return Ok(None);
     }
     let dir = shell::root().join(RESULTS);

@@ -65,6 +65,24 @@ pub(crate) fn product(release: bool) -> Result<()> {
     shell::run(&mut cargo)
 }
 
+/// Builds weft once more, with another layout of its maps: what upgrades are tested with.
+///
+/// # Errors
+/// The build failed; cargo has said why.
+pub(crate) fn next_layout() -> Result<()> {
+    let mut cargo = shell::cargo();
+    cargo.args([
+        "build",
+        "-p",
+        "weft",
+        "--bin",
+        "weft-next-layout",
+        "--features",
+        "next-layout",
+    ]);
+    shell::run(&mut cargo)
+}
+
 /// Builds every library, binary and test of a checkout.
 ///
 /// # Errors

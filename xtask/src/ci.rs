@@ -52,7 +52,11 @@ const STEPS: [Step; 5] = [
 /// # Errors
 /// A check or a test failed.
 pub(crate) fn run(install: bool) -> Result<()> {
-    setup::run(setup::Options { install, dev: true })?;
+    setup::run(setup::Options {
+        install,
+        tests: true,
+        dev: true,
+    })?;
     for Step { name, run, mend } in STEPS {
         test::step(name);
         let started = Instant::now();

@@ -33,7 +33,11 @@ const BANNER: &[u8] = b"220 queue ready\r\n";
 /// # Errors
 /// A scene failed, or the stage could not be set.
 pub(crate) fn run(keep: bool, install: bool) -> Result<()> {
-    setup::run(setup::Options { install, dev: false })?;
+    setup::run(setup::Options {
+        install,
+        tests: false,
+        dev: false,
+    })?;
     preflight::run()?;
     step("building weft and its eBPF programs");
     build::product(false)?;

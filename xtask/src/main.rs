@@ -68,9 +68,15 @@ enum Command {
     },
     /// Measure weft against direct TCP over two nodes (as root); prints a table with ratios
     Bench {
-        /// Fewer and shorter rounds: a first look, under a minute
+        /// Fewer and shorter rounds: a first look, about a minute
         #[arg(long)]
         quick: bool,
+        /// Only the loads whose name contains this, for example `bulk`
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+        /// Print the table as Markdown too, to be pasted into a page
+        #[arg(long)]
+        markdown: bool,
         /// Build without optimisations: to work on the benchmark; its figures mean nothing
         #[arg(long)]
         dev: bool,
@@ -111,6 +117,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Setup { no_install, dev } => setup::run(setup::Options {
             install: !no_install,
+            tests: true,
             dev,
         }),
         Command::Build { release } => build::product(release),
@@ -118,10 +125,14 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { keep, no_install } => demo::run(keep, !no_install),
         Command::Bench {
             quick,
+            only,
+            markdown,
             dev,
             no_install,
         } => bench::run(bench::Options {
             quick,
+            only,
+            markdown,
             dev,
             install: !no_install,
         }),

@@ -48,6 +48,7 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
     list(name)?;
     setup::run(setup::Options {
         install: true,
+        tests: true,
         dev: false,
     })?;
     preflight::run()?;

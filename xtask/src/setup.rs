@@ -16,6 +16,8 @@ use crate::shell;
 pub(crate) struct Options {
     /// Install what is missing; otherwise print the commands and fail.
     pub(crate) install: bool,
+    /// Also what only the tests need.
+    pub(crate) tests: bool,
     /// Also what only `ci` needs.
     pub(crate) dev: bool,
 }
@@ -26,7 +28,7 @@ pub(crate) struct Options {
 /// Something is missing: it could not be installed, or `install` is off. The commands are already printed.
 pub(crate) fn run(options: Options) -> Result<()> {
     let mut missing = Vec::new();
-    for need in needs::all(options.dev) {
+    for need in needs::all(options.tests, options.dev) {
         match need.check.found() {
             Some(found) => println!("✓ {}: {found}", need.name),
             None => missing.push(need),

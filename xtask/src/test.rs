@@ -40,10 +40,15 @@ struct Row {
 /// # Errors
 /// A test failed, something was left behind, or the tests could not be run.
 pub(crate) fn run(filter: Option<&str>, install: bool) -> Result<()> {
-    setup::run(setup::Options { install, dev: false })?;
+    setup::run(setup::Options {
+        install,
+        tests: true,
+        dev: false,
+    })?;
     preflight::run()?;
     step("building weft, its eBPF programs and the tests");
     let artifacts = build::everything(&shell::root(), None)?;
+    build::next_layout()?;
     for gone in weft_tests::sweep()? {
         println!("swept {gone}, which a run that died had left");
     }

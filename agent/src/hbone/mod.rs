@@ -5,15 +5,17 @@
 
 pub mod headers;
 mod keepalive;
+mod message;
 mod pool;
 mod server;
 mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use headers::{Authority, Baggage, Forwarded, HeaderError, TraceParent};
 pub use pool::{ConnectError, ConnectRequest, Pool, TunnelKey};
-pub use server::{Request, Responder, ServeError, serve};
+pub use server::{Drain, Request, Responder, ServeError, serve};
 pub use settings::Settings;
 pub use stream::{AppSide, Stream, copy};

@@ -224,6 +224,7 @@ impl Shared {
             recv,
             peer: baggage.map(Box::new),
             identity: Some(identity),
+            unread: slot.unread(),
             slot: Some(slot),
             served: None,
         })

@@ -2,7 +2,7 @@
 //!
 //! It answers nothing by itself and knows no policy. Called by the roles, once per accepted TLS connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::Connection, server::SendResponse};
@@ -14,7 +14,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers, keepalive};
+use super::{
+    Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers, keepalive,
+    window::{Unread, Window},
+};
 use crate::mesh::Refusal;
 
 /// A request on a tunnel, to be answered through `respond`.
@@ -37,6 +40,7 @@ pub struct Request {
 pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    unread: Unread,
     served: Arc<()>,
 }
 
@@ -56,6 +60,7 @@ impl Responder {
             recv: self.recv,
             peer: None,
             identity: None,
+            unread: self.unread,
             slot: None,
             served: Some(self.served),
         })
@@ -71,7 +76,7 @@ impl Responder {
 
     /// Resolves when the client has given the request up, so that a dial for it can be given up too.
     pub async fn cancelled(&mut self) {
-        let _ = std::future::poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
     }
 }
 
@@ -95,22 +100,23 @@ pub enum ServeError {
     DrainTimedOut(Duration),
 }
 
+/// When a tunnel comes to its end by our own wish.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    /// Tells the peer to open new streams elsewhere (GOAWAY); open ones go on.
+    pub goaway: CancellationToken,
+    /// The same, and open streams may go on for [`Settings::drain_timeout`] only.
+    pub begins: CancellationToken,
+}
+
 /// How long a peer that is cut off may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves one tunnel to its end. `on_request` gets each request and must not wait: it spawns.
 ///
-/// When `drain` is cancelled the peer is told to go elsewhere (GOAWAY) and open streams may end until
-/// [`Settings::drain_timeout`].
-///
 /// # Errors
 /// When the tunnel ends other than by the peer's or our own wish; its streams have been reset then.
-pub async fn serve<S, F>(
-    io: S,
-    settings: &Settings,
-    drain: CancellationToken,
-    on_request: F,
-) -> Result<(), ServeError>
+pub async fn serve<S, F>(io: S, settings: &Settings, drain: Drain, on_request: F) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: FnMut(Request),
@@ -130,7 +136,7 @@ where
 async fn requests<S, F>(
     connection: &mut Connection<S, Bytes>,
     settings: &Settings,
-    drain: CancellationToken,
+    drain: Drain,
     mut on_request: F,
 ) -> Result<(), ServeError>
 where
@@ -138,30 +144,38 @@ where
     F: FnMut(Request),
 {
     let deadline = async {
-        drain.cancelled().await;
+        drain.begins.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
     tokio::pin!(deadline);
     let mut draining = false;
     // Held by every request and stream.
     let served = Arc::new(());
+    let unread = Unread::default();
+    let mut window = Window::new(unread.clone(), settings);
     loop {
         tokio::select! {
-            request = connection.accept() => match request {
-                Some(Ok((request, respond))) => on_request(read(request, respond, served.clone())),
+            request = accept(connection, &mut window) => match request {
+                Some(Ok((request, respond))) => {
+                    on_request(read(request, respond, unread.clone(), served.clone()));
+                }
                 // A client that is done with us need not say good-bye.
                 Some(Err(err)) if err.is_io() && Arc::strong_count(&served) == 1 => return Ok(()),
                 Some(Err(err)) => return Err(name_error(err)),
                 None => return Ok(()),
             },
-            () = drain.cancelled(), if !draining => {
+            () = drain.goaway.cancelled(), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = drain.begins.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }
             () = &mut deadline => {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
                 // The GOAWAY and the resets, if the peer still reads.
-                let flushed = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                let flushed = poll_fn(|cx| connection.poll_closed(cx));
                 let _ = timeout(FAREWELL, flushed).await;
                 return Err(ServeError::DrainTimedOut(settings.drain_timeout));
             }
@@ -178,7 +192,28 @@ fn name_error(err: h2::Error) -> ServeError {
     }
 }
 
-fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, served: Arc<()>) -> Request {
+/// The next request; meanwhile the connection is driven.
+async fn accept<S>(connection: &mut Connection<S, Bytes>, window: &mut Window) -> Option<Accepted>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    poll_fn(|cx| {
+        if let Some(size) = window.change() {
+            connection.set_target_window_size(size);
+        }
+        connection.poll_accept(cx)
+    })
+    .await
+}
+
+type Accepted = Result<(http::Request<RecvStream>, SendResponse<Bytes>), h2::Error>;
+
+fn read(
+    request: http::Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    unread: Unread,
+    served: Arc<()>,
+) -> Request {
     let (head, recv) = request.into_parts();
     let authority = head
         .uri
@@ -200,6 +235,7 @@ fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, served
         respond: Responder {
             respond,
             recv,
+            unread,
             served,
         },
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use h2::{client, server};
 
+use crate::net::copy::LARGE;
+
 /// Limits and deadlines of tunnels. The defaults are those of Istio's ambient mode unless a comment says why not.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -25,6 +27,8 @@ pub struct Settings {
     pub stream_window: u32,
     /// Bytes in flight on a connection. Larger than a stream's, or one reader that stops would stop all.
     pub connection_window: u32,
+    /// The same, grown by what readers that stopped have not taken (see `window`): what a tunnel may hold in memory.
+    pub connection_window_most: u32,
     /// The longest frame that we take.
     pub max_frame: u32,
     /// How long streams may go on after a drain began, before they are cut.
@@ -43,6 +47,7 @@ impl Default for Settings {
             max_streams: 100,
             stream_window: 4 << 20,
             connection_window: 16 << 20,
+            connection_window_most: 128 << 20,
             max_frame: 1 << 20,
             drain_timeout: Duration::from_secs(30),
         }
@@ -52,10 +57,10 @@ impl Default for Settings {
 /// What small DATA frames that nobody has read yet may cost, at 256 bytes less their length each.
 ///
 /// h2's default is half the connection window, and a connection that exceeds it is closed with every stream on it. But
-/// one turn of the event loop can take in 512 KiB (128 reads of 4 KiB, which is all that rustls asks for at once) before
-/// any stream gets to read: some 50,000 frames of one byte, as a hundred chatty apps may well send while this node is
-/// busy, and what was decrypted before comes on top. This is 131,000 of them, about 32 MiB of memory. Streams always take
-/// what arrived (see `stream`), so only a peer that means harm gets beyond it.
+/// one turn of the event loop can take in 1 MiB (`net::tls::ReadAhead`) before any stream gets to read: some 100,000
+/// frames of one byte, as a hundred chatty apps may well send while this node is busy, and what was decrypted before
+/// comes on top. This is 131,000 of them, about 32 MiB of memory. Streams always take what arrived (see `stream`), so
+/// only a peer that means harm gets beyond it.
 const DATA_FRAME_BUDGET: usize = 128 * 1024 * 256;
 
 /// Streams that the peer opened and reset before we looked at them. h2's default of 20 is less than a burst of apps
@@ -66,8 +71,8 @@ const PENDING_RESETS: usize = 200;
 const REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(10);
 
-/// Bytes that one stream may queue in HTTP/2: two of the longest reads, one on its way while the next is read.
-const SEND_BUFFER: usize = 512 * 1024;
+/// Bytes that one stream may queue in HTTP/2: the longest read, so that it is one frame.
+const SEND_BUFFER: usize = LARGE;
 
 /// A CONNECT needs a few hundred bytes; the baggage may have 8 KiB.
 const HEADER_LIST: u32 = 16 * 1024;

@@ -14,7 +14,11 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::{net::TcpStream, task::yield_now};
 
-use super::{Baggage, pool::Slot};
+use super::{
+    Baggage,
+    pool::Slot,
+    window::{Part, Unread},
+};
 use crate::{
     mesh::SpiffeId,
     net::copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
@@ -33,6 +37,8 @@ pub struct Stream {
     pub(super) identity: Option<SpiffeId>,
     /// The place on the tunnel that the stream holds; given back when it is dropped.
     pub(super) slot: Option<Slot>,
+    /// Where what is not acknowledged yet is counted.
+    pub(super) unread: Unread,
     /// On the side that was dialled: tells the connection that a stream is still there.
     pub(super) served: Option<Arc<()>>,
 }
@@ -77,6 +83,7 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
     let Stream {
         mut send,
         recv,
+        unread,
         slot: _slot,
         served: _served,
         ..
@@ -92,6 +99,7 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
     let mut to_stream = ToStream::default();
     let mut to_app = ToApp {
         recv,
+        unread: unread.part(),
         outlet: Outlet::default(),
         ended: false,
         done: false,
@@ -210,6 +218,7 @@ fn poll_room(
 /// From the stream into the app.
 struct ToApp {
     recv: RecvStream,
+    unread: Part,
     outlet: Outlet,
     ended: bool,
     done: bool,
@@ -233,6 +242,7 @@ impl ToApp {
             if !self.outlet.is_empty() {
                 let written = ready!(self.outlet.poll_flush(cx, app)).map_err(CopyError::App)?;
                 count(written as u64);
+                self.unread.acknowledged(written);
                 // Only now: the window is what bounds the bytes that wait for a slow app. It fails on a stream that
                 // has ended, which needs no window.
                 let _ = self.recv.flow_control().release_capacity(written);
@@ -251,7 +261,10 @@ impl ToApp {
     fn take_arrived(&mut self, cx: &mut Context<'_>) -> Result<(), h2::Error> {
         while !self.ended {
             match self.recv.poll_data(cx) {
-                Poll::Ready(Some(Ok(chunk))) => self.outlet.push(chunk),
+                Poll::Ready(Some(Ok(chunk))) => {
+                    self.unread.taken(chunk.len());
+                    self.outlet.push(chunk);
+                }
                 Poll::Ready(Some(Err(err))) => return Err(err),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Pending => return Ok(()),

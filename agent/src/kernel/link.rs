@@ -1,7 +1,7 @@
 //! Pinned links: attached once, kept over restarts, given a new program without a gap.
 //!
-//! aya can pin a link but not replace the program under one (it has BPF_LINK_UPDATE for XDP and TC only), so that one
-//! call is made here.
+//! aya can pin a link but not replace the program under one (it has BPF_LINK_UPDATE for XDP and TC only), and it detaches none that is pinned, so those
+//! calls are made here.
 
 use std::{
     ffi::CString,
@@ -18,6 +18,7 @@ use aya::programs::links::FdLink;
 /// `enum bpf_cmd` of linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// The part of `union bpf_attr` that BPF_OBJ_GET reads.
 #[repr(C)]
@@ -36,6 +37,13 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+/// The part of `union bpf_attr` that BPF_LINK_DETACH reads.
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 /// Puts `program` under the link that is pinned at `path`. New connections meet the new program at once; none is lost.
@@ -60,7 +68,26 @@ pub fn pin(link: FdLink, path: &Path) -> io::Result<()> {
     link.pin(path).map(drop).map_err(io::Error::other)
 }
 
-/// Takes a pin away and so detaches the link. One that is gone already is fine.
+/// Detaches a link and takes its pin away. One that is gone already is fine. Without its pin the link would go as well, but
+/// only some time later: the kernel leaves that to a worker.
+///
+/// # Errors
+/// Those of bpf(2) and unlink(2).
+pub fn detach(path: &Path) -> io::Result<()> {
+    match open_pinned(path) {
+        Ok(link) => {
+            let attr = LinkDetach {
+                link_fd: link.as_raw_fd() as u32,
+            };
+            bpf(BPF_LINK_DETACH, &attr)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    unpin(path)
+}
+
+/// Takes a pin away. One that is gone already is fine.
 ///
 /// # Errors
 /// Those of unlink(2).

@@ -1,6 +1,7 @@
 //! Loads the programs, attaches them at the cgroup and pins everything; or adopts what an earlier agent pinned.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
     os::{
@@ -13,34 +14,31 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramInfo, SkLookup, SockOps,
-        links::FdLink,
-    },
+    programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink},
 };
-use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
 
 use super::{
+    dns::DnsServers,
     link,
-    maps::{Maps, NAMES, SocketStates},
+    maps::{LAYOUT, Maps, SocketStates},
+    pins::{DNS_SERVERS, Generation, OWN, Pins},
     preflight::{self, PreflightError},
+    takeover::{Claim, ClaimError},
 };
 
-/// The programs that are attached to the cgroup, in the order of a connection's life.
-const CGROUP_PROGRAMS: [&str; 5] = [
-    "weft_connect4",
-    "weft_connect6",
+/// The programs that catch new sockets. Where an earlier agent's are attached, they come last: see [`Kernel::settle`].
+const PRODUCERS: [&str; 4] = ["weft_connect4", "weft_connect6", "weft_sendmsg4", "weft_sendmsg6"];
+/// The other programs that are attached to the cgroup, in the order of a connection's life.
+const CARRIERS: [&str; 5] = [
     "weft_sockops",
     "weft_getpeername4",
     "weft_getpeername6",
+    "weft_recvmsg4",
+    "weft_recvmsg6",
 ];
 /// The program that is attached to each pod's network namespace.
 const LOOKUP_PROGRAM: &str = "weft_sk_lookup";
-/// Pins of links to the cgroup: the program and the cgroup's id, which is its inode number.
-const LINK_PREFIX: &str = "link-";
-/// Pins of `sk_lookup` links are named by the netns cookie, so that the next agent knows whose they are.
-const LOOKUP_PREFIX: &str = "lookup-";
 
 /// Why the programs could not be brought to work.
 #[derive(Debug, Error)]
@@ -49,11 +47,11 @@ pub enum LoadError {
     #[error(transparent)]
     Preflight(#[from] PreflightError),
     /// Another agent owns the pins.
-    #[error("another weft agent uses {0}: two agents on one node need different --pin-dir and --cgroup-root")]
-    Busy(PathBuf),
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// The object or its maps.
     #[error(
-        "load the eBPF object with its maps pinned in {pin_dir} (pins of another version? stop the agent and remove them)"
+        "load the eBPF object with its maps pinned in {pin_dir}; to begin anew, end the agent and run `weft release`"
     )]
     Object {
         /// Where the maps are pinned.
@@ -73,7 +71,7 @@ pub enum LoadError {
     #[error("open, pin or replace {0}")]
     Link(PathBuf, #[source] io::Error),
     /// A map that does not fit.
-    #[error("open the maps pinned in {pin_dir} (pins of another version? stop the agent and remove them)")]
+    #[error("open the maps pinned in {pin_dir}; to begin anew, end the agent and run `weft release`")]
     Maps {
         /// Where the maps are pinned.
         pin_dir: PathBuf,
@@ -97,11 +95,18 @@ pub struct LoadConfig {
 /// The loaded programs. Dropping it leaves everything attached and pinned.
 #[derive(Debug)]
 pub struct Kernel {
-    ebpf: Ebpf,
+    programs: Programs,
     cgroup_root: PathBuf,
-    pin_dir: PathBuf,
-    /// Held for as long as this agent writes the maps.
-    _lock: File,
+    pins: Pins,
+    /// Pods to which an agent of another layout attached its `sk_lookup` after ours.
+    overtaken: HashSet<u64>,
+    /// The maps of our layout and what is attached with them.
+    generation: Generation,
+    /// Whether nothing is left of other layouts.
+    settled: bool,
+    claim: Option<Claim>,
+    /// Others leave the generation alone for as long as this process lives.
+    _in_use: File,
 }
 
 /// A program that is attached.
@@ -118,27 +123,48 @@ pub struct Attached {
 }
 
 impl Kernel {
-    /// Checks the machine, takes the lock, loads the programs and attaches them, or puts them under links that are
-    /// pinned already.
+    /// Loads the programs and attaches them, or puts them under links that are pinned already. `claim` is the right to
+    /// do that. The machine must have passed [`preflight::check`].
     ///
     /// # Errors
     /// The first step that failed.
-    pub fn load(config: LoadConfig) -> Result<Self, LoadError> {
-        preflight::check()?;
+    pub fn load(config: &LoadConfig, claim: Claim) -> Result<Self, LoadError> {
         let cgroup_root = preflight::cgroup_root(config.cgroup_root.as_deref())?;
-        let pin_dir = config.pin_dir;
-        preflight::pin_dir(&pin_dir)?;
-        let lock = lock(&pin_dir)?;
-        let ebpf = load_object(super::object(), &pin_dir)?;
-        let mut kernel = Self {
-            ebpf,
-            cgroup_root,
-            pin_dir,
-            _lock: lock,
+        let pins = Pins::new(config.pin_dir.clone());
+        let unusable = |source| LoadError::Link(config.pin_dir.clone(), source);
+        pins.sweep().map_err(unusable)?;
+        let generation = pins.generation();
+        let cgroup = Cgroup::open(&cgroup_root)?;
+        let mut programs = if generation.exists() {
+            Programs::load(super::object(), &pins, &generation)?
+        } else {
+            make_generation(&pins, &generation, &cgroup)?
         };
-        kernel.load_programs()?;
-        kernel.attach_to_cgroup()?;
-        kernel.replace_lookups()?;
+        let settled = pins.foreign().map_err(unusable)?.is_empty();
+        // What catches sockets comes last: whatever it steers, and wherever, the others must know.
+        programs.attach(&CARRIERS, &generation, &cgroup)?;
+        programs.replace_lookups(&generation)?;
+        if settled {
+            programs.attach(&PRODUCERS, &generation, &cgroup)?;
+        }
+        let in_use = generation.hold().map_err(unusable)?;
+        // Of two programs that are attached to a pod the one that was attached last decides, and that must be ours.
+        let overtaken = if settled {
+            HashSet::new()
+        } else {
+            generation.lookups().into_iter().collect()
+        };
+        let kernel = Self {
+            programs,
+            cgroup_root,
+            pins,
+            overtaken,
+            generation,
+            settled,
+            claim: Some(claim),
+            _in_use: in_use,
+        };
+        kernel.unpin_links_of_other_cgroups(&cgroup)?;
         Ok(kernel)
     }
 
@@ -147,7 +173,7 @@ impl Kernel {
     /// # Errors
     /// When a pinned map has another layout.
     pub fn maps(&self) -> Result<Maps, LoadError> {
-        Maps::open(&self.pin_dir).map_err(|source| self.map_error(source))
+        Maps::open(&self.generation).map_err(|source| self.map_error(source))
     }
 
     /// A handle to socket states; each worker has its own.
@@ -155,12 +181,21 @@ impl Kernel {
     /// # Errors
     /// When the pinned map has another layout.
     pub fn socket_states(&self) -> Result<SocketStates, LoadError> {
-        SocketStates::open(&self.pin_dir).map_err(|source| self.map_error(source))
+        SocketStates::open(&self.generation, &self.pins).map_err(|source| self.map_error(source))
     }
 
-    fn map_error(&self, source: MapError) -> LoadError {
+    /// The DNS servers that pods ask; each worker has its own handle.
+    ///
+    /// # Errors
+    /// When the pinned map has another layout.
+    pub fn dns_servers(&self) -> Result<DnsServers, LoadError> {
+        DnsServers::open(&self.pins).map_err(|source| self.map_error(source))
+    }
+
+    /// An error of our maps, with where they are.
+    pub fn map_error(&self, source: MapError) -> LoadError {
         LoadError::Maps {
-            pin_dir: self.pin_dir.clone(),
+            pin_dir: self.pins.path().to_owned(),
             source: Box::new(source),
         }
     }
@@ -169,7 +204,7 @@ impl Kernel {
     pub fn attached(&self) -> Vec<Attached> {
         let cgroup = self.cgroup_root.display().to_string();
         let one = |name: &'static str, to: String| {
-            let program = self.ebpf.program(name);
+            let program = self.programs.0.program(name);
             let id = program
                 .and_then(|program| program.info().ok())
                 .map_or(0, |info| info.id());
@@ -181,7 +216,8 @@ impl Kernel {
             };
             Attached { name, kind, to, id }
         };
-        let mut attached: Vec<_> = CGROUP_PROGRAMS.map(|name| one(name, cgroup.clone())).into();
+        let to_cgroup = PRODUCERS.into_iter().chain(CARRIERS);
+        let mut attached: Vec<_> = to_cgroup.map(|name| one(name, cgroup.clone())).collect();
         attached.push(one(LOOKUP_PROGRAM, "captured pods".to_owned()));
         attached
     }
@@ -191,16 +227,17 @@ impl Kernel {
     /// # Errors
     /// Those of bpf(2).
     pub fn attach_lookup(&mut self, cookie: u64, netns: BorrowedFd<'_>) -> Result<(), LoadError> {
-        let pin = self.lookup_pin(cookie);
-        if pin.exists() {
+        let pin = self.generation.lookup(cookie);
+        let first = self.overtaken.remove(&cookie);
+        if pin.exists() && !first {
             return Ok(());
         }
-        let program: &mut SkLookup = self.program(LOOKUP_PROGRAM)?;
-        let link = program.attach(netns).and_then(|id| program.take_link(id));
-        let link: FdLink = link
-            .map_err(|source| program_error(LOOKUP_PROGRAM, source))?
-            .into();
-        link::pin(link, &pin).map_err(|source| LoadError::Link(pin, source))
+        // Pinned aside and renamed, so that the earlier link, if there is one, goes when this one is there.
+        let aside = self.generation.unfinished_lookup();
+        let failed = |source| LoadError::Link(pin.clone(), source);
+        link::unpin(&aside).map_err(failed)?;
+        link::pin(self.programs.attach_lookup(netns)?, &aside).map_err(failed)?;
+        fs::rename(&aside, &pin).map_err(failed)
     }
 
     /// Detaches `sk_lookup` from a pod's namespace.
@@ -208,109 +245,205 @@ impl Kernel {
     /// # Errors
     /// When the pin cannot be removed.
     pub fn detach_lookup(&self, cookie: u64) -> Result<(), LoadError> {
-        let pin = self.lookup_pin(cookie);
-        link::unpin(&pin).map_err(|source| LoadError::Link(pin, source))
+        let pin = self.generation.lookup(cookie);
+        link::detach(&pin).map_err(|source| LoadError::Link(pin, source))
     }
 
     /// The netns cookies of the pods that `sk_lookup` is attached to, of this agent or an earlier one.
     pub fn lookups(&self) -> Vec<u64> {
-        let entries = fs::read_dir(&self.pin_dir).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| {
-                entry
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix(LOOKUP_PREFIX)?
-                    .parse()
-                    .ok()
-            })
-            .collect()
+        self.generation.lookups()
+    }
+
+    /// The netns cookies of the pods that agents of other layouts have captured.
+    pub fn foreign_lookups(&self) -> Vec<u64> {
+        if self.settled {
+            return Vec::new();
+        }
+        let foreign = self.pins.foreign().unwrap_or_default();
+        foreign.iter().flat_map(Generation::lookups).collect()
+    }
+
+    /// Takes the place of agents of other layouts, as far as that is possible yet. To be called when every pod is either
+    /// captured or refused by our maps: from here on ours are the programs that catch new sockets. What theirs have caught
+    /// goes on until those agents have ended; and until `all_captured`, because their programs refuse for pods that ours
+    /// are not attached to.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub fn settle(&mut self, all_captured: bool) -> Result<(), LoadError> {
+        if !self.settled {
+            self.displace(all_captured)?;
+        }
+        // The agent that this one replaces turns to its end now.
+        if let Some(claim) = &mut self.claim {
+            claim.settle();
+        }
+        Ok(())
+    }
+
+    fn displace(&mut self, all_captured: bool) -> Result<(), LoadError> {
+        let cgroup = Cgroup::open(&self.cgroup_root)?;
+        // Both for a moment: the one that is asked second finds the socket steered already, and leaves it.
+        self.programs.attach(&PRODUCERS, &self.generation, &cgroup)?;
+        let failed = |source| LoadError::Link(self.pins.path().to_owned(), source);
+        let mut left = false;
+        for foreign in self.pins.foreign().map_err(failed)? {
+            foreign.stop_producing().map_err(failed)?;
+            left |= !(all_captured && self.pins.retire(&foreign).map_err(failed)?);
+        }
+        self.settled = !left;
+        Ok(())
+    }
+
+    /// Whether another agent asks for the right to write the maps.
+    pub fn is_asked_for(&self) -> bool {
+        let settled = self.claim.as_ref().is_none_or(Claim::is_settled);
+        settled && self.pins.is_requested()
+    }
+
+    /// Lets go of the right to write the maps.
+    pub fn hand_over(&mut self) {
+        self.claim = None;
     }
 
     /// Gives the decision log of debug programs to `tracing`; returns what must be polled, or nothing in release builds.
     pub fn decision_log(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
         if cfg!(debug_assertions) {
-            aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+            aya_log::EbpfLogger::init(&mut self.programs.0).ok()
         } else {
             None
         }
     }
 
-    fn lookup_pin(&self, cookie: u64) -> PathBuf {
-        self.pin_dir.join(format!("{LOOKUP_PREFIX}{cookie}"))
+    /// An earlier agent may have been attached to another cgroup. Its links go once ours are there.
+    fn unpin_links_of_other_cgroups(&self, cgroup: &Cgroup) -> Result<(), LoadError> {
+        let is_ours = |pin: &PathBuf| {
+            PRODUCERS
+                .iter()
+                .chain(&CARRIERS)
+                .any(|name| *pin == self.generation.link(name, cgroup.id))
+        };
+        self.generation
+            .links()
+            .into_iter()
+            .filter(|pin| !is_ours(pin))
+            .try_for_each(|pin| link::detach(&pin).map_err(|source| LoadError::Link(pin, source)))
     }
+}
 
-    fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, LoadError>
-    where
-        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-    {
-        let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
-        program
-            .and_then(TryInto::try_into)
-            .map_err(|source| program_error(name, source))
+/// The cgroup whose processes are hooked.
+struct Cgroup {
+    path: PathBuf,
+    folder: File,
+    /// Its inode number.
+    id: u64,
+}
+
+impl Cgroup {
+    fn open(path: &Path) -> Result<Self, LoadError> {
+        let failed = |source| LoadError::Cgroup(path.to_owned(), source);
+        let folder = File::open(path).map_err(failed)?;
+        let id = folder.metadata().map_err(failed)?.ino();
+        Ok(Self {
+            path: path.to_owned(),
+            folder,
+            id,
+        })
     }
+}
 
-    fn load_programs(&mut self) -> Result<(), LoadError> {
-        for name in CGROUP_PROGRAMS.into_iter().chain([LOOKUP_PROGRAM]) {
-            let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
+/// Makes our generation aside, with everything attached that catches nothing by itself, and gives it its name.
+fn make_generation(pins: &Pins, generation: &Generation, cgroup: &Cgroup) -> Result<Programs, LoadError> {
+    let failed = |source| LoadError::Link(pins.path().to_owned(), source);
+    let aside = generation.begin().map_err(failed)?;
+    let mut programs = Programs::load(super::object(), pins, &aside)?;
+    programs.attach(&CARRIERS, &aside, cgroup)?;
+    generation.finish(&aside).map_err(failed)?;
+    Ok(programs)
+}
+
+/// The programs, verified by the kernel.
+#[derive(Debug)]
+struct Programs(Ebpf);
+
+impl Programs {
+    /// With the maps that are pinned in `generation`, or new ones that are pinned there from now on.
+    fn load(object: &[u8], pins: &Pins, generation: &Generation) -> Result<Self, LoadError> {
+        let multipath = preflight::multipath();
+        let mut loader = EbpfLoader::new();
+        loader.override_global("MULTIPATH", &multipath, true);
+        loader.map_pin_path(OWN, pins.own());
+        loader.map_pin_path(DNS_SERVERS, pins.dns_servers());
+        for map in &LAYOUT {
+            loader.map_pin_path(map.name, generation.map(map.name));
+        }
+        let ebpf = loader.load(object).map_err(|source| LoadError::Object {
+            pin_dir: pins.path().to_owned(),
+            source: Box::new(source),
+        })?;
+        let mut programs = Self(ebpf);
+        for name in PRODUCERS.into_iter().chain(CARRIERS).chain([LOOKUP_PROGRAM]) {
+            let program = programs.0.program_mut(name).ok_or(ProgramError::NotLoaded);
             program
                 .and_then(load_program)
                 .map_err(|source| program_error(name, source))?;
         }
-        Ok(())
+        Ok(programs)
     }
 
-    fn attach_to_cgroup(&mut self) -> Result<(), LoadError> {
-        let cgroup = File::open(&self.cgroup_root)
-            .map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
-        let metadata = cgroup
-            .metadata()
-            .map_err(|source| LoadError::Cgroup(self.cgroup_root.clone(), source))?;
-        let pin_of = |name: &str| format!("{LINK_PREFIX}{name}@{}", metadata.ino());
-        for name in CGROUP_PROGRAMS {
-            let pin = self.pin_dir.join(pin_of(name));
+    /// Attaches programs to the cgroup, or puts them under the links that are pinned.
+    fn attach(
+        &mut self,
+        names: &[&'static str],
+        generation: &Generation,
+        cgroup: &Cgroup,
+    ) -> Result<(), LoadError> {
+        for name in names {
+            let pin = generation.link(name, cgroup.id);
             if pin.exists() {
                 self.replace(name, &pin)?;
                 continue;
             }
-            let link = self.attach_one(name, &cgroup)?;
+            let link = self.attach_one(name, cgroup)?;
             link::pin(link, &pin).map_err(|source| LoadError::Link(pin, source))?;
-        }
-        self.unpin_links_of_other_cgroups(&CGROUP_PROGRAMS.map(pin_of))
-    }
-
-    /// An earlier agent may have been attached to another cgroup. Its links go once ours are there.
-    fn unpin_links_of_other_cgroups(&self, ours: &[String]) -> Result<(), LoadError> {
-        for entry in fs::read_dir(&self.pin_dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(LINK_PREFIX) && !ours.contains(&name) {
-                link::unpin(&entry.path()).map_err(|source| LoadError::Link(entry.path(), source))?;
-            }
         }
         Ok(())
     }
 
-    fn attach_one(&mut self, name: &'static str, cgroup: &File) -> Result<FdLink, LoadError> {
-        let program = self.ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
+    fn attach_one(&mut self, name: &'static str, cgroup: &Cgroup) -> Result<FdLink, LoadError> {
+        let program = self.0.program_mut(name).ok_or(ProgramError::NotLoaded);
         let link = program.and_then(|program| match program {
             Program::CgroupSockAddr(program) => {
-                let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+                let id = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
                 program.take_link(id).map(FdLink::try_from)
             }
             Program::SockOps(program) => {
-                let id = program.attach(cgroup, CgroupAttachMode::Single)?;
+                let id = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
                 program.take_link(id).map(FdLink::try_from)
             }
             _ => Err(ProgramError::UnexpectedProgramType),
         });
         link.map_err(|source| program_error(name, source))?
-            .map_err(|source| LoadError::Link(self.cgroup_root.clone(), io::Error::other(source)))
+            .map_err(|source| LoadError::Link(cgroup.path.clone(), io::Error::other(source)))
+    }
+
+    fn attach_lookup(&mut self, netns: BorrowedFd<'_>) -> Result<FdLink, LoadError> {
+        let program = self.0.program_mut(LOOKUP_PROGRAM).ok_or(ProgramError::NotLoaded);
+        let attach = |program: &mut Program| {
+            let program: &mut SkLookup = program.try_into()?;
+            let id = program.attach(netns)?;
+            program.take_link(id)
+        };
+        let link = program.and_then(attach);
+        Ok(link
+            .map_err(|source| program_error(LOOKUP_PROGRAM, source))?
+            .into())
     }
 
     /// Puts the new `sk_lookup` under every link that an earlier agent left. A pod that is gone takes its link along.
-    fn replace_lookups(&mut self) -> Result<(), LoadError> {
-        for cookie in self.lookups() {
-            let pin = self.lookup_pin(cookie);
+    fn replace_lookups(&mut self, generation: &Generation) -> Result<(), LoadError> {
+        for cookie in generation.lookups() {
+            let pin = generation.lookup(cookie);
             match self.replace(LOOKUP_PROGRAM, &pin) {
                 Err(LoadError::Link(_, error)) if error.raw_os_error() == Some(libc::ENOLINK) => {
                     link::unpin(&pin).map_err(|source| LoadError::Link(pin, source))?;
@@ -322,7 +455,7 @@ impl Kernel {
     }
 
     fn replace(&mut self, name: &'static str, pin: &Path) -> Result<(), LoadError> {
-        let program = self.ebpf.program(name).ok_or(ProgramError::NotLoaded);
+        let program = self.0.program(name).ok_or(ProgramError::NotLoaded);
         let fd = program
             .and_then(|program| program.fd())
             .map_err(|source| program_error(name, source))?;
@@ -330,29 +463,7 @@ impl Kernel {
     }
 }
 
-/// One writer of the maps at a time. A lock on the folder itself: bpffs holds no plain files.
-fn lock(pin_dir: &Path) -> Result<File, LoadError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::WouldBlock => LoadError::Busy(pin_dir.to_owned()),
-        _ => LoadError::Link(pin_dir.to_owned(), source),
-    };
-    let folder = File::open(pin_dir).map_err(failed)?;
-    flock(&folder, FlockOperation::NonBlockingLockExclusive).map_err(|errno| failed(errno.into()))?;
-    Ok(folder)
-}
-
-fn load_object(object: &[u8], pin_dir: &Path) -> Result<Ebpf, LoadError> {
-    let mut loader = EbpfLoader::new();
-    for name in NAMES {
-        loader.map_pin_path(name, pin_dir.join(name));
-    }
-    loader.load(object).map_err(|source| LoadError::Object {
-        pin_dir: pin_dir.to_owned(),
-        source: Box::new(source),
-    })
-}
-
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+pub(super) fn load_program(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         Program::SockOps(program) => SockOps::load(program),
@@ -366,26 +477,4 @@ fn program_error(program: &'static str, source: ProgramError) -> LoadError {
         program,
         source: Box::new(source),
     }
-}
-
-/// What the verifier said of one program.
-#[derive(Debug)]
-pub struct Verified {
-    /// The program's name.
-    pub name: String,
-    /// How many instructions the verifier walked through, or why it refused.
-    pub result: Result<ProgramInfo, ProgramError>,
-}
-
-/// Loads every program of `object` under the verifier, attaches nothing and pins nothing.
-///
-/// # Errors
-/// When the object itself cannot be read or its maps cannot be made.
-pub fn verify(object: &[u8]) -> Result<Vec<Verified>, EbpfError> {
-    let mut ebpf = EbpfLoader::new().load(object)?;
-    let verify = |(name, program): (&str, &mut Program)| Verified {
-        name: name.to_owned(),
-        result: load_program(program).and_then(|()| program.info()),
-    };
-    Ok(ebpf.programs_mut().map(verify).collect())
 }

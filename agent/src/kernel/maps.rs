@@ -4,23 +4,59 @@
 use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 pub use agent_common::ListenerKind;
-use agent_common::{Address, Config, ListenerKey, Pod, PortKey, SocketState, flags, port_mode};
-use aya::maps::{Array, HashMap, MapData, MapError, SkStorage, SockHash};
+use agent_common::{
+    Address, Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple, flags, pod_flags, port_mode,
+};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage, SockHash};
 
-/// Names of the maps, as `agent-ebpf` declares them. Each is pinned under its name.
-pub const NAMES: [&str; 6] = [
-    "PODS",
-    "SOCKETS",
-    "HANDSHAKES",
-    "LISTENERS",
-    "PORT_MODES",
-    "CONFIG",
+use super::pins::{Generation, Pins};
+
+/// A map, as `agent-ebpf` declares it, and its sizes in bytes.
+#[derive(Debug)]
+pub struct MapLayout {
+    pub(super) name: &'static str,
+    pub(super) key: u32,
+    pub(super) value: u32,
+}
+
+/// The maps of a generation, each pinned under its name.
+pub const LAYOUT: [MapLayout; 7] = [
+    map::<u64, Pod>("PODS"),
+    map::<i32, SocketState>("SOCKETS"),
+    map::<Tuple, Handshake>("HANDSHAKES"),
+    map::<Tuple, Handshake>("BEHALF"),
+    map::<ListenerKey, u32>("LISTENERS"),
+    map::<PortKey, u32>("PORT_MODES"),
+    map::<u32, Config>("CONFIG"),
 ];
+
+/// Raised by hand when what the maps mean changes, and their sizes do not.
+const MEANING: u32 = 1;
+
+const fn map<K, V>(name: &'static str) -> MapLayout {
+    MapLayout {
+        name,
+        key: size_of::<K>() as u32,
+        value: size_of::<V>() as u32,
+    }
+}
+
+/// The name of this build's layout: agents that have the same one can use the same maps.
+pub fn layout() -> String {
+    // FNV-1a, which will be the same for ever.
+    let mut hash = 0x811c_9dc5_u32;
+    for map in LAYOUT {
+        let numbers = [map.key, map.value].map(u32::to_le_bytes).concat();
+        for byte in map.name.bytes().chain(numbers) {
+            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+    }
+    format!("maps-{MEANING}-{hash:08x}")
+}
 
 /// The maps that enrolment writes.
 pub struct Maps {
@@ -31,18 +67,24 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Opens the maps that are pinned in `pin_dir`.
+    /// Opens the maps of a generation.
     ///
     /// # Errors
     /// When one is missing, or has another layout than this build expects.
-    pub fn open(pin_dir: &Path) -> Result<Self, MapError> {
-        let open = |name| MapData::from_pin(pin_dir.join(name));
+    pub fn open(generation: &Generation) -> Result<Self, MapError> {
+        let open = |name| MapData::from_pin(generation.map(name));
         Ok(Self {
-            pods: HashMap::try_from(aya::maps::Map::HashMap(open("PODS")?))?,
-            listeners: SockHash::try_from(aya::maps::Map::SockHash(open("LISTENERS")?))?,
-            port_modes: HashMap::try_from(aya::maps::Map::HashMap(open("PORT_MODES")?))?,
-            config: Array::try_from(aya::maps::Map::Array(open("CONFIG")?))?,
+            pods: HashMap::try_from(Map::HashMap(open("PODS")?))?,
+            listeners: SockHash::try_from(Map::SockHash(open("LISTENERS")?))?,
+            port_modes: HashMap::try_from(Map::HashMap(open("PORT_MODES")?))?,
+            config: Array::try_from(Map::Array(open("CONFIG")?))?,
         })
+    }
+
+    /// Among how many workers `sk_lookup` spreads connections; 0 when no agent has said it yet.
+    pub fn workers(&self) -> u16 {
+        let config = self.config.get(&0, 0).unwrap_or_default();
+        config.workers.try_into().unwrap_or(u16::MAX)
     }
 
     /// Says among how many workers `sk_lookup` spreads connections.
@@ -59,11 +101,11 @@ impl Maps {
         )
     }
 
-    /// Captures the sockets that a pod's apps make from now on.
+    /// Captures the sockets that a pod's apps make from now on; those that ask DNS servers if `dns` is set.
     ///
     /// # Errors
     /// When the map is full (4,096 pods), and those of bpf(2).
-    pub fn insert_pod(&mut self, cookie: u64, addresses: &[IpAddr]) -> Result<(), MapError> {
+    pub fn insert_pod(&mut self, cookie: u64, addresses: &[IpAddr], dns: bool) -> Result<(), MapError> {
         let first = |v4: bool| {
             addresses
                 .iter()
@@ -73,8 +115,17 @@ impl Maps {
         let pod = Pod {
             v4: first(true).unwrap_or_default(),
             v6: first(false).unwrap_or_default(),
+            flags: if dns { pod_flags::DNS } else { 0 },
         };
         self.pods.insert(cookie, pod, 0)
+    }
+
+    /// Refuses a pod's new sockets: an earlier agent captured it, and this one could not yet.
+    ///
+    /// # Errors
+    /// When the map is full, and those of bpf(2).
+    pub fn refuse_pod(&mut self, cookie: u64) -> Result<(), MapError> {
+        self.pods.insert(cookie, Pod::default(), 0)
     }
 
     /// Captures no more of a pod's new sockets.
@@ -164,19 +215,37 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
+/// One of 254 loopback addresses to dial apps from over IPv4. The programs let nobody be dialled from there of whom they
+/// have no note.
+pub fn behalf_source(number: u8) -> IpAddr {
+    Address::behalf_source(number).into()
+}
+
+/// Why an app is not dialled although it may be there.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "the kernel could not note who the client is (is its map BEHALF full?), and the app must not see a loopback peer"
+)]
+pub struct Unnoted;
+
 /// The state that sockets carry in the kernel: what was dialled, and whose socket it is.
-pub struct SocketStates(Mutex<SkStorage<MapData, SocketState>>);
+pub struct SocketStates {
+    states: Mutex<SkStorage<MapData, SocketState>>,
+    own: Mutex<SkStorage<MapData, u32>>,
+}
 
 impl SocketStates {
-    /// Opens the pinned socket storage.
+    /// Opens the socket storage of a generation, and the one that all share.
     ///
     /// # Errors
     /// When it is missing, or has another layout than this build expects.
-    pub fn open(pin_dir: &Path) -> Result<Self, MapError> {
-        let map = MapData::from_pin(pin_dir.join("SOCKETS"))?;
-        Ok(Self(Mutex::new(SkStorage::try_from(aya::maps::Map::SkStorage(
-            map,
-        ))?)))
+    pub fn open(generation: &Generation, pins: &Pins) -> Result<Self, MapError> {
+        let states = Map::SkStorage(MapData::from_pin(generation.map("SOCKETS"))?);
+        let own = Map::SkStorage(MapData::from_pin(pins.own())?);
+        Ok(Self {
+            states: Mutex::new(SkStorage::try_from(states)?),
+            own: Mutex::new(SkStorage::try_from(own)?),
+        })
     }
 
     /// What the app dialled, for an accepted socket that was steered to us; `None` for one that was not.
@@ -193,19 +262,13 @@ impl SocketStates {
         told.then(|| SocketAddr::new(state.addr.into(), state.port as u16))
     }
 
-    /// Marks a socket as the agent's own, before it dials: it is not steered.
+    /// Marks a socket as the agent's own, before it dials: it is not steered, by no version's programs.
     ///
     /// # Errors
     /// Those of bpf(2).
     pub fn mark_own(&self, socket: &impl AsRawFd) -> Result<(), MapError> {
-        self.storage().insert(
-            socket,
-            SocketState {
-                flags: flags::AGENT,
-                ..SocketState::default()
-            },
-            0,
-        )
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.insert(socket, 1, 0)
     }
 
     /// Marks a socket that is to dial an app on behalf of `client`: the app will see `client` as its peer.
@@ -217,12 +280,39 @@ impl SocketStates {
             addr: client.ip().into(),
             port: client.port().into(),
             flags: flags::AGENT | flags::ON_BEHALF,
+            ..SocketState::default()
         };
         self.storage().insert(socket, state, 0)
     }
 
+    /// Whether the kernel could note on whose behalf a socket dials, which it does when the connect begins. A connection
+    /// of which this fails must not be used: the app would not see who is there.
+    ///
+    /// # Errors
+    /// [`Unnoted`], the reason.
+    pub fn noted(&self, socket: &impl AsRawFd) -> Result<(), Unnoted> {
+        let state = self.storage().get(socket, 0).map_err(|_| Unnoted)?;
+        if state.flags & flags::UNNOTED == 0 {
+            Ok(())
+        } else {
+            Err(Unnoted)
+        }
+    }
+
     /// aya wants `&mut` to write; a worker has a handle of its own, so the lock is never contended.
     fn storage(&self) -> MutexGuard<'_, SkStorage<MapData, SocketState>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_has_a_name_that_a_folder_may_have() {
+        let name = layout();
+        assert!(name.starts_with("maps-1-") && name.len() == 15, "{name}");
+        assert_eq!(name, layout());
     }
 }

@@ -3,12 +3,16 @@
 //! What is pinned outlives the agent: the programs go on and, without listeners to hand connections to, refuse. The
 //! next agent adopts the pins. Called by the node role only.
 
+pub mod dns;
 pub mod events;
 pub mod link;
 pub mod load;
 pub mod maps;
+pub mod pins;
 pub mod preflight;
 pub mod selftest;
+pub mod takeover;
+pub mod verify;
 
 /// The programs without logging: release builds load these.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft-ebpf.o"));

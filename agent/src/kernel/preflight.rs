@@ -5,6 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
 use thiserror::Error;
 
 use super::link::is_bpffs;
@@ -122,6 +126,14 @@ fn mounted_cgroup2(mounts: &str) -> Option<PathBuf> {
         let (path, kind) = (fields.next()?, fields.next()?);
         (kind == "cgroup2").then(|| path.into())
     })
+}
+
+/// 1 where a program can find the connection of multipath TCP that a subflow belongs to, 0 where it cannot: before Linux
+/// 5.19, and in a kernel without multipath TCP.
+pub fn multipath() -> u32 {
+    let helper = is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+    let there = Path::new("/proc/sys/net/mptcp").exists() && helper.unwrap_or(false);
+    there.into()
 }
 
 /// Makes the folder for pins, which must be on bpffs.

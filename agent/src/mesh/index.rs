@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     GatewayAddress, GatewayDestination, Match, MtlsMode, PeerAuthentications, Policy, PolicyKey, PortMapping,
-    PortModes, Scope, Service, ServiceKey, TrustDomain, Workload,
+    PortModes, Scope, Service, ServiceKey, TrustDomain, Workload, names::Names,
 };
 
 /// What a mesh is made of: the plain lists that a feed brings.
@@ -20,6 +20,8 @@ pub struct MeshParts {
     pub trust_domain: TrustDomain,
     /// The cluster's name.
     pub cluster: Arc<str>,
+    /// What Kubernetes' hostnames end in, in lower case.
+    pub cluster_domain: Arc<str>,
     /// The namespace whose policies cover the whole mesh.
     pub root_namespace: Arc<str>,
     /// Where pods and services have their addresses: an unknown address in here is refused, not passed through.
@@ -39,12 +41,14 @@ pub struct MeshParts {
 pub struct Mesh {
     trust_domain: TrustDomain,
     cluster: Arc<str>,
+    cluster_domain: Arc<str>,
     root_namespace: Arc<str>,
     cluster_cidrs: Vec<IpNet>,
     workloads: FxHashMap<Arc<str>, Arc<Workload>>,
     workloads_by_address: FxHashMap<IpAddr, Arc<Workload>>,
     services: FxHashMap<ServiceKey, Arc<Service>>,
     services_by_address: FxHashMap<IpAddr, Arc<Service>>,
+    names: Names,
     endpoints: FxHashMap<ServiceKey, Vec<Endpoint>>,
     policies: FxHashMap<PolicyKey, Arc<Policy>>,
     mesh_policies: Vec<Arc<Policy>>,
@@ -83,6 +87,7 @@ impl Mesh {
         Self {
             trust_domain: parts.trust_domain,
             cluster: parts.cluster,
+            cluster_domain: parts.cluster_domain,
             root_namespace: parts.root_namespace,
             cluster_cidrs: parts.cluster_cidrs.into_iter().map(canonical_net).collect(),
             workloads_by_address: index(addresses(&workloads)),
@@ -91,6 +96,7 @@ impl Mesh {
                     .iter()
                     .flat_map(|s| s.vips.iter().map(move |vip| (*vip, s))),
             ),
+            names: Names::new(&services),
             endpoints: endpoints(&workloads, &services_by_key),
             mesh_policies: policies
                 .iter()
@@ -113,6 +119,11 @@ impl Mesh {
     /// The cluster's name.
     pub fn cluster(&self) -> &Arc<str> {
         &self.cluster
+    }
+
+    /// What Kubernetes' hostnames end in, for example `cluster.local`.
+    pub fn cluster_domain(&self) -> &str {
+        &self.cluster_domain
     }
 
     /// The namespace whose policies cover the whole mesh.
@@ -191,6 +202,11 @@ impl Mesh {
     /// The mTLS modes of all ports of a workload, in the form in which the kernel's maps hold them.
     pub fn strict_ports(&self, workload: &Workload) -> PortModes {
         self.peer_authentications.port_modes(workload)
+    }
+
+    /// The services by hostname.
+    pub(super) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// The service in front of a waypoint, where the mesh gives it as one.

@@ -4,6 +4,7 @@
 mod authorize;
 mod flow;
 mod index;
+mod names;
 mod policy;
 mod refusal;
 mod route;
@@ -17,6 +18,7 @@ mod sample;
 pub use authorize::{Verdict, authorize, dry_run_matches};
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
 pub use index::{Endpoint, Mesh, MeshParts};
+pub use names::{Host, Lookup, Wanted, resolve};
 pub use policy::{
     Action, Clause, Match, MtlsMode, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, PortModes,
     Rule, Scope, StringMatch,

@@ -13,6 +13,7 @@ pub(super) fn parts() -> MeshParts {
     MeshParts {
         trust_domain: TrustDomain::default(),
         cluster: "Kubernetes".into(),
+        cluster_domain: "cluster.local".into(),
         root_namespace: "root".into(),
         cluster_cidrs: ["10.0.0.0/8", "fd00::/8"]
             .map(|cidr| cidr.parse().unwrap())

@@ -191,7 +191,8 @@ pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
 }
 
 /// Reading from a socket with a buffer that grows with the connection: 1 KiB, after 128 KiB 16 KiB, after 10 MiB
-/// 256 KiB, as in Istio's ambient mode. A connection that waits for data holds no more than 1 KiB.
+/// 512 KiB. What a large read costs (wake-ups, packets that are not full) is paid once for all of its bytes. A connection
+/// that waits for data holds no more than 1 KiB.
 #[derive(Default)]
 pub(crate) struct Inlet {
     buffer: BytesMut,
@@ -203,7 +204,7 @@ pub(crate) struct Inlet {
 const SMALL: usize = 1024;
 const MEDIUM: usize = 16 * 1024;
 /// The largest read; nothing larger is ever passed on at once.
-pub(crate) const LARGE: usize = 256 * 1024;
+pub(crate) const LARGE: usize = 512 * 1024;
 
 impl Inlet {
     /// The next bytes; `None` at the end.

@@ -4,3 +4,4 @@ pub mod copy;
 pub mod netns;
 pub mod socket;
 pub mod tls;
+pub mod udp;

@@ -2,12 +2,15 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::tls::random;
 
 /// Connections that wait for accept. The kernel caps it at net.core.somaxconn of the pod.
 const BACKLOG: i32 = 4096;
@@ -24,8 +27,8 @@ pub enum Other {
     Network,
 }
 
-/// A listener on any port of the loopback address of `family`'s kind. SYNs reach it through `sk_lookup` whatever they
-/// are addressed to; nobody outside the pod can dial it. Call inside the pod's namespace.
+/// A listener on an address that nobody has (`IP_FREEBIND`): SYNs reach it through `sk_lookup`, whatever they are
+/// addressed to, and in no other way. Call inside the pod's namespace.
 ///
 /// Accepted sockets inherit its options (net/core/sock.c: sk_clone), so that accepting needs no call but accept.
 /// With `reset`, closing one is a reset until it is told otherwise, also when the agent is killed.
@@ -33,21 +36,52 @@ pub enum Other {
 /// # Errors
 /// Those of the kernel: too many files, or the family is switched off.
 pub fn listen(family: Family, from: Other, reset: bool) -> io::Result<TcpListener> {
-    let (domain, address) = match family {
-        Family::V4 => (Domain::IPV4, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
-        Family::V6 => (Domain::IPV6, SocketAddr::from((Ipv6Addr::LOCALHOST, 0))),
+    let domain = match family {
+        Family::V4 => Domain::IPV4,
+        Family::V6 => Domain::IPV6,
     };
     let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
-    if family == Family::V6 {
-        socket.set_only_v6(true)?;
+    match family {
+        Family::V4 => socket.set_freebind_v4(true)?,
+        Family::V6 => {
+            socket.set_only_v6(true)?;
+            socket.set_freebind_v6(true)?;
+        }
     }
     tune(&socket, from)?;
     if reset {
         socket.set_linger(Some(Duration::ZERO))?;
     }
-    socket.bind(&address.into())?;
+    bind_apart(&socket, family)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// The port of all listeners. Not one that the kernel gives out: it would be missing among those that apps dial from, and
+/// an app that wants to listen on it would be refused.
+const LISTEN_PORT: u16 = 15009;
+/// Addresses that are tried before a listener takes any port.
+const LISTEN_TRIES: usize = 8;
+
+/// Binds a listener to [`LISTEN_PORT`] of an address that no other listener has.
+fn bind_apart(socket: &Socket, family: Family) -> io::Result<()> {
+    for _ in 0..LISTEN_TRIES {
+        let drawn = random::<2>().map_err(io::Error::other)?;
+        match socket.bind(&SocketAddr::new(nowhere(family, drawn), LISTEN_PORT).into()) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    // An app listens on that port itself.
+    socket.bind(&SocketAddr::new(nowhere(family, [0, 1]), 0).into())
+}
+
+/// An address of a range that is set aside for what is never sent: 198.18.0.0/15 (RFC 2544), 100::/64 (RFC 6666).
+fn nowhere(family: Family, [high, low]: [u8; 2]) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 18, high, low).into(),
+        Family::V6 => Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])).into(),
+    }
 }
 
 /// A socket that may dial `remote`, not yet bound or connected. Call inside the pod's namespace.
@@ -62,32 +96,64 @@ pub fn unconnected(remote: SocketAddr, to: Other) -> io::Result<Socket> {
 }
 
 /// Binds to an address and leaves the port to connect, so that one port serves many destinations
-/// (`IP_BIND_ADDRESS_NO_PORT`).
+/// (`IP_BIND_ADDRESS_NO_PORT`). An app that comes later may listen on that port, as long as it too says that addresses
+/// may be reused, which servers do.
 ///
 /// # Errors
 /// When the namespace does not have the address.
 pub fn bind_source(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the value is a c_int and lives through the call.
+    socket.set_reuse_address(true)?;
+    set_ip_option(socket, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())
+}
+
+/// Leaves connect a few ports at random to choose from, instead of all that the pod has: where many are taken it would
+/// look at each of them (`IP_LOCAL_PORT_RANGE`, Linux 6.3; older kernels go on to look). A pod whose own range is another
+/// one is not restricted.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn pick_few_ports(socket: &Socket) -> io::Result<()> {
+    /// Not in libc yet (linux/in.h).
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    // The kernel's default range (net.ipv4.ip_local_port_range), and how much of it.
+    const FIRST: u32 = 32_768;
+    const LAST: u32 = 60_999;
+    const FEW: u32 = 128;
+    let drawn = random::<2>().map_err(io::Error::other)?;
+    let from = FIRST + u32::from(u16::from_be_bytes(drawn)) % (LAST - FIRST - FEW);
+    let range = from | (from + FEW - 1) << 16;
+    match set_ip_option(socket, IP_LOCAL_PORT_RANGE, range) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+        set => set,
+    }
+}
+
+fn set_ip_option(socket: &Socket, option: libc::c_int, value: u32) -> io::Result<()> {
+    // SAFETY: the value is four bytes and lives through the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
-    socket.bind(&SocketAddr::from((source, 0)).into())
 }
 
 /// What every TCP leg has: no delay for small writes, and keep-alive where the other end may vanish.
 fn tune(socket: &Socket, other: Other) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     if other == Other::App {
+        // Inside a pod nothing is ever congested, and every kernel has this one. The host's choice, if it paces (BBR),
+        // costs a timer for each packet. The app's own end is seen to by the programs. A matter of speed alone.
+        let _ = socket.set_tcp_congestion(b"reno");
         return Ok(());
     }
     let keepalive = TcpKeepalive::new()
@@ -97,8 +163,44 @@ fn tune(socket: &Socket, other: Other) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
+/// Up to here a tunnel's peer is near: the same zone, or the next one.
+const NEAR: Duration = Duration::from_millis(2);
+
+/// Takes the host's BBR off a tunnel whose peer is near. BBR is made for long ways: it paces, which in a pod means a
+/// timer for each packet (a third of a tunnel's cost), and it stops for 200 ms every 10 s to measure the way, with all
+/// streams of the tunnel. Any other choice of the host's is kept. A matter of speed alone, so it cannot fail.
+pub fn unpace_near(tunnel: &impl AsFd) {
+    let socket = SockRef::from(tunnel);
+    let paced = socket.tcp_congestion().is_ok_and(|name| name.starts_with(b"bbr"));
+    if paced
+        && round_trip(&socket).is_some_and(|time| time < NEAR)
+        && socket.set_tcp_congestion(b"cubic").is_err()
+    {
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+}
+
+/// The kernel's estimate; after a handshake, what that took.
+fn round_trip(socket: &Socket) -> Option<Duration> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes no more than `length` bytes to `info`, which lives through the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    // SAFETY: any bytes are a `tcp_info`, and it was zeroed.
+    let micros = unsafe { info.assume_init() }.tcpi_rtt;
+    (result == 0 && micros > 0).then(|| Duration::from_micros(micros.into()))
+}
+
 /// Makes closing the socket send RST: the app must not take a failure for a clean end.
-pub fn abort_on_close(stream: &impl std::os::fd::AsFd) {
+pub fn abort_on_close(stream: &impl AsFd) {
     // A socket that is already dead has nothing to reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -5,6 +5,7 @@
 //! the roles that accept tunnels.
 
 mod identity;
+mod read_ahead;
 #[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::mesh::{SpiffeId, TrustDomain};
 
 pub use identity::{IdentityError, is_identity_error, peer_identity};
+pub use read_ahead::ReadAhead;
 
 /// The one protocol that runs inside: HTTP/2, by its name in RFC 9113.
 const ALPN_H2: &[u8] = b"h2";
@@ -151,6 +153,15 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
+/// The server's end of a tunnel.
+pub type ServerStream = server::TlsStream<ReadAhead>;
+/// The client's end of a tunnel.
+pub type ClientStream = client::TlsStream<ReadAhead>;
+
+/// What rustls encrypts before it writes. Its default of 64 KiB is less than one DATA frame, whose last bytes would be
+/// a record, a system call and a packet of their own. It is held only while the socket takes no more.
+const ENCRYPT_AHEAD: usize = 1024 * 1024;
+
 /// The server's side of a handshake, to its end: the stream and who is there.
 ///
 /// # Errors
@@ -159,13 +170,14 @@ pub async fn accept(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
     deadline: Duration,
-) -> Result<(server::TlsStream<TcpStream>, SpiffeId), TlsError> {
-    let handshake = timeout(deadline, TlsAcceptor::from(config).accept(tcp));
-    let stream = handshake
+) -> Result<(ServerStream, SpiffeId), TlsError> {
+    let handshake = timeout(deadline, TlsAcceptor::from(config).accept(ReadAhead::new(tcp)));
+    let mut stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?
         .map_err(TlsError::of_handshake)?;
-    let session = stream.get_ref().1;
+    let session = stream.get_mut().1;
+    session.set_buffer_limit(Some(ENCRYPT_AHEAD));
     // rustls refuses other protocols, but lets a client pass that names none.
     require_h2(session.alpn_protocol())?;
     let peer = peer_identity(session.peer_certificates().unwrap_or_default()).map_err(TlsError::Identity)?;
@@ -184,14 +196,16 @@ pub async fn connect(
     config: Arc<ClientConfig>,
     server: IpAddr,
     deadline: Duration,
-) -> Result<(client::TlsStream<TcpStream>, SpiffeId), TlsError> {
+) -> Result<(ClientStream, SpiffeId), TlsError> {
     let name = ServerName::IpAddress(server.into());
-    let handshake = timeout(deadline, TlsConnector::from(config).connect(name, tcp));
-    let stream = handshake
+    let connecting = TlsConnector::from(config).connect(name, ReadAhead::new(tcp));
+    let handshake = timeout(deadline, connecting);
+    let mut stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?
         .map_err(TlsError::of_handshake)?;
-    let session = stream.get_ref().1;
+    let session = stream.get_mut().1;
+    session.set_buffer_limit(Some(ENCRYPT_AHEAD));
     require_h2(session.alpn_protocol())?;
     let peer = peer_identity(session.peer_certificates().unwrap_or_default()).map_err(TlsError::Identity)?;
     Ok((stream, peer))

@@ -15,9 +15,10 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{pod::Pod, worker::Serve};
+use super::{dns, pod::Pod, worker::Serve};
 use crate::{
     kernel::{
+        dns::DNS_SLOTS,
         load::{Kernel, LoadError},
         maps::{ListenerKind, Maps},
     },
@@ -31,13 +32,20 @@ pub(super) struct Desired {
     pub(super) netns: PathBuf,
     pub(super) addresses: Vec<IpAddr>,
     pub(super) modes: PortModes,
+    /// Whether its DNS queries are captured.
+    pub(super) dns: bool,
 }
 
 /// A pod that is captured.
 struct Captured {
     pod: Arc<Pod>,
     modes: PortModes,
+    /// Whether its DNS queries are to be captured.
+    dns: bool,
+    /// Ends the listeners.
     released: CancellationToken,
+    /// What is in the kernel of it may be another agent's by now.
+    stale: bool,
 }
 
 /// One step from what is to what should be.
@@ -76,6 +84,7 @@ pub(super) struct Enrolment {
     maps: Maps,
     workers: Vec<mpsc::Sender<Serve>>,
     captured: BTreeMap<Arc<str>, Captured>,
+    dns_places: dns::Places,
 }
 
 /// What one turn of the loop changed and what it could not.
@@ -89,18 +98,50 @@ pub(super) struct Turn {
 impl Enrolment {
     /// Takes over the kernel's maps. What an earlier agent captured stays captured, and refuses, until the first turn.
     pub(super) fn new(kernel: Kernel, workers: Vec<mpsc::Sender<Serve>>) -> Result<Self, LoadError> {
-        let mut maps = kernel.maps()?;
-        maps.set_workers(workers.len() as u16)
-            .map_err(|source| LoadError::Maps {
-                pin_dir: PathBuf::new(),
-                source: Box::new(source),
-            })?;
-        Ok(Self {
+        let maps = kernel.maps()?;
+        let mut enrolment = Self {
             kernel,
             maps,
             workers,
             captured: BTreeMap::new(),
-        })
+            dns_places: dns::Places::new(),
+        };
+        enrolment.spread_over_fewer_workers()?;
+        Ok(enrolment)
+    }
+
+    /// Until every pod has listeners of this agent, SYNs go to workers that this agent and the earlier one both have.
+    fn spread_over_fewer_workers(&mut self) -> Result<(), LoadError> {
+        let (before, now) = (self.maps.workers(), self.workers.len() as u16);
+        if before == 0 || before > now {
+            self.maps
+                .set_workers(now)
+                .map_err(|source| self.kernel.map_error(source))?;
+        }
+        Ok(())
+    }
+
+    /// Another agent writes the maps from now on. What is open here goes on, and so do the listeners.
+    pub(super) fn hand_over(&mut self) {
+        self.kernel.hand_over();
+    }
+
+    /// The other agent's listeners are in place of ours, which end when nothing waits in them; and tunnels' peers are told
+    /// to go there.
+    pub(super) fn retire(&mut self) {
+        self.captured
+            .values()
+            .for_each(|captured| captured.released.cancel());
+    }
+
+    /// Writes the maps again, because the other agent has ended. Every pod is captured anew.
+    pub(super) fn resume(&mut self, kernel: Kernel) -> Result<(), LoadError> {
+        self.maps = kernel.maps()?;
+        self.kernel = kernel;
+        self.captured
+            .values_mut()
+            .for_each(|captured| captured.stale = true);
+        self.spread_over_fewer_workers()
     }
 
     pub(super) fn kernel(&self) -> &Kernel {
@@ -134,20 +175,44 @@ impl Enrolment {
             }
         }
         // A pod that an earlier agent captured and this one could not must go on refusing.
-        if desired.keys().all(|uid| self.captured.contains_key(uid)) {
+        let all = desired.keys().all(|uid| self.captured.contains_key(uid));
+        if all {
             self.release_strangers(&mut turn);
         }
+        if let Err(error) = self.settle(all) {
+            tracing::error!(
+                error = crate::telemetry::chain(&error),
+                "cannot take an earlier agent's place; trying again"
+            );
+        }
         turn
+    }
+
+    /// What could be captured is captured: the kernel's programs follow this agent alone from now on.
+    fn settle(&mut self, all: bool) -> Result<(), EnrollError> {
+        let ours: HashSet<u64> = self.captured.values().map(|it| it.pod.netns.cookie()).collect();
+        if !all {
+            let others = self.kernel.foreign_lookups().into_iter();
+            others
+                .filter(|cookie| !ours.contains(cookie))
+                .try_for_each(|cookie| self.maps.refuse_pod(cookie))?;
+        }
+        let workers = self.workers.len() as u16;
+        if self.maps.workers() != workers {
+            self.maps.set_workers(workers)?;
+        }
+        self.kernel.settle(all).map_err(EnrollError::Attach)
     }
 
     fn actual(&self) -> BTreeMap<Arc<str>, Desired> {
         let of = |captured: &Captured| Desired {
             // A path that leads to another namespace by now belongs to a pod that was made anew.
             netns: Some(captured.pod.netns.path())
-                .filter(|_| captured.pod.netns.is_current())
+                .filter(|_| !captured.stale && captured.pod.netns.is_current())
                 .map_or_else(PathBuf::new, Path::to_owned),
             addresses: captured.pod.addresses.clone(),
             modes: captured.modes.clone(),
+            dns: captured.dns,
         };
         self.captured
             .iter()
@@ -164,23 +229,28 @@ impl Enrolment {
             source,
         })?;
         check_addresses(&netns, &desired.addresses)?;
-        let pod = Arc::new(Pod {
+        let mut pod = Pod {
             uid: uid.clone(),
             netns,
             addresses: desired.addresses.clone(),
-        });
+            dns: desired.dns.then(|| self.dns_places.of_pod()),
+        };
+        let for_dns = listen_for_dns(&mut pod)?;
+        let pod = Arc::new(pod);
         write_modes(&mut self.maps, &pod, &desired.modes)?;
         let cookie = pod.netns.cookie();
         // Ends the listeners again unless all of it succeeds.
-        let listening = self.listen(&pod).await?;
+        let listening = self.listen(&pod, for_dns).await?;
         self.kernel
             .attach_lookup(cookie, std::os::fd::AsFd::as_fd(&pod.netns))
             .map_err(EnrollError::Attach)?;
-        self.maps.insert_pod(cookie, &pod.addresses)?;
+        self.maps.insert_pod(cookie, &pod.addresses, pod.dns.is_some())?;
         let captured = Captured {
             pod,
             modes: desired.modes.clone(),
+            dns: desired.dns,
             released: listening.disarm(),
+            stale: false,
         };
         tracing::info!(%uid, netns = %desired.netns.display(), "pod captured");
         match self.captured.insert(uid.clone(), captured) {
@@ -191,9 +261,22 @@ impl Enrolment {
 
     /// Gives each worker its listeners in the pod, and the kernel the list of them. Listeners of an earlier agent are
     /// replaced one by one; what waits in them is that agent's to finish.
-    async fn listen(&mut self, pod: &Arc<Pod>) -> Result<DropGuard, EnrollError> {
+    async fn listen(
+        &mut self,
+        pod: &Arc<Pod>,
+        mut for_dns: Vec<dns::PodSocket>,
+    ) -> Result<DropGuard, EnrollError> {
         let released = CancellationToken::new();
         let listening = released.clone().drop_guard();
+        for socket in &for_dns {
+            let family = |ip: &&IpAddr| Family::of(**ip) == socket.family;
+            for address in pod.addresses.iter().filter(family) {
+                self.maps
+                    .insert_listener(*address, ListenerKind::Dns, socket.slot, &socket.socket)?;
+            }
+        }
+        // One worker has all DNS sockets of a pod.
+        let answering = pod.netns.cookie() % self.workers.len() as u64;
         for (number, worker) in (0_u16..).zip(&self.workers) {
             let listeners = pod.listen().map_err(EnrollError::Listen)?;
             for listener in &listeners {
@@ -203,9 +286,15 @@ impl Enrolment {
                         .insert_listener(*address, listener.kind, number, &listener.socket)?;
                 }
             }
+            let datagrams = if u64::from(number) == answering {
+                std::mem::take(&mut for_dns)
+            } else {
+                Vec::new()
+            };
             let serve = Serve {
                 pod: Arc::clone(pod),
                 listeners,
+                datagrams,
                 released: released.clone(),
             };
             worker.send(serve).await.map_err(|_| EnrollError::WorkerGone)?;
@@ -259,6 +348,9 @@ impl Enrolment {
                     self.maps.remove_listener(address, kind, worker)?;
                 }
             }
+            for slot in 0..DNS_SLOTS {
+                self.maps.remove_listener(address, ListenerKind::Dns, slot)?;
+            }
             self.maps.set_port_modes(address, &[])?;
         }
         Ok(())
@@ -285,7 +377,8 @@ impl Enrolment {
 /// The difference between what should be and what is. Releases come first: another pod may have the address of one that
 /// went. A pod that changed, or was made anew, is captured as it is now and never released in between.
 fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desired>) -> Vec<Action> {
-    let same_pod = |a: &Desired, b: &Desired| a.netns == b.netns && a.addresses == b.addresses;
+    let same_pod =
+        |a: &Desired, b: &Desired| (&a.netns, &a.addresses, a.dns) == (&b.netns, &b.addresses, b.dns);
     let unwanted = actual.keys().filter(|uid| !desired.contains_key(*uid));
     let releases = unwanted.map(|uid| Action::Release(uid.clone()));
     let rest = desired.iter().filter_map(|(uid, want)| match actual.get(uid) {
@@ -293,6 +386,22 @@ fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desir
         _ => Some(Action::Capture(uid.clone())),
     });
     releases.chain(rest).collect()
+}
+
+/// Opens a pod's DNS sockets. Where an app of the pod has one of their ports, the pod asks its servers itself: no app can
+/// keep its pod out of the mesh.
+fn listen_for_dns(pod: &mut Pod) -> Result<Vec<dns::PodSocket>, EnrollError> {
+    if pod.dns.is_none() {
+        return Ok(Vec::new());
+    }
+    match dns::listen(pod) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            tracing::warn!(%error, pod = %pod.uid, "the pod's DNS queries are not captured: an app has their port");
+            pod.dns = None;
+            Ok(Vec::new())
+        }
+        listening => listening.map_err(EnrollError::Listen),
+    }
 }
 
 /// The pod must have the addresses that the mesh gives it: a wrong one would send its apps' connections elsewhere.
@@ -331,6 +440,7 @@ mod tests {
                 mode,
                 ports: BTreeMap::new(),
             },
+            dns: true,
         }
     }
 
@@ -362,7 +472,12 @@ mod tests {
         let moved = pod("/run/netns/b", "10.0.0.1", MtlsMode::Permissive);
         check(&[("a", moved)], &[("a", old.clone())], &captured_anew);
         let other_address = pod("/run/netns/a", "10.0.0.2", MtlsMode::Permissive);
-        check(&[("a", other_address)], &[("a", old)], &captured_anew);
+        check(&[("a", other_address)], &[("a", old.clone())], &captured_anew);
+        let without_dns = Desired {
+            dns: false,
+            ..old.clone()
+        };
+        check(&[("a", without_dns)], &[("a", old)], &captured_anew);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     connections::{Asked, Carried},
@@ -21,7 +22,11 @@ use crate::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, SpiffeId, Verdict, Workload,
         authorize, dry_run_matches,
     },
-    net::{copy::copy_tcp, socket::abort_on_close, tls},
+    net::{
+        copy::copy_tcp,
+        socket::{abort_on_close, unpace_near},
+        tls,
+    },
     telemetry::chain,
 };
 
@@ -79,7 +84,15 @@ async fn admit_plaintext(
 }
 
 /// Serves one tunnel: the handshake, and then each of its streams as a connection of its own.
-pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStream, peer: SocketAddr) {
+///
+/// When `released` is cancelled its peer is told to open new streams elsewhere.
+pub(super) async fn serve_tunnel(
+    worker: Arc<Worker>,
+    pod: Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    released: CancellationToken,
+) {
     let since = Instant::now();
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
     match accept_tunnel(&worker, &pod, tcp, peer, gateway).await {
@@ -91,7 +104,7 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
                 gateway,
                 identity,
             });
-            tunnel.serve(stream).await;
+            tunnel.serve(stream, released).await;
         }
         Err(outcome) => {
             let source = Party {
@@ -108,8 +121,6 @@ pub(super) async fn serve_tunnel(worker: Arc<Worker>, pod: Arc<Pod>, tcp: TcpStr
     }
 }
 
-type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
-
 /// TLS with the certificate of the pod that was dialled.
 async fn accept_tunnel<'a>(
     worker: &'a Worker,
@@ -117,10 +128,11 @@ async fn accept_tunnel<'a>(
     tcp: TcpStream,
     peer: SocketAddr,
     gateway: Option<SocketAddr>,
-) -> Result<(TlsStream, SpiffeId, Held<'a>), Outcome> {
+) -> Result<(tls::ServerStream, SpiffeId, Held<'a>), Outcome> {
     let at = gateway.ok_or(Refusal::NotCaptured)?.ip();
     let _underway = worker.handshakes.hold(peer.ip(), at)?;
     let config = server_config(worker, pod)?;
+    unpace_near(&tcp);
     let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
     let (stream, identity) = accepted.map_err(|error| {
         let kind = if error.is_identity() {
@@ -161,10 +173,17 @@ struct InboundTunnel {
 }
 
 impl InboundTunnel {
-    async fn serve(self: Arc<Self>, stream: TlsStream) {
-        let drain = self.worker.drain.clone();
+    async fn serve(self: Arc<Self>, stream: tls::ServerStream, released: CancellationToken) {
+        let drain = hbone::Drain {
+            goaway: released,
+            begins: self.worker.drain.begins.clone(),
+        };
+        let settings = Settings {
+            drain_timeout: self.worker.drain.timeout,
+            ..Settings::default()
+        };
         let each = |request| drop(tokio::spawn(Arc::clone(&self).serve_stream(request)));
-        if let Err(error) = hbone::serve(stream, &Settings::default(), drain, each).await {
+        if let Err(error) = hbone::serve(stream, &settings, drain, each).await {
             let (peer, identity, pod) = (self.peer, &self.identity, &self.pod.uid);
             tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
         }

@@ -4,7 +4,9 @@
 //! the thread both run on; `enroll` decides which pods are captured; `dial` makes every socket that leaves.
 
 mod connections;
+mod control;
 mod dial;
+mod dns;
 mod enroll;
 mod inbound;
 mod outbound;
@@ -15,38 +17,43 @@ mod target;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     connections::Connections,
-    enroll::{Desired, Enrolment},
+    control::{Control, desired, identities},
+    enroll::Enrolment,
     state::State,
+    worker::Drain,
 };
 use crate::{
-    admin::{Admin, AdminAddrs, Listeners},
-    feed::{FeedError, FileWatch, LocalPod, MeshFile},
+    admin::{Admin, AdminAddrs, AdminError, Listeners},
+    feed::{FileWatch, MeshFile},
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
+        pins::Pins,
         preflight, selftest,
+        takeover::Claim,
     },
-    mesh::{Mesh, TunnelProtocol},
+    mesh::Mesh,
     svid::{CertificateAuthority, LocalCa, StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
 };
 
-/// How often what should be is compared with what is, when nothing says that it changed.
-const TURN: Duration = Duration::from_secs(1);
+/// How long an agent that is to replace another waits for its pods' certificates before it asks for its place.
+const CERTIFICATES: Duration = Duration::from_secs(10);
+/// How long the replaced agent may take to close its ports.
+const PORTS: Duration = Duration::from_secs(5);
 
 /// What the agent is started with.
 #[derive(Clone, Debug)]
@@ -61,8 +68,14 @@ pub struct NodeConfig {
     pub ca_key: PathBuf,
     /// Where the programs are attached and pinned.
     pub load: LoadConfig,
+    /// Whether to replace an agent that runs.
+    pub takeover: bool,
     /// Threads of the data plane.
     pub workers: u16,
+    /// How long open connections may go on after shutdown began.
+    pub drain_timeout: Duration,
+    /// Whether pods' DNS queries are captured, where a pod does not say otherwise.
+    pub dns_capture: bool,
     /// The agent's own ports.
     pub admin: AdminAddrs,
 }
@@ -88,22 +101,25 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     preflight::check()?;
-    let ports = Listeners::bind(&config.admin).await?;
     let ca = LocalCa::load(&config.ca_cert, &config.ca_key)?;
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
     let first = feed.changed().await?;
-    // Last: an agent that cannot start has touched nothing.
-    let mut kernel = Kernel::load(config.load.clone())?;
-    selftest::run(&kernel.socket_states()?)?;
-
     let shared = Shared {
         mesh: Arc::default(),
         svids: SvidStore::spawn(CertificateAuthority::Local(ca), StoreSettings::default()),
         metrics,
         connections: Connections::default(),
     };
-    let decisions = kernel.decision_log();
-    let workers = Workers::start(config.workers, &kernel, &shared, &shutdown)?;
+    // Last: an agent that cannot start has touched nothing.
+    let claim = claim(&config, &shared, &first).await?;
+    let ports = bind_ports(&config).await?;
+    let mut kernel = Kernel::load(&config.load, claim)?;
+    selftest::run(&kernel.socket_states()?)?;
+
+    if let Some(decisions) = kernel.decision_log() {
+        tokio::spawn(log_decisions(decisions));
+    }
+    let workers = Workers::start(&config, &kernel, &shared, &shutdown)?;
     let enrolment = Enrolment::new(kernel, workers.commands.clone())?;
     let state = Arc::new(State::new(&config, &shared, enrolment.kernel()));
     let admin = Admin {
@@ -112,25 +128,51 @@ pub async fn run(
         filter,
         quit: shutdown.clone(),
     };
-    let admin = tokio::spawn(ports.serve(admin, shutdown.clone()));
-    if let Some(decisions) = decisions {
-        tokio::spawn(log_decisions(decisions));
-    }
-
-    let mut control = Control {
-        node: config.node,
-        shared,
-        enrolment,
-        state,
-        local_pods: Vec::new(),
-        desired: BTreeMap::new(),
-    };
+    let mut control = Control::new(config, shared, enrolment, state, admin, shutdown);
+    control.serve_ports(ports);
     control.take(first);
-    control.run(&mut feed, &shutdown).await;
-    tracing::info!("shutting down: the programs stay pinned and refuse until the next agent");
+    control.run(&mut feed).await;
     workers.join();
-    let _ = admin.await;
+    control.close_ports().await;
     Ok(())
+}
+
+/// The right to write the kernel's maps; from the agent that runs, if this one is to replace it. That one goes on until
+/// everything is ready here that can be.
+async fn claim(config: &NodeConfig, shared: &Shared, first: &MeshFile) -> anyhow::Result<Claim> {
+    preflight::pin_dir(&config.load.pin_dir)?;
+    let pins = Pins::new(config.load.pin_dir.clone());
+    if !config.takeover {
+        return Ok(Claim::take(&pins)?);
+    }
+    let wanted = identities(
+        &first.mesh,
+        &desired(&first.mesh, &first.local_pods, config.dns_capture),
+    );
+    shared.svids.desire(wanted.clone());
+    let mut certificates = shared.svids.revision();
+    let all = async {
+        while !wanted.iter().all(|id| shared.svids.current(id).is_some()) {
+            if certificates.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    if timeout(CERTIFICATES, all).await.is_err() {
+        tracing::warn!("not every pod has a certificate yet: taking over without them");
+    }
+    Ok(Claim::take_over(&pins).await?)
+}
+
+/// Opens the agent's own ports. An agent that is being replaced closes them a moment after it let go of the maps.
+async fn bind_ports(config: &NodeConfig) -> Result<Listeners, AdminError> {
+    let deadline = Instant::now() + PORTS;
+    loop {
+        match Listeners::bind(&config.admin).await {
+            Err(_) if config.takeover && Instant::now() < deadline => sleep(Duration::from_millis(20)).await,
+            bound => return bound,
+        }
+    }
 }
 
 /// The data plane's threads.
@@ -141,7 +183,7 @@ struct Workers {
 
 impl Workers {
     fn start(
-        count: u16,
+        config: &NodeConfig,
         kernel: &Kernel,
         shared: &Shared,
         drain: &CancellationToken,
@@ -150,9 +192,13 @@ impl Workers {
             commands: Vec::new(),
             threads: Vec::new(),
         };
-        for number in 0..count.max(1) {
-            let sockets = kernel.socket_states()?;
-            let (commands, thread) = worker::start(number, shared.clone(), sockets, drain.clone())
+        for number in 0..config.workers.max(1) {
+            let sockets = (kernel.socket_states()?, kernel.dns_servers()?);
+            let drain = Drain {
+                begins: drain.clone(),
+                timeout: config.drain_timeout,
+            };
+            let (commands, thread) = worker::start(number, shared.clone(), sockets, drain)
                 .with_context(|| format!("start worker {number}"))?;
             workers.commands.push(commands);
             workers.threads.push(thread);
@@ -168,120 +214,6 @@ impl Workers {
             }
         }
     }
-}
-
-/// The control loop: takes meshes, and keeps the captured pods as they should be.
-struct Control {
-    node: String,
-    shared: Shared,
-    enrolment: Enrolment,
-    state: Arc<State>,
-    local_pods: Vec<LocalPod>,
-    desired: BTreeMap<Arc<str>, Desired>,
-}
-
-impl Control {
-    async fn run(&mut self, feed: &mut FileWatch, shutdown: &CancellationToken) {
-        let mut turns = interval(TURN);
-        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut certificates = self.shared.svids.revision();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                _ = turns.tick() => {}
-                _ = certificates.changed() => {}
-                mesh = feed.changed() => self.changed(mesh),
-            }
-            self.turn().await;
-        }
-    }
-
-    fn changed(&mut self, mesh: Result<MeshFile, FeedError>) {
-        match mesh {
-            Ok(file) => self.take(file),
-            Err(error) => {
-                let error = crate::telemetry::chain(&error);
-                tracing::error!(error, "the mesh was not taken; the running one stays");
-                self.shared.metrics.mesh_rejected();
-                self.state.mesh_rejected(error);
-            }
-        }
-    }
-
-    /// Puts a mesh in force, and closes the connections that it refuses.
-    fn take(&mut self, file: MeshFile) {
-        for warning in &file.warnings {
-            tracing::warn!(%warning, "the mesh file may not say what is meant");
-        }
-        let mesh = Arc::new(file.mesh);
-        self.local_pods = file.local_pods;
-        self.desired = desired(&mesh, &self.local_pods);
-        let identity = |uid: &Arc<str>| mesh.workload(uid).map(|workload| workload.identity.clone());
-        self.shared
-            .svids
-            .desire(self.desired.keys().filter_map(identity).collect::<HashSet<_>>());
-        self.shared.mesh.store(Some(Arc::clone(&mesh)));
-        self.shared.connections.reconsider(&mesh);
-        self.shared.metrics.mesh_loaded(SystemTime::now());
-        self.shared.metrics.retain(mesh.workloads(), Instant::now());
-        self.state.mesh_taken();
-        tracing::info!(
-            workloads = mesh.workloads().len(),
-            services = mesh.services().len(),
-            policies = mesh.policies().len(),
-            pods = self.desired.len(),
-            "mesh taken"
-        );
-        self.warn_of_a_strange_name(&mesh);
-    }
-
-    /// A mesh in which nothing runs on this node, while other nodes have workloads, is most likely a slip of the pen.
-    fn warn_of_a_strange_name(&self, mesh: &Mesh) {
-        let nodes: BTreeSet<_> = mesh
-            .workloads()
-            .map(|workload| &*workload.node)
-            .filter(|node| !node.is_empty())
-            .collect();
-        if nodes.is_empty() || nodes.contains(self.node.as_str()) {
-            return;
-        }
-        let node = &self.node;
-        let known = nodes.into_iter().take(8).collect::<Vec<_>>().join(", ");
-        tracing::warn!("no workload of the mesh is on node {node}: is --node right? It has nodes {known}");
-    }
-
-    async fn turn(&mut self) {
-        let turn = self.enrolment.turn(&self.desired).await;
-        (0..turn.started).for_each(|_| self.shared.metrics.proxy_started());
-        (0..turn.stopped).for_each(|_| self.shared.metrics.proxy_stopped());
-        let captured = self.enrolment.captured();
-        self.shared
-            .metrics
-            .proxies(captured, self.desired.len().saturating_sub(captured));
-        self.shared.metrics.pods(self.desired.len(), captured);
-        self.state.pods(&self.desired, &self.enrolment, turn.failed);
-    }
-}
-
-/// The pods of this node that should be captured: those that are in the mesh and whose namespace is known.
-fn desired(mesh: &Mesh, local: &[LocalPod]) -> BTreeMap<Arc<str>, Desired> {
-    let desired = |pod: &LocalPod| {
-        let workload = mesh.workload(&pod.uid)?;
-        let enrolled = workload.tunnel_protocol == TunnelProtocol::Hbone && !workload.host_network;
-        enrolled.then(|| {
-            let addresses = workload.addresses.iter().map(|ip| ip.to_canonical()).collect();
-            let modes = mesh.strict_ports(workload);
-            (
-                pod.uid.clone(),
-                Desired {
-                    netns: pod.netns.clone(),
-                    addresses,
-                    modes,
-                },
-            )
-        })
-    };
-    local.iter().filter_map(desired).collect()
 }
 
 /// The default addresses of the agent's own ports: as Istio's ambient mode has them.

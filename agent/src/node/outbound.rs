@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use super::{
     connections::Carried,
     dial::{dial, dial_app},
+    dns,
     pod::Pod,
     worker::Worker,
 };
@@ -21,7 +22,7 @@ use crate::{
 const ATTEMPTS: usize = 3;
 
 /// What a connection was carried over to.
-enum Upstream {
+pub(super) enum Upstream {
     Tcp(TcpStream),
     Tunnel(hbone::Stream),
 }
@@ -35,12 +36,21 @@ struct Unreached {
 /// Serves one connection, from accept to close, and records it once.
 pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
     let since = Instant::now();
+    let destination = worker.sockets.original_destination(&app);
+    if let (Some(limits), Some(server)) = (&pod.dns, destination.filter(|it| it.port() == dns::SERVER_PORT)) {
+        let limits = limits.clone();
+        return dns::serve_stream(worker, pod, limits, app, (client, server)).await;
+    }
     let source = Party {
         addr: Some(client),
         ..Party::default()
     };
     let mut flow = Flow::new(Direction::Outbound, source, Party::default());
-    match reach(&worker, &pod, &app, &mut flow).await {
+    let reached = match destination {
+        Some(destination) => reach(&worker, &pod, destination, &mut flow).await,
+        None => Err(Refusal::NotCaptured.into()),
+    };
+    match reached {
         Ok(upstream) => carry(&worker, app, upstream, flow, since).await,
         Err(outcome) => {
             // The app gets RST, not a clean end: nothing was reached.
@@ -51,18 +61,14 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     }
 }
 
-/// Finds out where the app wants to go and gets there. Where a next hop cannot be reached another endpoint is tried, as
+/// Gets where the app wants to go. Where a next hop cannot be reached another endpoint is tried, as
 /// long as there is one and nothing was sent.
-async fn reach(
+pub(super) async fn reach(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    app: &TcpStream,
+    destination: SocketAddr,
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
-    let destination = worker
-        .sockets
-        .original_destination(app)
-        .ok_or(Refusal::NotCaptured)?;
     flow.destination.addr = Some(destination);
     let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
     let source = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;

@@ -2,6 +2,7 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
+use super::dns;
 use crate::{
     kernel::maps::ListenerKind,
     net::{
@@ -19,6 +20,8 @@ pub(super) struct Pod {
     pub(super) netns: Netns,
     /// Its addresses, canonical.
     pub(super) addresses: Vec<IpAddr>,
+    /// What bounds its DNS queries; none when it asks its servers itself.
+    pub(super) dns: Option<dns::Limits>,
 }
 
 /// A listening socket in a pod, and which SYNs it is for.
@@ -59,7 +62,7 @@ impl Pod {
                     let (from, reset) = match kind {
                         ListenerKind::Outbound => (Other::App, true),
                         ListenerKind::Plaintext => (Other::Network, true),
-                        ListenerKind::Hbone => (Other::Network, false),
+                        ListenerKind::Hbone | ListenerKind::Dns => (Other::Network, false),
                     };
                     let socket = listen(family, from, reset)?;
                     Ok(PodListener { kind, family, socket })

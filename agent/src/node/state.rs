@@ -73,6 +73,11 @@ impl State {
         changing.looked = false;
     }
 
+    /// Not ready until the control loop has looked at the pods.
+    pub(super) fn look_again(&self) {
+        self.changing().looked = false;
+    }
+
     pub(super) fn mesh_rejected(&self, error: String) {
         self.changing().last_error = Some(error);
     }
@@ -168,6 +173,7 @@ impl StatusSource for State {
             .count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
             node: self.node.clone(),
             uptime_seconds: self.started.elapsed().as_secs(),
             ready: ready.is_ok(),
@@ -219,6 +225,7 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
         "cgroupRoot": config.load.cgroup_root,
         "pinDir": config.load.pin_dir,
         "workers": config.workers,
+        "dnsCapture": config.dns_capture,
         "adminAddress": config.admin.admin,
         "metricsAddress": config.admin.metrics,
         "readyAddress": config.admin.ready,

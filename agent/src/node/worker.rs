@@ -17,21 +17,25 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared, inbound, outbound,
+    Shared, dns, inbound, outbound,
     peers::PerPeer,
     pod::{Pod, PodListener},
 };
 use crate::{
     hbone,
-    kernel::maps::{ListenerKind, SocketStates},
+    kernel::{
+        dns::DnsServers,
+        maps::{ListenerKind, SocketStates},
+    },
     mesh::Flow,
     telemetry::log,
 };
 
-/// How long a released pod's listeners go on, for connections that were on their way.
-const RELEASE_GRACE: Duration = Duration::from_millis(500);
-/// How long open connections may go on after shutdown began.
-const DRAIN: Duration = Duration::from_secs(5);
+/// For how long nothing must have come before a listener that gets no more SYNs is closed: a client that had its answer
+/// sends the handshake's end within its round trip.
+const QUIET: Duration = Duration::from_millis(500);
+/// After this it is closed in any case.
+const RELEASE_GRACE: Duration = Duration::from_secs(5);
 /// Commands that wait for a worker. There is one for each pod that is captured.
 const COMMANDS: usize = 64;
 
@@ -39,8 +43,19 @@ const COMMANDS: usize = 64;
 pub(super) struct Serve {
     pub(super) pod: Arc<Pod>,
     pub(super) listeners: Vec<PodListener>,
-    /// Ends the listeners; connections go on.
+    /// Empty but in one worker.
+    pub(super) datagrams: Vec<dns::PodSocket>,
+    /// Ends the listeners, and tells the peers of tunnels to go elsewhere; connections go on.
     pub(super) released: CancellationToken,
+}
+
+/// How the agent shuts down.
+#[derive(Clone)]
+pub(super) struct Drain {
+    /// Set when it begins.
+    pub(super) begins: CancellationToken,
+    /// How long open connections may go on then.
+    pub(super) timeout: Duration,
 }
 
 /// The parts of a worker that connections use.
@@ -50,8 +65,9 @@ pub(super) struct Worker {
     pub(super) tunnels: hbone::Pool,
     pub(super) handshakes: PerPeer,
     pub(super) inbound_tunnels: PerPeer,
-    /// Set when the agent shuts down.
-    pub(super) drain: CancellationToken,
+    pub(super) dns: dns::Dns,
+    /// How the agent shuts down.
+    pub(super) drain: Drain,
     draws: Draws,
 }
 
@@ -80,8 +96,8 @@ impl Worker {
 pub(super) fn start(
     number: u16,
     shared: Shared,
-    sockets: SocketStates,
-    drain: CancellationToken,
+    (sockets, servers): (SocketStates, DnsServers),
+    drain: Drain,
 ) -> io::Result<(mpsc::Sender<Serve>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -96,6 +112,7 @@ pub(super) fn start(
                 tunnels: hbone::Pool::new(hbone::Settings::default()),
                 handshakes: PerPeer::handshakes(),
                 inbound_tunnels: PerPeer::tunnels(),
+                dns: dns::Dns::new(servers),
                 drain,
                 draws: Draws::default(),
             };
@@ -108,7 +125,7 @@ async fn run(worker: Arc<Worker>, mut inbox: mpsc::Receiver<Serve>) {
     let connections = TaskTracker::new();
     loop {
         let serve = tokio::select! {
-            () = worker.drain.cancelled() => break,
+            () = worker.drain.begins.cancelled() => break,
             command = inbox.recv() => match command { Some(serve) => serve, None => break },
         };
         for listener in serve.listeners {
@@ -119,14 +136,25 @@ async fn run(worker: Arc<Worker>, mut inbox: mpsc::Receiver<Serve>) {
                 connections: connections.clone(),
             };
             match TcpListener::from_std(listener.socket) {
-                Ok(socket) => drop(tokio::spawn(accepting.run(socket, serve.released.clone()))),
+                Ok(socket) => drop(connections.spawn(accepting.run(socket, serve.released.clone()))),
                 Err(error) => tracing::error!(%error, pod = %serve.pod.uid, "cannot listen in a pod"),
+            }
+        }
+        if let Some(limits) = &serve.pod.dns {
+            for socket in serve.datagrams {
+                let datagrams = dns::Datagrams {
+                    worker: Arc::clone(&worker),
+                    pod: Arc::clone(&serve.pod),
+                    limits: limits.clone(),
+                    tasks: connections.clone(),
+                };
+                connections.spawn(datagrams.run(socket, serve.released.clone()));
             }
         }
     }
     connections.close();
     // Those that are left are reset when the runtime is dropped.
-    let _ = timeout(DRAIN, connections.wait()).await;
+    let _ = timeout(worker.drain.timeout, connections.wait()).await;
 }
 
 /// One listener's loop.
@@ -142,21 +170,22 @@ impl Accepting {
         loop {
             tokio::select! {
                 () = released.cancelled() => break,
-                () = self.worker.drain.cancelled() => return,
-                accepted = listener.accept() => self.accepted(accepted).await,
+                () = self.worker.drain.begins.cancelled() => break,
+                accepted = listener.accept() => self.accepted(accepted, &released).await,
             }
         }
+        // What is on its way to this listener, and not to one that has taken its place, must not be lost.
         let leftovers = async {
-            loop {
-                self.accepted(listener.accept().await).await;
+            while let Ok(accepted) = timeout(QUIET, listener.accept()).await {
+                self.accepted(accepted, &released).await;
             }
         };
         let _ = timeout(RELEASE_GRACE, leftovers).await;
     }
 
-    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>, released: &CancellationToken) {
         match accepted {
-            Ok((stream, peer)) => self.spawn(stream, canonical(peer)),
+            Ok((stream, peer)) => self.spawn(stream, canonical(peer), released.clone()),
             Err(error) => {
                 tracing::warn!(%error, pod = %self.pod.uid, "cannot accept; raise the agent's limit of open files?");
                 sleep(Duration::from_millis(50)).await;
@@ -164,7 +193,7 @@ impl Accepting {
         }
     }
 
-    fn spawn(&self, stream: TcpStream, peer: SocketAddr) {
+    fn spawn(&self, stream: TcpStream, peer: SocketAddr, released: CancellationToken) {
         let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
         match self.kind {
             ListenerKind::Outbound => {
@@ -174,9 +203,10 @@ impl Accepting {
                 self.connections
                     .spawn(inbound::serve_plaintext(worker, pod, stream, peer));
             }
+            ListenerKind::Dns => {}
             ListenerKind::Hbone => {
                 self.connections
-                    .spawn(inbound::serve_tunnel(worker, pod, stream, peer));
+                    .spawn(inbound::serve_tunnel(worker, pod, stream, peer, released));
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, atomic::AtomicU64},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use prometheus_client::{
@@ -21,12 +21,15 @@ use super::DroppedLines;
 use crate::mesh::{Flow, Workload};
 
 mod connections;
+mod dns;
 mod labels;
 #[cfg(test)]
 mod tests;
 
 use connections::Connections;
 pub use connections::{ByteCounts, OpenConnection};
+use dns::Dns;
+pub use dns::DnsLabels;
 
 /// What [`Metrics::encode`] writes, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +42,7 @@ pub struct Metrics(Arc<Registered>);
 struct Registered {
     registry: Registry,
     connections: Arc<Connections>,
+    dns: Dns,
     active_proxies: Gauge,
     pending_proxies: Gauge,
     proxies_started: Counter,
@@ -55,6 +59,7 @@ impl Metrics {
         let mut registered = Registered {
             registry: Registry::default(),
             connections: Arc::default(),
+            dns: Dns::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
             proxies_started: Counter::default(),
@@ -77,6 +82,26 @@ impl Metrics {
     /// Counts a connection that was refused or failed before it was open.
     pub fn refused(&self, flow: &Flow) {
         self.0.connections.refused(flow);
+    }
+
+    /// Counts a DNS query of a pod.
+    pub fn dns_request(&self, labels: &DnsLabels) {
+        self.0.dns.request(labels);
+    }
+
+    /// Counts one that is passed on to the server that was asked.
+    pub fn dns_upstream_request(&self, labels: &DnsLabels) {
+        self.0.dns.upstream_request(labels);
+    }
+
+    /// Counts one to which that server gave no response.
+    pub fn dns_upstream_failure(&self, labels: &DnsLabels) {
+        self.0.dns.upstream_failure(labels);
+    }
+
+    /// Notes how long that server took for its response.
+    pub fn dns_upstream_duration(&self, labels: &DnsLabels, duration: Duration) {
+        self.0.dns.upstream_duration(labels, duration);
     }
 
     /// Says which workloads the mesh has; to be called whenever it changes. The series of the others are dropped some
@@ -138,6 +163,7 @@ impl Registered {
         let registry = &mut self.registry;
         registry.register("istio_build", "The component and its version", build);
         registry.register_collector(Box::new(self.connections.clone()));
+        self.dns.register(registry);
         let manager = registry.sub_registry_with_prefix("workload_manager");
         let gauges = [
             (

@@ -21,6 +21,8 @@ pub const MOST_CONNECTIONS_LISTED: usize = 1000;
 pub struct Status {
     /// weft's version.
     pub version: String,
+    /// The agent's process.
+    pub pid: u32,
     /// The node's name.
     pub node: String,
     /// Seconds since the agent started.
@@ -324,7 +326,7 @@ mod tests {
         assert_eq!(
             json,
             serde_json::json!({
-                "version": "", "node": "", "uptimeSeconds": 0, "ready": false, "workers": 0,
+                "version": "", "pid": 0, "node": "", "uptimeSeconds": 0, "ready": false, "workers": 0,
                 "mesh": {"source": "", "revision": 0, "workloads": 0, "services": 0, "policies": 0},
                 "programs": [], "expectedPods": 0, "capturedPods": 0,
                 "pods": [{"workload": "", "namespace": "", "addresses": [], "netns": "", "identity": "",

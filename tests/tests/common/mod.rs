@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use weft_tests::{AccessLine, Agent, Host, Pod, PodSpec, World};
 
+pub mod ends;
+
 /// Must never be on the link in clear.
 pub const MARKER: &[u8] = b"WEFT-PLAINTEXT-MARKER-7d1f";
 

@@ -20,7 +20,7 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 3] = [
+pub(super) const MUTATIONS: [Mutation; 6] = [
     Mutation {
         name: "open-without-agent",
         promise: "a captured pod takes nothing in clear when its agent is gone",
@@ -47,5 +47,32 @@ pub(super) const MUTATIONS: [Mutation; 3] = [
         replace: "enforced(Action::Deny).find(|_| false)",
         target: "tests/policy",
         test: "deny_is_enforced_before_allow",
+    },
+    Mutation {
+        name: "loopback-peer",
+        promise: "an app is dialled by nobody of whom the kernel has no note",
+        file: "agent-ebpf/src/handshake.rs",
+        find: "return unsafe { BEHALF.get(syn) }.is_none();",
+        replace: "return false;",
+        target: "tests/handshakes",
+        test: "a_client_that_the_kernel_cannot_note_is_reset_and_the_app_never_sees_anybody",
+    },
+    Mutation {
+        name: "dns-open-without-agent",
+        promise: "a captured pod asks no DNS server when its agent is gone",
+        file: "agent-ebpf/src/dns.rs",
+        find: "Err(_) => SK_DROP,",
+        replace: "Err(_) => SK_PASS,",
+        target: "tests/dns_capture",
+        test: "an_app_of_the_pod_does_not_get_its_queries",
+    },
+    Mutation {
+        name: "dns-lies",
+        promise: "only the answer to the very question is believed",
+        file: "agent/src/dns/forward.rs",
+        find: "unread || response.is_answer(query)",
+        replace: "unread || header.qr()",
+        target: "tests/dns_forward",
+        test: "only_the_answer_to_the_very_question_is_believed",
     },
 ];

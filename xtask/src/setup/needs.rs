@@ -50,9 +50,11 @@ pub(crate) enum Way {
 }
 
 /// Everything that is needed, in the order in which it must be installed.
-pub(crate) fn all(dev: bool) -> Vec<Need> {
+pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
+    let for_tests = TESTS.iter().filter(|_| tests);
     let mut needs: Vec<_> = PACKAGES
         .iter()
+        .chain(for_tests)
         .map(|(name, check, package)| packaged(name, check, package))
         .collect();
     needs.extend([rust_source(), bpf_linker(llvm_version())]);
@@ -77,6 +79,34 @@ const PACKAGES: [(&str, Check, &str); 8] = [
     ("curl", Check::Program("curl"), "curl"),
     ("nginx", Check::Program("nginx"), "nginx-light"),
     ("ps", Check::Program("ps"), "procps"),
+];
+
+/// What only the tests need: a DNS server and its clients, and the languages whose standard clients and servers must work
+/// in a pod. Those are large.
+const TESTS: [(&str, Check, &str); 7] = [
+    ("dnsmasq", Check::Program("dnsmasq"), "dnsmasq-base"),
+    ("dig", Check::Program("dig"), "bind9-dnsutils"),
+    (
+        "musl's C compiler (its DNS client in the tests)",
+        Check::Program("musl-gcc"),
+        "musl-tools",
+    ),
+    ("Go (its clients in the tests)", Check::Program("go"), "golang-go"),
+    (
+        "Java (its clients in the tests)",
+        Check::Program("javac"),
+        "default-jdk-headless",
+    ),
+    (
+        "Python (its clients in the tests)",
+        Check::Program("/usr/bin/python3"),
+        "python3",
+    ),
+    (
+        "Node (its clients in the tests)",
+        Check::Program("node"),
+        "nodejs",
+    ),
 ];
 
 /// Command of cargo, and what installs it.

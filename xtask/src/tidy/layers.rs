@@ -10,7 +10,7 @@ use super::{
 const LAYERS: [&[&str]; 5] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
-    &["hbone", "feed", "svid", "kernel", "telemetry", "admin"],
+    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns"],
     &["net"],
     &["mesh"],
 ];

@@ -44,11 +44,12 @@ fn summary(page: &mut Page, status: &Status) {
         (false, Some(reason)) => format!("not ready: {reason}"),
         (false, None) => "not ready".to_owned(),
     };
-    let (version, node, up) = (&status.version, &status.node, age(status.uptime_seconds));
+    let (version, node, pid) = (&status.version, &status.node, status.pid);
+    let up = age(status.uptime_seconds);
     let workers = count(status.workers, "worker", "workers");
     page.line(
         good_if(status.ready),
-        &format!("weft {version} on node {node}, up {up}, {workers}: {state}"),
+        &format!("weft {version} on node {node}, pid {pid}, up {up}, {workers}: {state}"),
     );
 }
 

@@ -26,6 +26,7 @@ fn pod(workload: &str, address: &str, state: PodState, message: Option<&str>) ->
 fn healthy() -> Status {
     Status {
         version: "0.1.0".to_owned(),
+        pid: 7,
         node: "a".to_owned(),
         uptime_seconds: 11_520,
         ready: true,
@@ -81,7 +82,7 @@ fn the_table_of_a_healthy_agent() {
     assert_eq!(
         table::render(&healthy(), false),
         "\
-✓ weft 0.1.0 on node a, up 3h12m, 2 workers: ready
+✓ weft 0.1.0 on node a, pid 7, up 3h12m, 2 workers: ready
 
 MESH
 ✓ mesh.yaml, loaded 12s ago: 5 workloads, 1 service, 0 policies
@@ -138,7 +139,7 @@ fn the_table_of_an_agent_in_trouble() {
     assert_eq!(
         table::render(&status, false),
         "\
-✗ weft 0.1.0 on node a, up 3h12m, 1 worker: not ready: 1 of 2 pods is not captured
+✗ weft 0.1.0 on node a, pid 7, up 3h12m, 1 worker: not ready: 1 of 2 pods is not captured
 
 MESH
 ✗ mesh.yaml: nothing loaded yet

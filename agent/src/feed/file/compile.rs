@@ -22,6 +22,7 @@ use crate::mesh::{
 pub(super) struct Globals {
     pub(super) trust_domain: TrustDomain,
     pub(super) cluster: Arc<str>,
+    pub(super) cluster_domain: Arc<str>,
     pub(super) root_namespace: Arc<str>,
 }
 
@@ -38,9 +39,9 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         values::network,
     );
     let mut pods = pods(document, &globals, &mut problems);
-    let services = services(document, &mut pods, &mut problems);
+    let services = services(document, &globals, &mut pods, &mut problems);
     check_addresses(document, &mut problems);
-    check_waypoints(document, &pods, &services, &mut problems);
+    check_waypoints(document, &globals, &pods, &services, &mut problems);
     let policies = policies::policies(document, &globals, &mut pods, &mut problems);
     let peer_authentications = policies::peer_authentications(document, &globals, &mut pods, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
@@ -48,6 +49,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     let mesh = Mesh::new(MeshParts {
         trust_domain: globals.trust_domain,
         cluster: globals.cluster,
+        cluster_domain: globals.cluster_domain,
         root_namespace: globals.root_namespace,
         cluster_cidrs,
         workloads: pods.into_iter().map(|pod| pod.workload).collect(),
@@ -66,12 +68,14 @@ fn globals(document: &Document, problems: &mut Problems) -> Globals {
     let root = &Place::ROOT;
     let trust_domain = |text: &str| text.parse::<TrustDomain>().map_err(|err| err.to_string());
     let cluster = problems.optional(&document.cluster, root, "cluster", values::word);
+    let cluster_domain = problems.optional(&document.cluster_domain, root, "clusterDomain", values::name);
     let root_namespace = problems.optional(&document.root_namespace, root, "rootNamespace", values::label);
     Globals {
         trust_domain: problems
             .optional(&document.trust_domain, root, "trustDomain", trust_domain)
             .unwrap_or_default(),
         cluster: cluster.unwrap_or_else(|| "Kubernetes".into()),
+        cluster_domain: cluster_domain.unwrap_or_else(|| "cluster.local".into()),
         root_namespace: root_namespace.unwrap_or_else(|| "istio-system".into()),
     }
 }
@@ -99,13 +103,18 @@ fn pods<'a>(document: &'a Document, globals: &Globals, problems: &mut Problems) 
     pods
 }
 
-fn services(document: &Document, pods: &mut [Pod<'_>], problems: &mut Problems) -> Vec<Service> {
+fn services(
+    document: &Document,
+    globals: &Globals,
+    pods: &mut [Pod<'_>],
+    problems: &mut Problems,
+) -> Vec<Service> {
     let section = Place::ROOT.field("services");
     let mut keys = FxHashSet::default();
     let mut services = Vec::new();
     for (i, entry) in document.services.iter().flatten().enumerate() {
         let place = section.index(i);
-        let Some(service) = service(entry, &place, problems) else {
+        let Some(service) = service(entry, globals, &place, problems) else {
             continue;
         };
         if !keys.insert(service.key.clone()) {
@@ -127,15 +136,20 @@ fn services(document: &Document, pods: &mut [Pod<'_>], problems: &mut Problems) 
     services
 }
 
-fn service(entry: &Spanned<ServiceEntry>, place: &Place<'_>, problems: &mut Problems) -> Option<Service> {
+fn service(
+    entry: &Spanned<ServiceEntry>,
+    globals: &Globals,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Option<Service> {
     let (at, entry) = (entry.referenced, &entry.value);
     let name = problems.required(&entry.name, at, place, "name", values::label);
     let namespace = problems.required(&entry.namespace, at, place, "namespace", values::label);
-    let hostname = problems.optional(&entry.hostname, place, "hostname", values::name);
+    let hostname = problems.optional(&entry.hostname, place, "hostname", values::hostname);
     let (name, namespace) = (name?, namespace?);
     let hostname = match hostname {
         Some(hostname) => hostname,
-        None => values::cluster_hostname(&name, &namespace).ok()?,
+        None => values::cluster_hostname(&name, &namespace, &globals.cluster_domain).ok()?,
     };
     Some(Service {
         key: ServiceKey { namespace, hostname },
@@ -150,7 +164,7 @@ fn service(entry: &Spanned<ServiceEntry>, place: &Place<'_>, problems: &mut Prob
         waypoint: entry
             .waypoint
             .as_ref()
-            .and_then(|w| workloads::waypoint(w, &place.field("waypoint"), problems)),
+            .and_then(|w| workloads::waypoint(w, globals, &place.field("waypoint"), problems)),
     })
 }
 
@@ -298,7 +312,13 @@ fn check_addresses(document: &Document, problems: &mut Problems) {
 }
 
 /// A waypoint that is not there would refuse everything.
-fn check_waypoints(document: &Document, pods: &[Pod<'_>], services: &[Service], problems: &mut Problems) {
+fn check_waypoints(
+    document: &Document,
+    globals: &Globals,
+    pods: &[Pod<'_>],
+    services: &[Service],
+    problems: &mut Problems,
+) {
     let keys: FxHashSet<_> = services.iter().map(|service| &service.key).collect();
     let of_services = services.iter().flat_map(|service| &service.vips);
     let of_pods = pods
@@ -313,7 +333,7 @@ fn check_waypoints(document: &Document, pods: &[Pod<'_>], services: &[Service], 
     let mut check = |entry: &Option<Spanned<WaypointEntry>>, place: &Place<'_>| {
         let Some(entry) = entry else { return };
         // What is wrong with the entry itself has been noted already.
-        let gateway = workloads::waypoint(entry, place, &mut Problems::default());
+        let gateway = workloads::waypoint(entry, globals, place, &mut Problems::default());
         if gateway.is_some_and(|gateway| !is_there(&gateway)) {
             let message = "is neither a service nor the address of a service or a workload of this file";
             problems.add(entry.referenced, place, message);
@@ -345,6 +365,7 @@ fn local_pods(pods: &[Pod<'_>], node: &str, problems: &mut Problems) -> Vec<Loca
             local_pods.push(LocalPod {
                 uid: pod.workload.uid.clone(),
                 netns: netns.clone(),
+                dns_capture: pod.dns_capture,
             });
         }
     }

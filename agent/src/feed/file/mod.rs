@@ -47,6 +47,8 @@ pub struct LocalPod {
     pub uid: Arc<str>,
     /// Its network namespace, for example `/run/netns/curl-1`.
     pub netns: PathBuf,
+    /// Whether its DNS queries are captured; where the file does not say, the agent's own setting holds.
+    pub dns_capture: Option<bool>,
 }
 
 /// Reads the text of a mesh file, as the node of this name sees it. `source` is what errors call the file.

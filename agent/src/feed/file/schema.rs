@@ -24,6 +24,7 @@ pub(super) type Labels = BTreeMap<String, Text>;
 pub(super) struct Document {
     pub(super) trust_domain: Option<Text>,
     pub(super) cluster: Option<Text>,
+    pub(super) cluster_domain: Option<Text>,
     pub(super) root_namespace: Option<Text>,
     pub(super) cluster_cidrs: Option<Vec<Text>>,
     pub(super) workloads: Option<Vec<Spanned<WorkloadEntry>>>,
@@ -42,6 +43,7 @@ pub(super) struct WorkloadEntry {
     pub(super) addresses: Option<Vec<Text>>,
     pub(super) tunnel_protocol: Option<Text>,
     pub(super) netns: Option<Text>,
+    pub(super) dns_capture: Option<bool>,
     pub(super) labels: Option<Labels>,
     pub(super) workload_name: Option<Text>,
     pub(super) workload_type: Option<Text>,

@@ -28,6 +28,7 @@ workloads:
   addresses: ["::ffff:10.244.2.10"]
   tunnelProtocol: HBONE
   netns: /run/netns/web-1
+  dnsCapture: false
   labels: {app: web}
   workloadName: web
   workloadType: deployment
@@ -51,6 +52,7 @@ services:
 - {name: listed, namespace: demo, hostname: listed.example.org, endpoints: [demo/web-1, demo/curl-1],
    ports: [{port: 1}], subjectAltNames: [example.org/ns/demo/sa/x]}
 - {name: none, namespace: demo, endpoints: []}
+- {name: wild, namespace: demo, hostname: "*.wild.example.org", endpoints: []}
 policies:
 - {name: everywhere, namespace: root, action: DENY, rules: [{}]}
 - {name: here, namespace: demo}
@@ -140,6 +142,7 @@ fn local_pods() {
     let pod = |name: &str| LocalPod {
         uid: format!("blue//Pod/demo/{name}").into(),
         netns: Path::new("/run/netns").join(name),
+        dns_capture: (name == "web-1").then_some(false),
     };
     assert_eq!(local("node-a"), [pod("curl-1")]);
     assert_eq!(local("node-b"), [pod("web-1")]);
@@ -185,6 +188,30 @@ fn services() {
         .find(|service| &*service.name == "listed")
         .unwrap();
     assert_eq!(listed.subject_alt_names[0].service_account(), "x");
+}
+
+#[test]
+fn hostnames() {
+    let hostnames = |text: &str| {
+        let file = parsed(text);
+        let mut hostnames: Vec<_> = file.mesh.services().map(|s| s.key.hostname.to_string()).collect();
+        hostnames.sort();
+        hostnames.join(" ")
+    };
+    let services = "services:\n- {name: s, namespace: b, endpoints: []}\n";
+    assert_eq!(hostnames(services), "s.b.svc.cluster.local");
+    let of_domain = format!("clusterDomain: k8s.example\n{services}");
+    assert_eq!(hostnames(&of_domain), "s.b.svc.k8s.example");
+    let wild = format!("{services}- {{name: w, namespace: b, hostname: \"*.example.com\", endpoints: []}}\n");
+    assert_eq!(hostnames(&wild), "*.example.com s.b.svc.cluster.local");
+    for hostname in ["*", "*.", "a.*.com", "*example.com", "*.*.com", "A.com"] {
+        let text =
+            format!("services:\n- {{name: w, namespace: b, hostname: \"{hostname}\", endpoints: []}}\n");
+        let error = parse(&text, Path::new("mesh.yaml"), "node-a")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("services[0].hostname"), "{hostname}: {error}");
+    }
 }
 
 #[test]
@@ -368,7 +395,7 @@ fn files_of_another_shape() {
         " \n\n",
         &["`` : is empty: for a mesh without workloads write `workloads: []`"],
     );
-    let known = "expected one of trustDomain, cluster, rootNamespace, clusterCidrs, workloads, services, policies, \
+    let known = "expected one of trustDomain, cluster, clusterDomain, rootNamespace, clusterCidrs, workloads, services, policies, \
                  peerAuthentications";
     check(
         "\nworkload: []",

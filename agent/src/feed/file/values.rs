@@ -136,25 +136,37 @@ pub(super) fn pod(text: &str) -> Result<(Arc<str>, Arc<str>), String> {
     Ok((label(parts.0)?, name(parts.1)?))
 }
 
+/// A service's hostname; `*.` in front of one stands for all hosts below it.
+pub(super) fn hostname(text: &str) -> Result<Arc<str>, String> {
+    match text.strip_prefix("*.") {
+        Some(zone) => name(zone).map(|_| text.into()),
+        None => name(text),
+    }
+}
+
 /// A service, as `namespace/hostname` or `namespace/name`.
-pub(super) fn service(text: &str) -> Result<ServiceKey, String> {
+pub(super) fn service(text: &str, cluster_domain: &str) -> Result<ServiceKey, String> {
     let (namespace, hostname) = text.split_once('/').ok_or_else(|| {
         let value = quoted(text);
         format!("{value} is not a service: write <namespace>/<hostname>, or <namespace>/<name>")
     })?;
     let namespace = label(namespace)?;
     let hostname = if hostname.contains('.') {
-        name(hostname)?
+        self::hostname(hostname)?
     } else {
-        cluster_hostname(hostname, &namespace)?
+        cluster_hostname(hostname, &namespace, cluster_domain)?
     };
     Ok(ServiceKey { namespace, hostname })
 }
 
 /// The hostname that Kubernetes gives to a service.
-pub(super) fn cluster_hostname(service: &str, namespace: &str) -> Result<Arc<str>, String> {
+pub(super) fn cluster_hostname(
+    service: &str,
+    namespace: &str,
+    cluster_domain: &str,
+) -> Result<Arc<str>, String> {
     let service = label(service)?;
-    name(&format!("{service}.{namespace}.svc.cluster.local"))
+    name(&format!("{service}.{namespace}.svc.{cluster_domain}"))
 }
 
 /// An identity, with or without `spiffe://`.

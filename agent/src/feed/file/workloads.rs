@@ -21,6 +21,8 @@ pub(super) struct Pod<'a> {
     pub(super) labels: Option<&'a Labels>,
     /// And where the file says so.
     pub(super) netns: Option<(PathBuf, Location)>,
+    /// Whether its DNS queries are captured, where the file says so.
+    pub(super) dns_capture: Option<bool>,
     /// Where the file speaks of it.
     pub(super) at: Location,
     /// Which of the section's entries it is.
@@ -81,7 +83,7 @@ pub(super) fn pod<'a>(
         waypoint: entry
             .waypoint
             .as_ref()
-            .and_then(|w| waypoint(w, &place.field("waypoint"), problems)),
+            .and_then(|w| waypoint(w, globals, &place.field("waypoint"), problems)),
         policies: Vec::new(),
         services: BTreeMap::new(),
         name,
@@ -93,6 +95,7 @@ pub(super) fn pod<'a>(
         workload,
         labels: entry.labels.as_ref(),
         netns,
+        dns_capture: entry.dns_capture,
         at,
         index,
     })
@@ -217,16 +220,18 @@ fn check_capture(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, 
 /// Reads where a waypoint is; whether it is there, the whole file must say.
 pub(super) fn waypoint(
     entry: &Spanned<WaypointEntry>,
+    globals: &Globals,
     place: &Place<'_>,
     problems: &mut Problems,
 ) -> Option<GatewayAddress> {
     let (at, entry) = (entry.referenced, &entry.value);
+    let a_service = |text: &str| values::service(text, &globals.cluster_domain);
     let hbone_port = problems
         .optional(&entry.port, place, "port", values::port)
         .unwrap_or(HBONE_PORT);
     let destination = match (&entry.service, &entry.address) {
         (Some(service), None) => {
-            GatewayDestination::Service(problems.read(service, &place.field("service"), values::service)?)
+            GatewayDestination::Service(problems.read(service, &place.field("service"), a_service)?)
         }
         (None, Some(address)) => {
             GatewayDestination::Address(problems.read(address, &place.field("address"), values::address)?)

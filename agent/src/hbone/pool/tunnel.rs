@@ -1,8 +1,10 @@
 //! One tunnel: its state, the places on it, and the task that opens it and keeps it running. Used by the pool only.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire},
@@ -18,10 +20,18 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tokio_rustls::client::TlsStream;
 
-use super::{super::keepalive, ConnectError, Settings};
-use crate::{mesh::SpiffeId, net::tls};
+use super::{
+    super::{
+        keepalive,
+        window::{Unread, Window},
+    },
+    ConnectError, Settings,
+};
+use crate::{
+    mesh::SpiffeId,
+    net::{socket::unpace_near, tls},
+};
 
 /// What opens streams on a tunnel.
 pub(super) type Sender = SendRequest<Bytes>;
@@ -32,6 +42,7 @@ pub(super) struct Tunnel {
     state: watch::Sender<State>,
     /// Places taken: streams, and those that wait for the handshake to open one.
     streams: AtomicUsize,
+    unread: Unread,
     /// Places ever taken: tells a tunnel of short streams from an idle one.
     taken: AtomicUsize,
 }
@@ -60,6 +71,11 @@ pub(in crate::hbone) struct Slot {
 }
 
 impl Slot {
+    /// Where the tunnel's streams count what they have not acknowledged.
+    pub(super) fn unread(&self) -> Unread {
+        self.tunnel.unread.clone()
+    }
+
     /// The tunnel's sender and who is there, once it is open.
     pub(super) async fn ready(&self) -> Result<(Sender, SpiffeId), ConnectError> {
         let mut state = self.tunnel.state.subscribe();
@@ -87,6 +103,7 @@ impl Tunnel {
             peer,
             state: watch::Sender::new(State::Opening),
             streams: 1.into(),
+            unread: Unread::default(),
             taken: 1.into(),
         });
         let slot = Slot {
@@ -168,7 +185,7 @@ impl Tunnel {
         settings: &Settings,
         config: Arc<ClientConfig>,
         dial: D,
-    ) -> Result<(Sender, Connection<TlsStream<TcpStream>>, SpiffeId), ConnectError>
+    ) -> Result<(Sender, Connection<tls::ClientStream>, SpiffeId), ConnectError>
     where
         D: FnOnce() -> F,
         F: Future<Output = io::Result<TcpStream>>,
@@ -180,6 +197,7 @@ impl Tunnel {
             peer,
             source: source.into(),
         })?;
+        unpace_near(&tcp);
         let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
             .await
             .map_err(|source| ConnectError::Tls {
@@ -199,17 +217,24 @@ impl Tunnel {
     async fn keep(
         &self,
         settings: &Settings,
-        mut connection: Connection<TlsStream<TcpStream>>,
+        mut connection: Connection<tls::ClientStream>,
         remove: impl Fn(),
     ) {
         let pings = connection.ping_pong();
         let silence = keepalive::silence(pings, settings);
         let idle = self.idle(settings);
         tokio::pin!(silence, idle);
+        let mut window = Window::new(self.unread.clone(), settings);
+        let mut driven = poll_fn(|cx| {
+            if let Some(size) = window.change() {
+                connection.set_target_window_size(size);
+            }
+            Pin::new(&mut connection).poll(cx)
+        });
         let mut retired = false;
         loop {
             tokio::select! {
-                ended = &mut connection => {
+                ended = &mut driven => {
                     tracing::debug!(peer = %self.peer, result = ?ended, "tunnel ended");
                     break;
                 }

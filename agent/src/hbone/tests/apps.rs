@@ -249,3 +249,44 @@ async fn plain_tcp_passes_resets_on() {
         }
     }
 }
+
+#[tokio::test]
+async fn eight_readers_that_stop_do_not_stop_the_ninth() {
+    let world = World::new().await;
+    let mut stopped = Vec::new();
+    for _ in 0..8 {
+        let (mut client, app, copy) = connected(&world).await;
+        let writer = tokio::spawn(async move {
+            let chunk = vec![7; 1 << 20];
+            while client.write_all(&chunk).await.is_ok() {}
+        });
+        stopped.push((writer, app, copy));
+    }
+    let moved = || {
+        stopped
+            .iter()
+            .map(|(.., copy)| copy.counters.read().0)
+            .sum::<u64>()
+    };
+    let mut before = u64::MAX;
+    while before != moved() {
+        before = moved();
+        sleep(Duration::from_millis(100)).await;
+    }
+    let window = u64::from(Settings::default().connection_window);
+    assert!(before > window, "{before} bytes in flight do not fill the tunnel");
+    assert_eq!(world.tunnels(), 1);
+    let (mut client, copy) = world.app(echo().await).await;
+    let sent = vec![5; 3 << 20];
+    let (mut read, mut write) = client.split();
+    let (written, got) = tokio::join!(soon(write.write_all(&sent)), async {
+        let mut got = vec![0; sent.len()];
+        soon(read.read_exact(&mut got)).await.map(|_| got)
+    });
+    written.unwrap();
+    assert!(got.unwrap() == sent);
+    drop((client, copy));
+    for (writer, ..) in &stopped {
+        writer.abort();
+    }
+}

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, sync::Mutex, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf},
-    net::TcpStream,
-};
-use tokio_rustls::client::TlsStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 
 use super::world::{World, echo, listen, soon, until};
-use crate::hbone::{Authority, Request, ServeError, Settings, Stream};
+use crate::{
+    hbone::{Authority, Request, ServeError, Settings, Stream},
+    net::tls::ClientStream,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -68,7 +67,7 @@ async fn check(frames: &[u8]) {
 }
 
 /// Reads frames until one answers a PING.
-async fn pong(read: &mut ReadHalf<TlsStream<TcpStream>>) {
+async fn pong(read: &mut ReadHalf<ClientStream>) {
     loop {
         let mut head = [0; 9];
         read.read_exact(&mut head).await.unwrap();
@@ -80,7 +79,7 @@ async fn pong(read: &mut ReadHalf<TlsStream<TcpStream>>) {
     }
 }
 
-async fn drain(mut read: ReadHalf<TlsStream<TcpStream>>) {
+async fn drain(mut read: ReadHalf<ClientStream>) {
     let _ = tokio::io::copy(&mut read, &mut tokio::io::sink()).await;
 }
 

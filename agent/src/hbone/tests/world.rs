@@ -16,13 +16,12 @@ use tokio::{
     sync::mpsc,
     time::timeout,
 };
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     hbone::{
-        AppSide, Authority, Baggage, ConnectError, ConnectRequest, Pool, Request, ServeError, Settings,
-        Stream, TunnelKey, copy, serve,
+        AppSide, Authority, Baggage, ConnectError, ConnectRequest, Drain, Pool, Request, ServeError,
+        Settings, Stream, TunnelKey, copy, serve,
     },
     net::{
         copy::{CopyError, Counters},
@@ -133,7 +132,7 @@ impl World {
     }
 
     /// A TLS connection to the server with nothing on it, to write frames by hand.
-    pub(super) async fn raw(&self) -> TlsStream<TcpStream> {
+    pub(super) async fn raw(&self) -> tls::ClientStream {
         let tcp = dial(self.server.addr).await.unwrap();
         let (stream, _) = tls::connect(
             tcp,
@@ -174,7 +173,10 @@ impl Server {
                 tcp.set_nodelay(true).unwrap();
                 let (config, settings, on_request) = (config.clone(), settings.clone(), on_request.clone());
                 let (ends, drain) = (ends.clone(), CancellationToken::new());
-                let token = drain.clone();
+                let token = Drain {
+                    begins: drain.clone(),
+                    ..Drain::default()
+                };
                 let task = tokio::spawn(async move {
                     let Ok((stream, _)) = tls::accept(tcp, config, Duration::from_secs(5)).await else {
                         return;

@@ -15,7 +15,7 @@ use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use crate::mesh::{Direction, Flow, Service, SpiffeId, Workload};
 
 /// What a label says where nothing is known.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 /// `response_flags` of a connection with which nothing is wrong.
 pub(super) const NO_FLAGS: &str = "-";
 

@@ -279,19 +279,74 @@ fn the_other_metrics() {
     );
 }
 
+#[test]
+fn dns_queries_have_istios_names_and_labels() {
+    let metrics = metrics();
+    let curl = sample::workload("curl-1", "curl");
+    let labels = DnsLabels::new("aaaa", "tcp", Some(&curl));
+    metrics.dns_request(&labels);
+    metrics.dns_request(&labels);
+    metrics.dns_upstream_request(&labels);
+    metrics.dns_upstream_failure(&labels);
+    metrics.dns_upstream_duration(&labels, Duration::from_millis(7));
+    let labels = "request_query_type=\"aaaa\",request_protocol=\"tcp\",source_canonical_service=\"curl\",\
+                  source_canonical_revision=\"v1\"";
+    let lines = samples(&metrics, "istio_dns");
+    let has = |name: &str, value: &str| lines.contains(&format!("istio_dns_{name}{{{labels}}} {value}"));
+    assert!(has("requests_total", "2"), "{lines:#?}");
+    assert!(
+        has("upstream_requests_total", "1") && has("upstream_failures_total", "1"),
+        "{lines:#?}"
+    );
+    assert!(has("upstream_request_duration_seconds_count", "1"), "{lines:#?}");
+    let bucket = |bound: &str, count: u32| {
+        let line =
+            format!("istio_dns_upstream_request_duration_seconds_bucket{{le=\"{bound}\",{labels}}} {count}");
+        assert!(lines.contains(&line), "{line} is not in {lines:#?}");
+    };
+    bucket("0.005", 0);
+    bucket("0.01", 1);
+    bucket("+Inf", 1);
+}
+
+#[test]
+fn too_many_dns_series_share_one() {
+    let metrics = metrics();
+    for n in 0..10_050 {
+        let source = sample::workload("pod", &format!("app-{n}"));
+        let labels = DnsLabels::new("a", "udp", Some(&source));
+        metrics.dns_request(&labels);
+        metrics.dns_upstream_request(&labels);
+    }
+    for name in ["istio_dns_requests_total", "istio_dns_upstream_requests_total"] {
+        let lines = samples(&metrics, name);
+        assert_eq!(lines.len(), 10_001);
+        let shared: Vec<_> = lines
+            .iter()
+            .filter(|line| line.contains("source_canonical_service=\"unknown\""))
+            .collect();
+        assert!(shared.len() == 1 && shared[0].ends_with(" 50"), "{shared:?}");
+    }
+}
+
 /// OpenMetrics: the samples of a family stand together, under one HELP and one TYPE, and the text ends in EOF.
 #[test]
 fn the_text_is_openmetrics() {
     let metrics = metrics();
     drop(metrics.open(&sample::outbound()));
     drop(metrics.open(&sample::inbound()));
+    let labels = DnsLabels::new("a", "udp", None);
+    metrics.dns_request(&labels);
+    metrics.dns_upstream_request(&labels);
+    metrics.dns_upstream_failure(&labels);
+    metrics.dns_upstream_duration(&labels, Duration::from_millis(20));
     let text = metrics.encode();
     assert!(text.ends_with("# EOF\n"));
     let (mut family, mut seen) = (String::new(), Vec::new());
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect("a type line has a name and a type");
-            assert!(["counter", "gauge"].contains(&kind), "{line}");
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
             assert!(!seen.contains(&name.to_owned()), "{name} comes twice");
             family = if kind == "counter" {
                 format!("{name}_total")
@@ -301,10 +356,13 @@ fn the_text_is_openmetrics() {
             seen.push(name.to_owned());
         } else if !line.starts_with('#') {
             let name = line.split(['{', ' ']).next().unwrap_or_default();
-            assert_eq!(name, family, "{line}");
+            let of_histogram = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|part| name.strip_suffix(part));
+            assert!(name == family || of_histogram == Some(&family), "{line}");
         }
     }
-    assert!(seen.len() >= 15, "{seen:?}");
+    assert!(seen.len() >= 19, "{seen:?}");
 }
 
 #[test]

@@ -1,0 +1,3 @@
+module weft.test/ends
+
+go 1.19
