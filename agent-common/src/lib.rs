@@ -6,6 +6,8 @@
 
 #![no_std]
 
+pub mod layout;
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The port that connect4/6 steers an app's socket to. Nobody listens on it: `sk_lookup` hands the SYN to the agent.
@@ -30,9 +32,9 @@ const LOOPBACK4_MASK: u32 = 0xff00_0000_u32.to_be();
 /// `127.64.0.0/10`: what sockets are steered to, each destination at an address of its own.
 const STEERED4: u32 = 0x7f40_0001;
 const STEERED4_MASK: u32 = 0xffc0_0000_u32.to_be();
-/// `127.150.x.0/24`: where the agent dials apps from, and nobody else by habit. `x` is of the layout: two agents of
-/// which one replaces the other do not refuse each other's.
-const BEHALF4: u32 = 0x7f96_0000 | ((size_of::<SocketState>() + size_of::<Handshake>()) as u32 & 0xff) << 8;
+/// A /24 of `127.128.0.0/9`, which depends on the layout: where the agent dials apps from, and nobody else by habit. Two agents
+/// of different layouts, of which one replaces the other, do not refuse each other's.
+const BEHALF4: u32 = 0x7f80_0000 | (layout::HASH & 0x7fff) << 8;
 const BEHALF4_MASK: u32 = 0xffff_ff00_u32.to_be();
 
 /// An IPv4-mapped or IPv6 address: four words in network order. Single fields, because copying an array between map

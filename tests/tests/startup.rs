@@ -195,6 +195,8 @@ fn a_wrong_cgroup_root_or_pin_dir_is_named_with_its_mend() {
             )?;
         }
         ensure!(!stray.exists(), "{} was made", stray.display());
+        let shared = Start::right(world)?.with("--pin-dir", "/sys/fs/bpf");
+        shared.ensure_fails(world, &["--pin-dir", "/sys/fs/bpf", "is a mount point"])?;
         Ok(())
     });
 }

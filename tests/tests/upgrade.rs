@@ -16,9 +16,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
 use weft_tests::{
-    Agent, AgentOptions, LIMIT, Pod, Server, World,
+    Agent, AgentOptions, LIMIT, Membership, Pod, PodSpec, Server, World,
     app::{echo, round_trip},
     capture::contains,
     wait_until, with_world,
@@ -116,6 +119,40 @@ fn failed(failures: &Mutex<Vec<String>>, what: String) {
     failures.lock().unwrap_or_else(PoisonError::into_inner).push(what);
 }
 
+/// Both nodes' pods, each with a server: what is broken on a node shows outbound and inbound.
+struct Pair {
+    client: Pod,
+    web: Pod,
+    _servers: [Server; 2],
+}
+
+impl Pair {
+    fn new(world: &mut World) -> Result<Self> {
+        let (client, web) = client_and_web(world)?;
+        let servers = [
+            Server::start(web.listen(8080)?, echo)?,
+            Server::start(client.listen(8080)?, echo)?,
+        ];
+        Ok(Self {
+            client,
+            web,
+            _servers: servers,
+        })
+    }
+
+    /// Connections in both directions are carried.
+    fn talks(&self) -> Result<()> {
+        let back = [self.client.addr(8080), self.client.addr6(8080)];
+        for to in ways(&self.web) {
+            echoed(&self.client, to)?;
+        }
+        for to in back {
+            echoed(&self.web, to)?;
+        }
+        Ok(())
+    }
+}
+
 fn opened(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
     let mut stream = from.connect(to)?;
     round_trip(&mut stream, MARKER)?;
@@ -170,9 +207,8 @@ fn ten_upgrades_at_500_connections_a_second_fail_none() {
 #[test]
 fn a_takeover_that_is_killed_leaves_the_running_agent_in_charge() {
     with_world(|world| {
-        let (client, web) = client_and_web(world)?;
+        let pair = Pair::new(world)?;
         let [a, _] = world.start_agents()?;
-        let _web = Server::start(web.listen(8080)?, echo)?;
         let capture = world.capture_link()?;
         for (binary, stage) in [
             ("weft", "mesh taken"),
@@ -180,18 +216,90 @@ fn a_takeover_that_is_killed_leaves_the_running_agent_in_charge() {
             (OTHER, "pod captured"),
             ("weft", "pod captured"),
         ] {
-            let options = AgentOptions::default().binary(binary);
-            let new = world.prepare_takeover("a", options)?;
+            let new = world.prepare_takeover("a", AgentOptions::default().binary(binary))?;
             new.spawn()?;
             new.wait_for_log(stage, |line| line.contains(stage))?;
             new.kill()?;
             a.wait_until_in_charge()?;
-            for to in ways(&web) {
-                echoed(&client, to).with_context(|| format!("after {binary} was killed at '{stage}'"))?;
-            }
+            pair.talks().with_context(|| format!("after {binary} was killed at '{stage}'"))?;
         }
         ensure!(!contains(&capture.stop()?, MARKER), "it was in clear on the link");
         Ok(())
+    });
+}
+
+#[test]
+fn a_replaced_agent_goes_on_when_its_successor_dies() {
+    with_world(|world| {
+        let pair = Pair::new(world)?;
+        let [a, _] = world.start_agents()?;
+        for binary in ["weft", OTHER] {
+            let mut open = opened(&pair.client, addr(SERVICE4))?;
+            let new = world.take_over("a", AgentOptions::default().binary(binary))?;
+            a.wait_for_log("it is replaced", |line| line.contains("another agent has taken over"))?;
+            pair.talks().context("through the successor")?;
+            new.kill()?;
+            a.wait_until_in_charge()?;
+            pair.talks().with_context(|| format!("after {binary} died"))?;
+            round_trip(&mut open, MARKER).context("the replaced agent's connection goes on")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn agents_replace_each_other_while_all_of_them_live() {
+    with_world(|world| {
+        let pair = Pair::new(world)?;
+        let [mut a, _] = world.start_agents()?;
+        let mut older = Vec::new();
+        for binary in [OTHER, "weft", OTHER, "weft"] {
+            let open = opened(&pair.client, addr(SERVICE4))?;
+            let new = world.take_over("a", AgentOptions::default().binary(binary))?;
+            pair.talks().with_context(|| format!("through {binary}, with {} older ones", older.len() + 1))?;
+            older.push((std::mem::replace(&mut a, new), open));
+            for (_, open) in &mut older {
+                round_trip(open, MARKER).context("connections of all go on")?;
+            }
+        }
+        for (agent, _) in older {
+            agent.stop()?;
+            pair.talks().context("when an older one has ended")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_next_agent_need_not_wait_for_the_last_connection() {
+    with_world(|world| {
+        let pair = Pair::new(world)?;
+        world.start_agent("b")?;
+        let slow = AgentOptions::default().arg("--drain-timeout").arg("15");
+        let a = world.start_agent_with("a", slow)?;
+        let mut open = opened(&pair.client, addr(SERVICE4))?;
+        a.signal(Signal::TERM)?;
+        let _next = world.start_agent("a")?;
+        ensure!(a.running(), "it ended before its connection did");
+        pair.talks()?;
+        round_trip(&mut open, MARKER).context("the connection of the agent that ends")?;
+        drop(open);
+        wait_until("it to end with its last connection", LIMIT, || !a.running())
+    });
+}
+
+#[test]
+fn a_pod_that_leaves_while_two_layouts_are_attached_is_let_go_by_both() {
+    with_world(|world| {
+        let pair = Pair::new(world)?;
+        let stranger = world.pod("b", PodSpec::new("stranger").unlisted())?;
+        let [_a, _] = world.start_agents()?;
+        let _new = world.take_over("a", AgentOptions::default().binary(OTHER))?;
+        pair.talks()?;
+        world.set_membership(&pair.client, Membership::Outside);
+        world.apply()?;
+        let back = [pair.client.addr(8080), pair.client.addr6(8080)];
+        back.into_iter().try_for_each(|to| echoed(&stranger, to).map(drop))
     });
 }
 
@@ -267,23 +375,17 @@ fn generation(pin_dir: &Path) -> Result<PathBuf> {
 
 /// Breaks the pins of a killed agent as a crash of another version may have left them, and starts the agent again.
 fn recovers_from(world: &mut World, what: &str, break_pins: impl Fn(&Path) -> Result<()>) -> Result<()> {
-    let (client, web) = client_and_web(world)?;
+    let pair = Pair::new(world)?;
     let [a, _] = world.start_agents()?;
-    let _web = Server::start(web.listen(8080)?, echo)?;
     let capture = world.capture_link()?;
     let pins = world.node("a").pin_dir().to_owned();
     a.kill()?;
     break_pins(&pins).with_context(|| format!("break the pins: {what}"))?;
-    refused_at_once(&client, web.addr(8080)).with_context(|| format!("{what}: closed meanwhile"))?;
+    refused_at_once(&pair.client, pair.web.addr(8080)).with_context(|| format!("{what}: closed meanwhile"))?;
     a.start().context(what.to_owned())?;
-    for to in ways(&web) {
-        echoed(&client, to).context(what.to_owned())?;
-    }
+    pair.talks().context(what.to_owned())?;
     generation(&pins)?;
-    ensure!(
-        !contains(&capture.stop()?, MARKER),
-        "{what}: it was in clear on the link"
-    );
+    ensure!(!contains(&capture.stop()?, MARKER), "{what}: it was in clear on the link");
     Ok(())
 }
 
@@ -334,19 +436,29 @@ fn pins_of_a_version_that_kept_them_elsewhere_are_replaced() {
 }
 
 #[test]
+fn pins_that_were_retired_by_half_are_replaced() {
+    with_world(|world| {
+        recovers_from(world, "everything of a retired generation is still attached", |pins| {
+            Ok(fs::rename(generation(pins)?, pins.join("retired-1"))?)
+        })
+    });
+}
+
+#[test]
 fn a_third_agent_does_not_come_between_two() {
     with_world(|world| {
         let (client, web) = client_and_web(world)?;
         let [a, _] = world.start_agents()?;
         let _web = Server::start(web.listen(8080)?, echo)?;
-        // The test asks for the place, as an agent would.
+        // The test asks for the place and takes it, as an agent would.
         let folder = world.node("a").pin_dir().join("takeover");
         if !folder.exists() {
             fs::create_dir(&folder)?;
         }
         let request = fs::File::open(&folder)?;
         flock(&request, FlockOperation::NonBlockingLockExclusive)?;
-        a.wait_for_log("it lets go", |line| line.contains("another agent takes over"))?;
+        let pins = fs::File::open(world.node("a").pin_dir())?;
+        wait_until("it to let go", LIMIT, || flock(&pins, FlockOperation::NonBlockingLockExclusive))?;
         let third = world.prepare_takeover("a", AgentOptions::default())?;
         third.spawn()?;
         third.wait_for_log("it says why", |line| {
@@ -357,6 +469,7 @@ fn a_third_agent_does_not_come_between_two() {
             echoed(&client, to).context("the first agent's listeners go on meanwhile")?;
         }
         drop(request);
+        drop(pins);
         a.wait_until_in_charge()?;
         for to in ways(&web) {
             echoed(&client, to)?;
@@ -415,6 +528,23 @@ fn release_leaves_every_pod_as_it_was() {
         }
         ensure!(contains(&capture.stop()?, MARKER), "it is plain TCP again");
         Ok(())
+    });
+}
+
+#[test]
+fn release_waits_for_an_agent_that_was_replaced() {
+    with_world(|world| {
+        let pair = Pair::new(world)?;
+        let [a, _] = world.start_agents()?;
+        let new = world.take_over("a", AgentOptions::default())?;
+        a.wait_for_log("it is replaced", |line| line.contains("another agent has taken over"))?;
+        a.signal(Signal::STOP)?;
+        new.kill()?;
+        let (done, said) = release(world, "a")?;
+        ensure!(!done && said.contains("an agent that another one has replaced"), "{said}");
+        a.signal(Signal::CONT)?;
+        a.wait_until_in_charge()?;
+        pair.talks()
     });
 }
 

@@ -41,6 +41,9 @@ pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
     if !is_bpffs(pins.path()).with_context(|| format!("look at {place}"))? {
         bail!("{place} is not on bpffs, so it is none of weft's: is --pin-dir right?");
     }
+    if pins.is_mount_point().with_context(|| format!("look at {place}"))? {
+        bail!("{place} is a mount point, in which other programs pin too: is --pin-dir right?");
+    }
     let _claim = match Claim::take(&pins) {
         Err(ClaimError::Busy { pid, .. }) => {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use agent_common::layout::MAPS;
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
@@ -21,7 +22,7 @@ use thiserror::Error;
 use super::{
     dns::DnsServers,
     link,
-    maps::{LAYOUT, Maps, SocketStates},
+    maps::{Maps, SocketStates},
     pins::{DNS_SERVERS, Generation, OWN, Pins},
     preflight::{self, PreflightError},
     takeover::{Claim, ClaimError},
@@ -235,7 +236,7 @@ impl Kernel {
         // Pinned aside and renamed, so that the earlier link, if there is one, goes when this one is there.
         let aside = self.generation.unfinished_lookup();
         let failed = |source| LoadError::Link(pin.clone(), source);
-        link::unpin(&aside).map_err(failed)?;
+        link::detach(&aside).map_err(failed)?;
         link::pin(self.programs.attach_lookup(netns)?, &aside).map_err(failed)?;
         fs::rename(&aside, &pin).map_err(failed)
     }
@@ -245,8 +246,13 @@ impl Kernel {
     /// # Errors
     /// When the pin cannot be removed.
     pub fn detach_lookup(&self, cookie: u64) -> Result<(), LoadError> {
-        let pin = self.generation.lookup(cookie);
-        link::detach(&pin).map_err(|source| LoadError::Link(pin, source))
+        // A program of another layout would refuse for a pod that is none of the mesh's any more.
+        let others = if self.settled { Vec::new() } else { self.pins.foreign().unwrap_or_default() };
+        let mut all = others.iter().chain([&self.generation]);
+        all.try_for_each(|generation| {
+            let pin = generation.lookup(cookie);
+            link::detach(&pin).map_err(|source| LoadError::Link(pin, source))
+        })
     }
 
     /// The netns cookies of the pods that `sk_lookup` is attached to, of this agent or an earlier one.
@@ -264,15 +270,15 @@ impl Kernel {
     }
 
     /// Takes the place of agents of other layouts, as far as that is possible yet. To be called when every pod is either
-    /// captured or refused by our maps: from here on ours are the programs that catch new sockets. What theirs have caught
-    /// goes on until those agents have ended; and until `all_captured`, because their programs refuse for pods that ours
-    /// are not attached to.
+    /// among the `captured` or refused by our maps: from here on ours are the programs that catch new sockets. What theirs
+    /// have caught goes on until those agents have ended; and until `all` pods are captured, because their programs refuse
+    /// for pods that ours are not attached to.
     ///
     /// # Errors
     /// Those of bpf(2).
-    pub fn settle(&mut self, all_captured: bool) -> Result<(), LoadError> {
+    pub fn settle(&mut self, captured: &HashSet<u64>, all: bool) -> Result<(), LoadError> {
         if !self.settled {
-            self.displace(all_captured)?;
+            self.displace(captured, all)?;
         }
         // The agent that this one replaces turns to its end now.
         if let Some(claim) = &mut self.claim {
@@ -281,15 +287,17 @@ impl Kernel {
         Ok(())
     }
 
-    fn displace(&mut self, all_captured: bool) -> Result<(), LoadError> {
+    fn displace(&mut self, captured: &HashSet<u64>, all: bool) -> Result<(), LoadError> {
         let cgroup = Cgroup::open(&self.cgroup_root)?;
         // Both for a moment: the one that is asked second finds the socket steered already, and leaves it.
         self.programs.attach(&PRODUCERS, &self.generation, &cgroup)?;
         let failed = |source| LoadError::Link(self.pins.path().to_owned(), source);
+        self.pins.strip_retired().map_err(failed)?;
         let mut left = false;
         for foreign in self.pins.foreign().map_err(failed)? {
             foreign.stop_producing().map_err(failed)?;
-            left |= !(all_captured && self.pins.retire(&foreign).map_err(failed)?);
+            foreign.abandon(captured).map_err(failed)?;
+            left |= !(all && self.pins.retire(&foreign).map_err(failed)?);
         }
         self.settled = !left;
         Ok(())
@@ -374,7 +382,7 @@ impl Programs {
         loader.override_global("MULTIPATH", &multipath, true);
         loader.map_pin_path(OWN, pins.own());
         loader.map_pin_path(DNS_SERVERS, pins.dns_servers());
-        for map in &LAYOUT {
+        for map in &MAPS {
             loader.map_pin_path(map.name, generation.map(map.name));
         }
         let ebpf = loader.load(object).map_err(|source| LoadError::Object {

@@ -9,53 +9,17 @@ use std::{
 
 pub use agent_common::ListenerKind;
 use agent_common::{
-    Address, Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple, flags, pod_flags, port_mode,
+    Address, Config, ListenerKey, Pod, PortKey, SocketState, flags,
+    layout::{HASH, MEANING},
+    pod_flags, port_mode,
 };
 use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage, SockHash};
 
-use super::pins::{Generation, Pins};
-
-/// A map, as `agent-ebpf` declares it, and its sizes in bytes.
-#[derive(Debug)]
-pub struct MapLayout {
-    pub(super) name: &'static str,
-    pub(super) key: u32,
-    pub(super) value: u32,
-}
-
-/// The maps of a generation, each pinned under its name.
-pub const LAYOUT: [MapLayout; 7] = [
-    map::<u64, Pod>("PODS"),
-    map::<i32, SocketState>("SOCKETS"),
-    map::<Tuple, Handshake>("HANDSHAKES"),
-    map::<Tuple, Handshake>("BEHALF"),
-    map::<ListenerKey, u32>("LISTENERS"),
-    map::<PortKey, u32>("PORT_MODES"),
-    map::<u32, Config>("CONFIG"),
-];
-
-/// Raised by hand when what the maps mean changes, and their sizes do not.
-const MEANING: u32 = 1;
-
-const fn map<K, V>(name: &'static str) -> MapLayout {
-    MapLayout {
-        name,
-        key: size_of::<K>() as u32,
-        value: size_of::<V>() as u32,
-    }
-}
+use super::pins::{GENERATION, Generation, Pins};
 
 /// The name of this build's layout: agents that have the same one can use the same maps.
 pub fn layout() -> String {
-    // FNV-1a, which will be the same for ever.
-    let mut hash = 0x811c_9dc5_u32;
-    for map in LAYOUT {
-        let numbers = [map.key, map.value].map(u32::to_le_bytes).concat();
-        for byte in map.name.bytes().chain(numbers) {
-            hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-        }
-    }
-    format!("maps-{MEANING}-{hash:08x}")
+    format!("{GENERATION}{MEANING}-{HASH:08x}")
 }
 
 /// The maps that enrolment writes.
@@ -282,7 +246,8 @@ impl SocketStates {
             flags: flags::AGENT | flags::ON_BEHALF,
             ..SocketState::default()
         };
-        self.storage().insert(socket, state, 0)
+        self.storage().insert(socket, state, 0)?;
+        self.mark_own(socket)
     }
 
     /// Whether the kernel could note on whose behalf a socket dials, which it does when the connect begins. A connection

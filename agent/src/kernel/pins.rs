@@ -23,10 +23,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::MapInfo;
 use rustix::fs::{FlockOperation, flock, major, minor};
 
 use super::{link, maps};
+
+mod generation;
+
+pub use generation::Generation;
+use generation::{is_producer, is_reader};
 
 /// The maps that all generations share.
 pub(super) const OWN: &str = "OWN";
@@ -35,15 +39,14 @@ pub(super) const DNS_SERVERS: &str = "DNS_SERVERS";
 const TAKEOVER: &str = "takeover";
 /// A generation's suffix until it is whole. (bpffs keeps names with a dot for itself.)
 const UNFINISHED: &str = "-unfinished";
+/// What the names of generations begin with.
+pub(super) const GENERATION: &str = "maps-";
+/// What the names of those begin with that were set aside because they do not fit.
+const FOREIGN: &str = "foreign-";
 /// What is left of generations that nobody writes any more.
 const RETIRED: &str = "retired-";
 /// How many of those are kept. A socket that is older than that many changes of layout sees the agent as its peer.
 const MOST_RETIRED: usize = 2;
-/// Pins of links to the cgroup: the program and the cgroup's id, which is its inode number.
-const LINK_PREFIX: &str = "link-";
-/// Pins of `sk_lookup` links are named by the netns cookie, so that the next agent knows whose they are.
-const LOOKUP_PREFIX: &str = "lookup-";
-
 /// The folder on bpffs.
 #[derive(Clone, Debug)]
 pub struct Pins(PathBuf);
@@ -92,6 +95,11 @@ impl Pins {
         lock(&folder, FlockOperation::NonBlockingLockExclusive)
     }
 
+    /// Whether an agent has asked for the lock since the folder was made.
+    pub fn was_ever_requested(&self) -> bool {
+        self.0.join(TAKEOVER).exists()
+    }
+
     /// Whether an agent asks for the lock.
     pub fn is_requested(&self) -> bool {
         let folder = self.0.join(TAKEOVER);
@@ -118,30 +126,41 @@ impl Pins {
                 Generation(folder).remove()?;
             }
         }
+        self.strip_retired()?;
         let own = self.generation();
+        link::detach(&own.unfinished_lookup())?;
         if own.exists() && !own.is_usable() {
-            let aside = free_name(&self.0, "foreign-");
+            let aside = free_name(&self.0, FOREIGN);
             tracing::warn!(folder = %own.0.display(), aside = %aside.display(), "setting aside pins that do not fit");
             fs::rename(&own.0, aside)?;
         }
         Ok(())
     }
 
-    /// The generations of other layouts, and the folder itself where another version has pinned into it directly.
+    /// Retired generations keep what shows sockets their peers; the rest goes, if a crash has left it.
+    ///
+    /// # Errors
+    /// Those of bpffs.
+    pub fn strip_retired(&self) -> io::Result<()> {
+        folders(&self.0)?
+            .into_iter()
+            .filter(|folder| name_of(folder).starts_with(RETIRED))
+            .try_for_each(|folder| Generation(folder).unpin(|pin| !is_reader(pin)))
+    }
+
+    /// The generations of other layouts, and the folder itself where another version has pinned into it directly. What is
+    /// none of weft's is left alone.
     ///
     /// # Errors
     /// Those of bpffs.
     pub fn foreign(&self) -> io::Result<Vec<Generation>> {
         let own = self.generation();
-        let of_ours = |folder: &Path| {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy();
-            folder == own.0 || name == TAKEOVER || name.starts_with(RETIRED)
+        let is_foreign = |folder: &PathBuf| {
+            let name = name_of(folder);
+            *folder != own.0 && (name.starts_with(GENERATION) || name.starts_with(FOREIGN))
         };
-        let mut foreign: Vec<_> = folders(&self.0)?
-            .into_iter()
-            .filter(|folder| !of_ours(folder))
-            .map(Generation)
-            .collect();
+        let folders = folders(&self.0)?.into_iter();
+        let mut foreign: Vec<_> = folders.filter(is_foreign).map(Generation).collect();
         let flat = Generation(self.0.clone());
         if !flat.pins()?.is_empty() {
             foreign.push(flat);
@@ -158,7 +177,7 @@ impl Pins {
         if foreign.0 == self.0 {
             return foreign.unpin(|_| true).map(|()| true);
         }
-        let Ok(_unused) = lock(&foreign.0, FlockOperation::NonBlockingLockExclusive) else {
+        let Some(_unused) = foreign.unused() else {
             return Ok(false);
         };
         // Renamed first: whatever happens now, nobody takes it for whole again.
@@ -190,7 +209,11 @@ impl Pins {
     /// # Errors
     /// WouldBlock when an agent still has connections, and those of bpffs.
     pub fn remove(&self) -> io::Result<()> {
-        let folders = folders(&self.0)?;
+        let is_ours = |folder: &PathBuf| {
+            let name = name_of(folder);
+            [GENERATION, FOREIGN, RETIRED].iter().any(|prefix| name.starts_with(prefix))
+        };
+        let folders: Vec<_> = folders(&self.0)?.into_iter().filter(is_ours).collect();
         let in_use = folders
             .iter()
             .map(|folder| lock(folder, FlockOperation::NonBlockingLockExclusive));
@@ -203,7 +226,20 @@ impl Pins {
         Generation(self.0.clone()).unpin(|_| true)?;
         link::unpin(&self.own())?;
         link::unpin(&self.dns_servers())?;
+        match fs::remove_dir(self.0.join(TAKEOVER)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         fs::remove_dir(&self.0)
+    }
+
+    /// Whether the folder is the root of its file system, which other programs pin into as well.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn is_mount_point(&self) -> io::Result<bool> {
+        let device = |path: &Path| fs::metadata(path).map(|it| it.dev());
+        Ok(device(&self.0)? != device(&self.0.join(".."))?)
     }
 
     /// How many pods are captured, and how many programs are attached to cgroups.
@@ -227,143 +263,21 @@ impl Pins {
     }
 }
 
-/// The maps of one layout, and the links of the programs that use them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Generation(PathBuf);
-
-impl Generation {
-    /// Where a map is pinned.
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Where the link of a program to a cgroup is pinned.
-    pub fn link(&self, program: &str, cgroup: u64) -> PathBuf {
-        self.0.join(format!("{LINK_PREFIX}{program}@{cgroup}"))
-    }
-
-    /// Where the link of `sk_lookup` to a pod's namespace is pinned.
-    pub fn lookup(&self, cookie: u64) -> PathBuf {
-        self.0.join(format!("{LOOKUP_PREFIX}{cookie}"))
-    }
-
-    /// Where such a link is pinned until it can take its place.
-    pub fn unfinished_lookup(&self) -> PathBuf {
-        self.0.join(format!("{LOOKUP_PREFIX}{UNFINISHED}"))
-    }
-
-    /// The links to cgroups.
-    pub fn links(&self) -> Vec<PathBuf> {
-        let pins = self.pins().unwrap_or_default();
-        let is_link = |pin: &PathBuf| name_of(pin).starts_with(LINK_PREFIX);
-        pins.into_iter().filter(is_link).collect()
-    }
-
-    /// The netns cookies of the pods that `sk_lookup` is attached to.
-    pub fn lookups(&self) -> Vec<u64> {
-        let pins = self.pins().unwrap_or_default();
-        let cookie = |pin: &PathBuf| name_of(pin).strip_prefix(LOOKUP_PREFIX)?.parse().ok();
-        pins.iter().filter_map(cookie).collect()
-    }
-
-    /// Whether it was made, whole.
-    pub fn exists(&self) -> bool {
-        self.0.exists()
-    }
-
-    /// An empty folder to make the generation in, aside.
-    ///
-    /// # Errors
-    /// Those of bpffs.
-    pub fn begin(&self) -> io::Result<Self> {
-        let mut name = self.0.clone().into_os_string();
-        name.push(UNFINISHED);
-        let aside = Self(name.into());
-        make_folder(&aside.0)?;
-        Ok(aside)
-    }
-
-    /// Gives one that was made aside its name: it is whole.
-    ///
-    /// # Errors
-    /// Those of bpffs.
-    pub fn finish(&self, aside: &Self) -> io::Result<()> {
-        fs::rename(&aside.0, &self.0)
-    }
-
-    /// Says that this process has connections in it, for as long as the answer is kept.
-    ///
-    /// # Errors
-    /// Those of flock(2).
-    pub fn hold(&self) -> io::Result<File> {
-        lock(&self.0, FlockOperation::NonBlockingLockShared)
-    }
-
-    /// Whether every map is there and as this build has it.
-    fn is_usable(&self) -> bool {
-        maps::LAYOUT.iter().all(|map| {
-            MapInfo::from_pin(self.map(map.name))
-                .is_ok_and(|info| (info.key_size(), info.value_size()) == (map.key, map.value))
-        })
-    }
-
-    /// Stops what catches new sockets. Connections that were caught go on.
-    ///
-    /// # Errors
-    /// Those of bpffs.
-    pub fn stop_producing(&self) -> io::Result<()> {
-        self.unpin(is_producer)
-    }
-
-    fn remove(&self) -> io::Result<()> {
-        self.unpin(|_| true)?;
-        fs::remove_dir(&self.0)
-    }
-
-    fn unpin(&self, which: impl Fn(&str) -> bool) -> io::Result<()> {
-        let pins = self.pins()?;
-        let mut chosen = pins.iter().filter(|pin| which(&name_of(pin)));
-        chosen.try_for_each(|pin| match name_of(pin) {
-            name if name.starts_with(LINK_PREFIX) || name.starts_with(LOOKUP_PREFIX) => link::detach(pin),
-            _ => link::unpin(pin),
-        })
-    }
-
-    /// Everything that is pinned here, but the maps that all share and what the kernel puts into the root of bpffs.
-    fn pins(&self) -> io::Result<Vec<PathBuf>> {
-        let mut pins = Vec::new();
-        for entry in fs::read_dir(&self.0)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let others = name == OWN || name == DNS_SERVERS || name == "maps.debug" || name == "progs.debug";
-            if !others && !entry.file_type()?.is_dir() {
-                pins.push(entry.path());
-            }
-        }
-        Ok(pins)
-    }
-}
-
-/// What catches new sockets: the programs of connect(2) and sendmsg(2).
-fn is_producer(pin: &str) -> bool {
-    pin.starts_with(LINK_PREFIX) && (pin.contains("connect") || pin.contains("sendmsg"))
-}
-
-/// What shows sockets their peers for as long as they live.
-fn is_reader(pin: &str) -> bool {
-    pin.starts_with(LINK_PREFIX) && (pin.contains("getpeername") || pin.contains("recvmsg"))
-}
-
 fn name_of(pin: &Path) -> String {
     let name = pin.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
 /// A lock on a folder: bpffs holds no plain files.
-fn lock(folder: &Path, operation: FlockOperation) -> io::Result<File> {
-    let folder = File::open(folder)?;
+fn lock(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let folder = File::open(path)?;
     flock(&folder, operation)?;
-    Ok(folder)
+    // `weft release` may have removed it meanwhile, and another agent made it anew.
+    if folder.metadata()?.ino() == fs::metadata(path)?.ino() {
+        Ok(folder)
+    } else {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {
@@ -420,20 +334,5 @@ mod tests {
         assert_eq!(holder(locks, "00:1c:5678"), Some(1234));
         assert_eq!(holder(locks, "00:1d:5678"), None);
         assert_eq!(holder("nonsense\n", "00:1c:5678"), None);
-    }
-
-    #[test]
-    fn pins_are_told_apart_by_their_names() {
-        for (pin, producer, reader) in [
-            ("link-weft_connect4@1", true, false),
-            ("link-weft_sendmsg6@1", true, false),
-            ("link-weft_sockops@1", false, false),
-            ("link-weft_getpeername4@1", false, true),
-            ("link-weft_recvmsg6@1", false, true),
-            ("lookup-77", false, false),
-            ("PODS", false, false),
-        ] {
-            assert_eq!((is_producer(pin), is_reader(pin)), (producer, reader), "{pin}");
-        }
     }
 }

@@ -11,7 +11,7 @@ use aya::{
 };
 use thiserror::Error;
 
-use super::link::is_bpffs;
+use super::{link::is_bpffs, pins::Pins};
 
 /// The first kernel with netns cookies in sockops (5.15 also has SO_NETNS_COOKIE, sk_lookup and getpeername hooks).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -56,6 +56,8 @@ pub enum PreflightError {
         "--pin-dir {path} is not on bpffs: mount it with `mount -t bpf bpf /sys/fs/bpf`, and give a folder below"
     )]
     NotBpffs { path: PathBuf },
+    #[error("--pin-dir {path} is a mount point, in which other programs pin too: give a folder of its own below")]
+    SharedPins { path: PathBuf },
     #[error("cannot read {path}: is /proc mounted?")]
     Read { path: &'static str, source: io::Error },
 }
@@ -147,7 +149,11 @@ pub fn pin_dir(path: &Path) -> Result<(), PreflightError> {
         .find(|ancestor| ancestor.exists())
         .unwrap_or(path);
     if is_bpffs(there).unwrap_or(false) && fs::create_dir_all(path).is_ok() {
-        return Ok(());
+        return if Pins::new(path.to_owned()).is_mount_point().unwrap_or(true) {
+            Err(PreflightError::SharedPins { path: path.to_owned() })
+        } else {
+            Ok(())
+        };
     }
     Err(PreflightError::NotBpffs {
         path: path.to_owned(),

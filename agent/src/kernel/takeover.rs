@@ -67,16 +67,16 @@ impl Claim {
     /// # Errors
     /// When another agent has it.
     pub fn take(pins: &Pins) -> Result<Self, ClaimError> {
-        match pins.lock() {
-            Ok(lock) => Ok(Self {
+        match try_take(pins)? {
+            Some(lock) => Ok(Self {
                 _lock: lock,
-                request: None,
+                // An agent that has let go before must not think that this one is ready.
+                request: pins.was_ever_requested().then(|| pins.request().ok()).flatten(),
             }),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(ClaimError::Busy {
+            None => Err(ClaimError::Busy {
                 pins: pins.path().to_owned(),
                 pid: pins.holder(),
             }),
-            Err(error) => Err(ClaimError::Lock(pins.path().to_owned(), error)),
         }
     }
 
@@ -87,21 +87,19 @@ impl Claim {
     pub async fn take_over(pins: &Pins) -> Result<Self, ClaimError> {
         let request = request(pins).await?;
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match Self::take(pins) {
-                Ok(claim) => {
-                    return Ok(Self {
-                        request: Some(request),
-                        ..claim
-                    });
-                }
-                Err(ClaimError::Busy { pins, pid }) if Instant::now() > deadline => {
-                    return Err(ClaimError::Stuck { pins, pid });
-                }
-                Err(ClaimError::Busy { .. }) => sleep(PAUSE).await,
-                Err(error) => return Err(error),
+        while Instant::now() < deadline {
+            if let Some(lock) = try_take(pins)? {
+                return Ok(Self {
+                    _lock: lock,
+                    request: Some(request),
+                });
             }
+            sleep(PAUSE).await;
         }
+        Err(ClaimError::Stuck {
+            pins: pins.path().to_owned(),
+            pid: pins.holder(),
+        })
     }
 
     /// This agent does the work now: the one that it replaced may turn to its end.
@@ -112,6 +110,15 @@ impl Claim {
     /// Whether that has been said, so that a request is another agent's.
     pub fn is_settled(&self) -> bool {
         self.request.is_none()
+    }
+}
+
+/// The lock, if nobody has it.
+fn try_take(pins: &Pins) -> Result<Option<File>, ClaimError> {
+    match pins.lock() {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(ClaimError::Lock(pins.path().to_owned(), error)),
     }
 }
 

@@ -95,9 +95,12 @@ impl Control {
                 mesh = feed.changed() => self.changed(mesh),
             }
             if self.standing == Standing::Writing {
+                self.reopen_ports().await;
                 self.turn().await;
             }
         }
+        // The next agent need not wait until the last connection has ended.
+        self.enrolment.hand_over();
         match self.standing {
             Standing::Writing => {
                 tracing::info!("shutting down: the programs stay pinned and refuse until the next agent");
@@ -170,16 +173,21 @@ impl Control {
         self.enrolment.resume(kernel)?;
         self.state.look_again();
         self.standing = Standing::Writing;
+        Ok(())
+    }
+
+    /// Opens the agent's own ports again, if they were closed for another agent.
+    async fn reopen_ports(&mut self) {
+        if self.ports.is_some() {
+            return;
+        }
         match Listeners::bind(&self.config.admin).await {
             Ok(ports) => self.serve_ports(ports),
             Err(error) => {
-                tracing::error!(
-                    error = chain(&error),
-                    "metrics and readiness are not served any more"
-                );
+                let error = chain(&error);
+                tracing::error!(error, "metrics and readiness are not served; trying again");
             }
         }
-        Ok(())
     }
 
     fn changed(&mut self, mesh: Result<MeshFile, FeedError>) {
@@ -242,7 +250,7 @@ impl Control {
             .metrics
             .proxies(captured, self.desired.len().saturating_sub(captured));
         self.shared.metrics.pods(self.desired.len(), captured);
-        self.state.pods(&self.desired, &self.enrolment, turn.failed);
+        self.state.pods(&self.desired, &self.enrolment, turn);
     }
 }
 

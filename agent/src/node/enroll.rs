@@ -93,6 +93,8 @@ pub(super) struct Turn {
     pub(super) started: usize,
     pub(super) stopped: usize,
     pub(super) failed: BTreeMap<Arc<str>, String>,
+    /// Why an earlier agent's place could not be taken.
+    pub(super) unsettled: Option<String>,
 }
 
 impl Enrolment {
@@ -180,10 +182,9 @@ impl Enrolment {
             self.release_strangers(&mut turn);
         }
         if let Err(error) = self.settle(all) {
-            tracing::error!(
-                error = crate::telemetry::chain(&error),
-                "cannot take an earlier agent's place; trying again"
-            );
+            let error = crate::telemetry::chain(&error);
+            tracing::error!(error, "cannot take an earlier agent's place; trying again");
+            turn.unsettled = Some(error);
         }
         turn
     }
@@ -201,7 +202,7 @@ impl Enrolment {
         if self.maps.workers() != workers {
             self.maps.set_workers(workers)?;
         }
-        self.kernel.settle(all).map_err(EnrollError::Attach)
+        self.kernel.settle(&ours, all).map_err(EnrollError::Attach)
     }
 
     fn actual(&self) -> BTreeMap<Arc<str>, Desired> {

@@ -43,7 +43,7 @@ use crate::{
         load::{Kernel, LoadConfig},
         pins::Pins,
         preflight, selftest,
-        takeover::Claim,
+        takeover::{Claim, ClaimError},
     },
     mesh::Mesh,
     svid::{CertificateAuthority, LocalCa, StoreSettings, SvidStore},
@@ -52,8 +52,8 @@ use crate::{
 
 /// How long an agent that is to replace another waits for its pods' certificates before it asks for its place.
 const CERTIFICATES: Duration = Duration::from_secs(10);
-/// How long the replaced agent may take to close its ports.
-const PORTS: Duration = Duration::from_secs(5);
+/// How long an agent that ends, or is being replaced, may take to close its ports.
+const PORTS: Duration = Duration::from_secs(2);
 
 /// What the agent is started with.
 #[derive(Clone, Debug)]
@@ -142,8 +142,9 @@ pub async fn run(
 async fn claim(config: &NodeConfig, shared: &Shared, first: &MeshFile) -> anyhow::Result<Claim> {
     preflight::pin_dir(&config.load.pin_dir)?;
     let pins = Pins::new(config.load.pin_dir.clone());
-    if !config.takeover {
-        return Ok(Claim::take(&pins)?);
+    match Claim::take(&pins) {
+        Err(ClaimError::Busy { .. }) if config.takeover => {}
+        claim => return Ok(claim?),
     }
     let wanted = identities(
         &first.mesh,
@@ -158,18 +159,19 @@ async fn claim(config: &NodeConfig, shared: &Shared, first: &MeshFile) -> anyhow
             }
         }
     };
-    if timeout(CERTIFICATES, all).await.is_err() {
-        tracing::warn!("not every pod has a certificate yet: taking over without them");
-    }
+    timeout(CERTIFICATES, all).await.context(
+        "not every pod has a certificate yet, so the running agent goes on: look for errors of the CA above",
+    )?;
     Ok(Claim::take_over(&pins).await?)
 }
 
-/// Opens the agent's own ports. An agent that is being replaced closes them a moment after it let go of the maps.
+/// Opens the agent's own ports. An agent that ends or is being replaced closes them at about the time at which it lets go of
+/// the maps.
 async fn bind_ports(config: &NodeConfig) -> Result<Listeners, AdminError> {
     let deadline = Instant::now() + PORTS;
     loop {
         match Listeners::bind(&config.admin).await {
-            Err(_) if config.takeover && Instant::now() < deadline => sleep(Duration::from_millis(20)).await,
+            Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(20)).await,
             bound => return bound,
         }
     }

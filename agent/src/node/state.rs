@@ -9,7 +9,7 @@ use std::{
 use super::{
     NodeConfig, Shared,
     connections::Connection,
-    enroll::{Desired, Enrolment},
+    enroll::{Desired, Enrolment, Turn},
 };
 use crate::{
     admin::StatusSource,
@@ -42,6 +42,8 @@ struct Changing {
     last_error: Option<String>,
     pods: Vec<PodStatus>,
     looked: bool,
+    /// Why the programs of an earlier agent are still in charge.
+    unsettled: Option<String>,
 }
 
 impl State {
@@ -87,14 +89,15 @@ impl State {
         &self,
         desired: &BTreeMap<Arc<str>, Desired>,
         enrolment: &Enrolment,
-        mut failed: BTreeMap<Arc<str>, String>,
+        mut turn: Turn,
     ) {
         let pods = desired
             .iter()
-            .map(|(uid, pod)| self.pod(uid, pod, enrolment, failed.remove(uid)))
+            .map(|(uid, pod)| self.pod(uid, pod, enrolment, turn.failed.remove(uid)))
             .collect();
         let mut changing = self.changing();
         changing.pods = pods;
+        changing.unsettled = turn.unsettled;
         changing.looked = true;
     }
 
@@ -199,6 +202,9 @@ impl StatusSource for State {
         let changing = self.changing();
         if !changing.looked {
             return Err("the mesh's pods have not been looked at yet".to_owned());
+        }
+        if let Some(error) = &changing.unsettled {
+            return Err(format!("cannot take an earlier agent's place: {error}"));
         }
         // One that failed must not hold up the others; the status and the metrics say that it is not captured.
         match changing.pods.iter().find(|pod| pod.state == PodState::Pending) {

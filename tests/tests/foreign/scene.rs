@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustls::ServerConfig;
 use serde_json::json;
 use tokio::runtime::Runtime;
-use weft_tests::{AccessLine, Agent, Pod, PodSpec, Server, World, app::echo};
+use weft_tests::{AccessLine, Agent, AgentOptions, Pod, PodSpec, Server, World, app::echo};
 
 use super::{
     certs::{Authority, Svid},
@@ -48,7 +48,9 @@ impl Scene {
     }
 
     pub(crate) fn with(world: &mut World, client: Pod, web: Pod) -> Result<Self> {
-        let agent = world.start_agent("a")?;
+        // One worker, so that all connections to the server can share a tunnel.
+        let one = AgentOptions::default().arg("--workers").arg("1");
+        let agent = world.start_agent_with("a", one)?;
         let authority = Authority::of(world)?;
         let plain = Server::start(web.listen(8080)?, echo)?;
         Ok(Self {

@@ -52,7 +52,7 @@ pub(super) const MUTATIONS: [Mutation; 6] = [
         name: "loopback-peer",
         promise: "an app is dialled by nobody of whom the kernel has no note",
         file: "agent-ebpf/src/handshake.rs",
-        find: "return unsafe { BEHALF.get(syn) }.is_none();",
+        find: "// SAFETY: only whether there is one.\n        return unsafe { BEHALF.get(syn) }.is_none();",
         replace: "return false;",
         target: "tests/handshakes",
         test: "a_client_that_the_kernel_cannot_note_is_reset_and_the_app_never_sees_anybody",
