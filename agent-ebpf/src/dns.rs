@@ -127,13 +127,11 @@ fn slot(pod: &Address, server: &Address) -> Option<u32> {
                 entry.asked = now;
                 return Some(slot);
             }
-            Some(entry) => {
-                if free.is_none() && now.wrapping_sub(entry.asked) > IDLE {
-                    free = Some((slot, BPF_ANY));
-                }
+            Some(entry) if free.is_none() && now.wrapping_sub(entry.asked) > IDLE => {
+                free = Some((slot, BPF_ANY));
             }
             None if free.is_none() => free = Some((slot, BPF_NOEXIST)),
-            None => {}
+            _ => {}
         }
     }
     let (slot, flags) = free?;

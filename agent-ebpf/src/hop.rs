@@ -84,15 +84,7 @@ fn is_taken(sock: SockAddr, local: &Address, local_port: u16, remote: &Address, 
 #[inline(always)]
 fn is_connected(sock: SockAddr, tuple: *mut aya_ebpf::bindings::bpf_sock_tuple, size: usize) -> bool {
     // SAFETY: the helper takes the program's own context and a tuple of this size.
-    let found = unsafe {
-        bpf_skc_lookup_tcp(
-            sock.ctx(),
-            tuple,
-            size as u32,
-            BPF_F_CURRENT_NETNS as i32 as u64,
-            0,
-        )
-    };
+    let found = unsafe { bpf_skc_lookup_tcp(sock.ctx(), tuple, size as u32, BPF_F_CURRENT_NETNS as u64, 0) };
     if found.is_null() {
         return false;
     }

@@ -41,7 +41,10 @@ pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
     if !is_bpffs(pins.path()).with_context(|| format!("look at {place}"))? {
         bail!("{place} is not on bpffs, so it is none of weft's: is --pin-dir right?");
     }
-    if pins.is_mount_point().with_context(|| format!("look at {place}"))? {
+    if pins
+        .is_mount_point()
+        .with_context(|| format!("look at {place}"))?
+    {
         bail!("{place} is a mount point, in which other programs pin too: is --pin-dir right?");
     }
     let _claim = match Claim::take(&pins) {

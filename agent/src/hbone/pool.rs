@@ -156,14 +156,19 @@ impl Shared {
     }
 
     /// A place on a tunnel that is open or about to be. The first one that has room: few warm tunnels are faster than
-    /// many. One that has ended or has been told to go away is dropped here.
+    /// many; but not one that a bulk stream uses, as long as there may be another. One that has ended or has been told to go
+    /// away is dropped here.
     fn pick(&self, key: &TunnelKey) -> Option<Slot> {
         let mut tunnels = self.lock();
         let fitting = tunnels.get_mut(key)?;
         fitting.retain(|tunnel| tunnel.is_usable());
-        fitting
-            .iter()
-            .find_map(|tunnel| tunnel.take_slot(self.settings.max_streams))
+        let take = |tunnel: &Arc<Tunnel>| tunnel.take_slot(self.settings.max_streams);
+        let light = fitting.iter().filter(|tunnel| !tunnel.is_heavy()).find_map(take);
+        let mut heavy = fitting.iter().filter(|tunnel| tunnel.is_heavy());
+        if light.is_some() || heavy.clone().count() <= self.settings.heavy_tunnels {
+            return light;
+        }
+        heavy.find_map(take)
     }
 
     /// A new tunnel with one place taken. It is in the map at once, so that others wait for it.

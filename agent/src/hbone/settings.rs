@@ -23,6 +23,8 @@ pub struct Settings {
     pub ping_timeout: Duration,
     /// Streams on one connection; the next one goes onto another.
     pub max_streams: usize,
+    /// Tunnels of a pair that may be left to their bulk streams while new streams get another.
+    pub heavy_tunnels: usize,
     /// Bytes in flight on one stream.
     pub stream_window: u32,
     /// Bytes in flight on a connection. Larger than a stream's, or one reader that stops would stop all.
@@ -45,9 +47,10 @@ impl Default for Settings {
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             max_streams: 100,
+            heavy_tunnels: 3,
             stream_window: 4 << 20,
             connection_window: 16 << 20,
-            connection_window_most: 128 << 20,
+            connection_window_most: 64 << 20,
             max_frame: 1 << 20,
             drain_timeout: Duration::from_secs(30),
         }

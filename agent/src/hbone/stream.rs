@@ -84,17 +84,24 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
         mut send,
         recv,
         unread,
-        slot: _slot,
+        slot,
         served: _served,
         ..
     } = stream;
-    let sent = |n| match side {
-        AppSide::Dialled => counters.up(n),
-        AppSide::Answered => counters.down(n),
+    let weigh = |n: u64| slot.iter().for_each(|slot| slot.weigh(n as usize));
+    let sent = |n| {
+        weigh(n);
+        match side {
+            AppSide::Dialled => counters.up(n),
+            AppSide::Answered => counters.down(n),
+        }
     };
-    let received = |n| match side {
-        AppSide::Dialled => counters.down(n),
-        AppSide::Answered => counters.up(n),
+    let received = |n| {
+        weigh(n);
+        match side {
+            AppSide::Dialled => counters.down(n),
+            AppSide::Answered => counters.up(n),
+        }
     };
     let mut to_stream = ToStream::default();
     let mut to_app = ToApp {

@@ -247,7 +247,11 @@ impl Kernel {
     /// When the pin cannot be removed.
     pub fn detach_lookup(&self, cookie: u64) -> Result<(), LoadError> {
         // A program of another layout would refuse for a pod that is none of the mesh's any more.
-        let others = if self.settled { Vec::new() } else { self.pins.foreign().unwrap_or_default() };
+        let others = if self.settled {
+            Vec::new()
+        } else {
+            self.pins.foreign().unwrap_or_default()
+        };
         let mut all = others.iter().chain([&self.generation]);
         all.try_for_each(|generation| {
             let pin = generation.lookup(cookie);

@@ -211,7 +211,9 @@ impl Pins {
     pub fn remove(&self) -> io::Result<()> {
         let is_ours = |folder: &PathBuf| {
             let name = name_of(folder);
-            [GENERATION, FOREIGN, RETIRED].iter().any(|prefix| name.starts_with(prefix))
+            [GENERATION, FOREIGN, RETIRED]
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
         };
         let folders: Vec<_> = folders(&self.0)?.into_iter().filter(is_ours).collect();
         let in_use = folders

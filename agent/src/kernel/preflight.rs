@@ -56,7 +56,9 @@ pub enum PreflightError {
         "--pin-dir {path} is not on bpffs: mount it with `mount -t bpf bpf /sys/fs/bpf`, and give a folder below"
     )]
     NotBpffs { path: PathBuf },
-    #[error("--pin-dir {path} is a mount point, in which other programs pin too: give a folder of its own below")]
+    #[error(
+        "--pin-dir {path} is a mount point, in which other programs pin too: give a folder of its own below"
+    )]
     SharedPins { path: PathBuf },
     #[error("cannot read {path}: is /proc mounted?")]
     Read { path: &'static str, source: io::Error },
@@ -150,7 +152,9 @@ pub fn pin_dir(path: &Path) -> Result<(), PreflightError> {
         .unwrap_or(path);
     if is_bpffs(there).unwrap_or(false) && fs::create_dir_all(path).is_ok() {
         return if Pins::new(path.to_owned()).is_mount_point().unwrap_or(true) {
-            Err(PreflightError::SharedPins { path: path.to_owned() })
+            Err(PreflightError::SharedPins {
+                path: path.to_owned(),
+            })
         } else {
             Ok(())
         };

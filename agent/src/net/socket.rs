@@ -130,11 +130,16 @@ pub fn pick_few_ports(socket: &Socket) -> io::Result<()> {
 }
 
 fn set_ip_option(socket: &Socket, option: libc::c_int, value: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_IP, option, value)
+}
+
+/// Sets an option that is a number.
+fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int, value: u32) -> io::Result<()> {
     // SAFETY: the value is four bytes and lives through the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IP,
+            level,
             option,
             (&raw const value).cast(),
             size_of_val(&value) as libc::socklen_t,
@@ -163,19 +168,33 @@ fn tune(socket: &Socket, other: Other) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
+/// What a tunnel's socket holds that was not sent yet. It takes no more before, so that a small message does not wait
+/// behind megabytes of another stream.
+const UNSENT: u32 = 256 * 1024;
 /// Up to here a tunnel's peer is near: the same zone, or the next one.
 const NEAR: Duration = Duration::from_millis(2);
+/// What a near peer may have under way. The kernel would let it grow until it is full whenever this end is the slower one
+/// (6 MiB and more); over a way of 2 ms this is 4 Gbit/s, and over one of 0.1 ms no limit.
+const UNDER_WAY: u32 = 1024 * 1024;
 
-/// Takes the host's BBR off a tunnel whose peer is near. BBR is made for long ways: it paces, which in a pod means a
-/// timer for each packet (a third of a tunnel's cost), and it stops for 200 ms every 10 s to measure the way, with all
-/// streams of the tunnel. Any other choice of the host's is kept. A matter of speed alone, so it cannot fail.
-pub fn unpace_near(tunnel: &impl AsFd) {
+/// What a tunnel's socket has beyond others, once it is connected. A matter of speed alone, so it cannot fail.
+///
+/// When its peer is near, the host's BBR is taken off. BBR is made for long ways: it paces, which in a pod means a timer
+/// for each packet (a third of a tunnel's cost), and every 10 s it stops for 200 ms to measure the way, with all streams
+/// of the tunnel. Any other choice of the host's is kept.
+pub fn tune_tunnel(tunnel: &impl AsFd) {
     let socket = SockRef::from(tunnel);
+    let set = |level, option, value| set_option(&socket, level, option, value).is_ok();
+    set(libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, UNSENT);
+    if round_trip(&socket).is_none_or(|time| time >= NEAR) {
+        return;
+    }
+    // Both: a fixed buffer stops the kernel from growing the window as well. No system's limit is meant for this one.
+    if set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, UNDER_WAY) {
+        set(libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, UNDER_WAY);
+    }
     let paced = socket.tcp_congestion().is_ok_and(|name| name.starts_with(b"bbr"));
-    if paced
-        && round_trip(&socket).is_some_and(|time| time < NEAR)
-        && socket.set_tcp_congestion(b"cubic").is_err()
-    {
+    if paced && socket.set_tcp_congestion(b"cubic").is_err() {
         let _ = socket.set_tcp_congestion(b"reno");
     }
 }
@@ -222,5 +241,45 @@ impl Family {
         } else {
             Self::V6
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (dialled, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn a_near_tunnel_is_not_paced_and_any_other_choice_of_the_host_is_kept() {
+        let (dialled, accepted) = pair();
+        for (end, host, tuned) in [(&dialled, "bbr", "cubic"), (&accepted, "reno", "reno")] {
+            let socket = SockRef::from(end);
+            if socket.set_tcp_congestion(host.as_bytes()).is_err() {
+                println!("SKIPPED: this kernel has no {host}");
+                continue;
+            }
+            tune_tunnel(end);
+            let name = socket.tcp_congestion().unwrap();
+            let name = String::from_utf8_lossy(&name);
+            let name = name.trim_end_matches('\0');
+            // A kernel may come without cubic.
+            assert!(
+                name == tuned || (host != tuned && name == "reno"),
+                "{host} became {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_an_app_is_dialled_with_is_not_paced() {
+        let socket = unconnected(([127, 0, 0, 1], 1).into(), Other::App).unwrap();
+        assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     },
     net::{
         copy::copy_tcp,
-        socket::{abort_on_close, unpace_near},
+        socket::{abort_on_close, tune_tunnel},
         tls,
     },
     telemetry::chain,
@@ -132,7 +132,7 @@ async fn accept_tunnel<'a>(
     let at = gateway.ok_or(Refusal::NotCaptured)?.ip();
     let _underway = worker.handshakes.hold(peer.ip(), at)?;
     let config = server_config(worker, pod)?;
-    unpace_near(&tcp);
+    tune_tunnel(&tcp);
     let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
     let (stream, identity) = accepted.map_err(|error| {
         let kind = if error.is_identity() {
@@ -207,7 +207,8 @@ impl InboundTunnel {
             .as_ref()
             .and_then(|forwarded| forwarded.host.clone());
         let admitted = tokio::select! {
-            admitted = self.admit_stream(target, host, client, &mut flow) => admitted,
+            // Boxed: what it needs would otherwise be kept for as long as the stream lives.
+            admitted = Box::pin(self.admit_stream(target, host, client, &mut flow)) => admitted,
             () = request.respond.cancelled() => {
                 Err(Outcome::Failed(FailureKind::Broken, "the client gave up before the answer".to_owned()))
             }

@@ -39,7 +39,7 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     let destination = worker.sockets.original_destination(&app);
     if let (Some(limits), Some(server)) = (&pod.dns, destination.filter(|it| it.port() == dns::SERVER_PORT)) {
         let limits = limits.clone();
-        return dns::serve_stream(worker, pod, limits, app, (client, server)).await;
+        return Box::pin(dns::serve_stream(worker, pod, limits, app, (client, server))).await;
     }
     let source = Party {
         addr: Some(client),
@@ -47,7 +47,8 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     };
     let mut flow = Flow::new(Direction::Outbound, source, Party::default());
     let reached = match destination {
-        Some(destination) => reach(&worker, &pod, destination, &mut flow).await,
+        // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
+        Some(destination) => Box::pin(reach(&worker, &pod, destination, &mut flow)).await,
         None => Err(Refusal::NotCaptured.into()),
     };
     match reached {

@@ -30,7 +30,7 @@ impl PerPeer {
         Self::new("TLS handshakes under way", 64)
     }
 
-    /// Open tunnels of one worker, each up to 16 MiB when its streams are not read. A pod needs one for a hundred
+    /// Open tunnels of one worker, each up to 64 MiB when its streams are not read. A pod needs one for a hundred
     /// streams to another.
     pub(super) fn tunnels() -> Self {
         Self::new("open tunnels", 32)

@@ -85,12 +85,7 @@ impl State {
     }
 
     /// What a turn of the control loop left.
-    pub(super) fn pods(
-        &self,
-        desired: &BTreeMap<Arc<str>, Desired>,
-        enrolment: &Enrolment,
-        mut turn: Turn,
-    ) {
+    pub(super) fn pods(&self, desired: &BTreeMap<Arc<str>, Desired>, enrolment: &Enrolment, mut turn: Turn) {
         let pods = desired
             .iter()
             .map(|(uid, pod)| self.pod(uid, pod, enrolment, turn.failed.remove(uid)))

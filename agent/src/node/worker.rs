@@ -39,6 +39,10 @@ const RELEASE_GRACE: Duration = Duration::from_secs(5);
 /// Commands that wait for a worker. There is one for each pod that is captured.
 const COMMANDS: usize = 64;
 
+/// Tasks that have their turn before the sockets are looked at again. tokio's 61 are 10 ms and more when each moves
+/// half a MiB, and so long a small message would not be noticed.
+const TURNS: u32 = 8;
+
 /// What enrolment tells a worker.
 pub(super) struct Serve {
     pub(super) pod: Arc<Pod>,
@@ -101,6 +105,7 @@ pub(super) fn start(
 ) -> io::Result<(mpsc::Sender<Serve>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .event_interval(TURNS)
         .build()?;
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let thread = thread::Builder::new()

@@ -7,9 +7,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
     },
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -30,7 +34,7 @@ use super::{
 };
 use crate::{
     mesh::SpiffeId,
-    net::{socket::unpace_near, tls},
+    net::{socket::tune_tunnel, tls},
 };
 
 /// What opens streams on a tunnel.
@@ -43,6 +47,9 @@ pub(super) struct Tunnel {
     /// Places taken: streams, and those that wait for the handshake to open one.
     streams: AtomicUsize,
     unread: Unread,
+    born: Instant,
+    /// Until when it counts as used by a bulk stream, in ms of its life.
+    heavy_until: AtomicU64,
     /// Places ever taken: tells a tunnel of short streams from an idle one.
     taken: AtomicUsize,
 }
@@ -68,9 +75,43 @@ impl std::fmt::Debug for State {
 #[derive(Debug)]
 pub(in crate::hbone) struct Slot {
     tunnel: Arc<Tunnel>,
+    /// When the span began that bytes are counted over, in ms of the tunnel's life, and those bytes.
+    span: AtomicU64,
+    carried: AtomicUsize,
 }
 
+/// Pieces below this are not bulk's, and cost nothing to look at.
+const PIECE: usize = 4096;
+/// So many bytes in a span make a stream bulk: 40 MB/s. A page of a web site is none.
+const BULK: usize = 4 << 20;
+const SPAN_MS: u64 = 100;
+/// For how long a bulk stream keeps others off.
+const HEAVY_MS: u64 = 1000;
+
 impl Slot {
+    fn new(tunnel: &Arc<Tunnel>) -> Self {
+        Self {
+            tunnel: tunnel.clone(),
+            span: 0.into(),
+            carried: 0.into(),
+        }
+    }
+
+    /// The stream has carried a piece, either way. Only its own task says so.
+    pub(in crate::hbone) fn weigh(&self, piece: usize) {
+        if piece < PIECE {
+            return;
+        }
+        let now = self.tunnel.age_ms();
+        if now - self.span.load(Relaxed) > SPAN_MS {
+            self.span.store(now, Relaxed);
+            self.carried.store(0, Relaxed);
+        }
+        if self.carried.fetch_add(piece, Relaxed) + piece >= BULK {
+            self.tunnel.heavy_until.store(now + HEAVY_MS, Relaxed);
+        }
+    }
+
     /// Where the tunnel's streams count what they have not acknowledged.
     pub(super) fn unread(&self) -> Unread {
         self.tunnel.unread.clone()
@@ -104,11 +145,11 @@ impl Tunnel {
             state: watch::Sender::new(State::Opening),
             streams: 1.into(),
             unread: Unread::default(),
+            born: Instant::now(),
+            heavy_until: 0.into(),
             taken: 1.into(),
         });
-        let slot = Slot {
-            tunnel: tunnel.clone(),
-        };
+        let slot = Slot::new(&tunnel);
         (tunnel, slot)
     }
 
@@ -129,6 +170,15 @@ impl Tunnel {
         }
     }
 
+    /// Whether a bulk stream goes on: what is small would wait behind what it has under way.
+    pub(super) fn is_heavy(&self) -> bool {
+        self.age_ms() < self.heavy_until.load(Relaxed)
+    }
+
+    fn age_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+
     /// A place, if there is one; `most` or what the other end allows. Called under the pool's lock.
     pub(super) fn take_slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
         let most = match &*self.state.borrow() {
@@ -140,7 +190,7 @@ impl Tunnel {
         }
         self.streams.fetch_add(1, AcqRel);
         self.taken.fetch_add(1, AcqRel);
-        Some(Slot { tunnel: self.clone() })
+        Some(Slot::new(self))
     }
 
     /// No more streams; the connection ends with its last one.
@@ -197,7 +247,7 @@ impl Tunnel {
             peer,
             source: source.into(),
         })?;
-        unpace_near(&tcp);
+        tune_tunnel(&tcp);
         let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
             .await
             .map_err(|source| ConnectError::Tls {

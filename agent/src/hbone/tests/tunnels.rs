@@ -175,6 +175,33 @@ async fn the_hundred_and_first_stream_opens_another_tunnel_and_room_is_used_agai
 }
 
 #[tokio::test]
+async fn new_streams_keep_off_the_tunnel_of_a_bulk_stream() {
+    let world = World::new().await;
+    let echo = echo().await;
+    let (bulk, _copy) = world.app(echo).await;
+    let (mut read, mut write) = bulk.into_split();
+    let writer = tokio::spawn(async move {
+        let chunk = vec![7; 1 << 20];
+        while write.write_all(&chunk).await.is_ok() {}
+    });
+    let reader = tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    // Small ones share its tunnel until it has shown what it is.
+    let small = loop {
+        let (mut small, copy) = world.app(echo).await;
+        small.write_all(b"x").await.unwrap();
+        assert_eq!(soon(small.read_u8()).await.unwrap(), b'x');
+        if world.tunnels() == 2 {
+            break (small, copy);
+        }
+    };
+    let _other = world.app(echo).await;
+    assert_eq!((world.tunnels(), world.pool.counts()), (2, (2, 3)));
+    drop(small);
+    writer.abort();
+    soon(reader).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn another_certificate_or_another_source_is_another_tunnel() {
     let (accept, _held) = hold();
     let world = World::with(Settings::default(), accept).await;

@@ -102,9 +102,13 @@ impl Generation {
     /// # Errors
     /// Those of bpffs.
     pub fn abandon(&self, pods: &HashSet<u64>) -> io::Result<()> {
-        let Some(_unused) = self.unused() else { return Ok(()) };
+        let Some(_unused) = self.unused() else {
+            return Ok(());
+        };
         let abandoned = self.lookups().into_iter().filter(|pod| pods.contains(pod));
-        abandoned.into_iter().try_for_each(|pod| link::detach(&self.lookup(pod)))
+        abandoned
+            .into_iter()
+            .try_for_each(|pod| link::detach(&self.lookup(pod)))
     }
 
     /// Whether every map is there and as this build has it.
