@@ -24,7 +24,7 @@ pub use policy::{
     Rule, Scope, StringMatch,
 };
 pub use refusal::Refusal;
-pub use route::{NextHop, Route, Tunnel, route};
+pub use route::{NextHop, Route, Tunnel, choices, route};
 pub use service::{GatewayAddress, GatewayDestination, Service, ServiceKey};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use workload::{Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// The answer of [`route`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The service whose virtual address was dialled.
     pub service: Option<Arc<Service>>,
@@ -23,7 +23,7 @@ pub struct Route {
 }
 
 /// What is to be done with a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NextHop {
     /// Reset it.
     Refuse(Refusal),
@@ -50,7 +50,7 @@ impl NextHop {
 }
 
 /// A connection through HBONE.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// Where the tunnel is dialled: the address of the pod or of the waypoint's pod, and its HBONE port.
     pub addr: SocketAddr,
@@ -68,38 +68,149 @@ pub struct Tunnel {
 
 /// Where a connection goes. `draw` is any number; another one may choose another endpoint, and the next one does
 /// whenever there are two.
+///
+/// `route(mesh, conn, d) == route(mesh, conn, d % choices(mesh, conn))`.
 pub fn route(mesh: &Mesh, conn: &Outbound, draw: u64) -> Route {
-    let destination = canonical(conn.destination);
-    let source = &conn.source;
-    if let Some(service) = mesh.service_at(destination.ip()) {
-        let next = to_service(mesh, source, service, destination, draw).unwrap_or_else(NextHop::Refuse);
-        return Route {
-            service: Some(service.clone()),
-            next,
-        };
-    }
-    let next = match mesh.workload_at(destination.ip()) {
-        Some(workload) => to_workload(mesh, source, workload, destination, draw),
-        None if mesh.is_cluster_address(destination.ip()) => Err(Refusal::UnknownDestination(destination)),
-        None => Ok(NextHop::Direct {
-            addr: destination,
-            workload: None,
-        }),
-    };
+    let (service, choice) = ask(mesh, conn);
+    let next = choice.and_then(|choice| choice.take(draw));
     Route {
-        service: None,
+        service: service.cloned(),
         next: next.unwrap_or_else(NextHop::Refuse),
     }
 }
 
+/// How many draws [`route`] tells apart for a connection: the draws from 0 to one less than this give every answer that
+/// it has, and a greater draw gives that of its remainder. 1 for what is not a choice, never 0.
+pub fn choices(mesh: &Mesh, conn: &Outbound) -> u64 {
+    ask(mesh, conn).1.map_or(1, |choice| choice.count())
+}
+
+/// What the mesh says before the draw: the service that was dialled, and what there is to choose from.
+fn ask<'a>(mesh: &'a Mesh, conn: &'a Outbound) -> (Option<&'a Arc<Service>>, Result<Choice<'a>, Refusal>) {
+    let destination = canonical(conn.destination);
+    let source = &conn.source;
+    if let Some(service) = mesh.service_at(destination.ip()) {
+        return (Some(service), to_service(mesh, source, service, destination));
+    }
+    let choice = match mesh.workload_at(destination.ip()) {
+        Some(workload) => to_workload(mesh, source, workload, destination),
+        None if mesh.is_cluster_address(destination.ip()) => Err(Refusal::UnknownDestination(destination)),
+        None => Ok(Choice::Only(NextHop::Direct {
+            addr: destination,
+            workload: None,
+        })),
+    };
+    (None, choice)
+}
+
+/// What a draw decides.
+enum Choice<'a> {
+    /// Nothing.
+    Only(NextHop),
+    /// Which endpoint of the service that was dialled.
+    Endpoint {
+        source: &'a Workload,
+        service: &'a Service,
+        candidates: Candidates<'a>,
+        dialled: SocketAddr,
+    },
+    /// Which pod of the waypoint's service.
+    Waypoint {
+        service: &'a Service,
+        candidates: Candidates<'a>,
+        dialled: SocketAddr,
+    },
+}
+
+impl Choice<'_> {
+    fn count(&self) -> u64 {
+        match self {
+            Self::Only(_) => 1,
+            Self::Endpoint { candidates, .. } | Self::Waypoint { candidates, .. } => candidates.count(),
+        }
+    }
+
+    fn take(self, draw: u64) -> Result<NextHop, Refusal> {
+        match self {
+            Self::Only(next) => Ok(next),
+            Self::Endpoint {
+                source,
+                service,
+                candidates,
+                dialled,
+            } => {
+                let (pod, address) = candidates.pick(draw, dialled.ip())?;
+                to_pod(source, pod, address, &service.subject_alt_names)
+            }
+            Self::Waypoint {
+                service,
+                candidates,
+                dialled,
+            } => {
+                let (pod, address) = candidates.pick(draw, dialled.ip())?;
+                let tunnel = waypoint_tunnel(pod, address, &service.subject_alt_names, dialled);
+                Ok(NextHop::Tunnel(tunnel))
+            }
+        }
+    }
+}
+
+/// The endpoints of a service that a draw chooses from.
+struct Candidates<'a> {
+    service: &'a Service,
+    endpoints: &'a [Endpoint],
+    /// The port that is asked of them.
+    port: u16,
+    /// Its target port where an endpoint does not map it; none: such an endpoint is not chosen.
+    unmapped: Option<u16>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Nothing where no endpoint has the port.
+    fn new(mesh: &'a Mesh, service: &'a Service, port: u16, unmapped: Option<u16>) -> Option<Self> {
+        let candidates = Self {
+            service,
+            endpoints: mesh.endpoints(&service.key),
+            port,
+            unmapped,
+        };
+        let any = candidates
+            .endpoints
+            .iter()
+            .any(|endpoint| candidates.target_port(endpoint).is_some());
+        any.then_some(candidates)
+    }
+
+    fn count(&self) -> u64 {
+        self.endpoints.len() as u64
+    }
+
+    /// The endpoint that the draw names, or else the next that has the port. Every endpoint is as good as any other; which
+    /// is nearer is not asked yet.
+    fn pick(&self, draw: u64, like: IpAddr) -> Result<(&'a Arc<Workload>, SocketAddr), Refusal> {
+        let chosen = draw.checked_rem(self.count()).and_then(|first| {
+            let (before, from) = self.endpoints.split_at_checked(first as usize)?;
+            from.iter().chain(before).find_map(|endpoint| {
+                let address = address_like(&endpoint.workload, like)?;
+                let address = SocketAddr::new(address, self.target_port(endpoint)?);
+                Some((&endpoint.workload, address))
+            })
+        });
+        chosen.ok_or_else(|| Refusal::NoHealthyEndpoint(self.service.key.clone()))
+    }
+
+    fn target_port(&self, endpoint: &Endpoint) -> Option<u16> {
+        endpoint.target_port(self.port).or(self.unmapped)
+    }
+}
+
 /// A virtual address was dialled.
-fn to_service(
-    mesh: &Mesh,
-    source: &Workload,
-    service: &Service,
+fn to_service<'a>(
+    mesh: &'a Mesh,
+    source: &'a Workload,
+    service: &'a Service,
     dialled: SocketAddr,
-    draw: u64,
-) -> Result<NextHop, Refusal> {
+) -> Result<Choice<'a>, Refusal> {
     let port = dialled.port();
     if is_own_port(port) {
         return Err(Refusal::OwnPort(port));
@@ -109,32 +220,25 @@ fn to_service(
     }
     if let Some(gateway) = waypoint_to_pass(mesh, source, service.waypoint.as_ref()) {
         let unavailable = || Refusal::WaypointUnavailable(service.key.to_string());
-        return to_waypoint(mesh, gateway, dialled, draw)
-            .map(NextHop::Tunnel)
-            .ok_or_else(unavailable);
+        return to_waypoint(mesh, gateway, dialled).ok_or_else(unavailable);
     }
-    let endpoints = mesh.endpoints(&service.key);
-    let (endpoint, target_port) = pick(endpoints, draw, |e| e.target_port(port))
+    let candidates = Candidates::new(mesh, service, port, None)
         .ok_or_else(|| Refusal::NoHealthyEndpoint(service.key.clone()))?;
-    let no_address = || Refusal::NoHealthyEndpoint(service.key.clone());
-    let address = address_like(&endpoint.workload, dialled.ip()).ok_or_else(no_address)?;
-    let destination = SocketAddr::new(address, target_port);
-    to_pod(
+    Ok(Choice::Endpoint {
         source,
-        &endpoint.workload,
-        destination,
-        &service.subject_alt_names,
-    )
+        service,
+        candidates,
+        dialled,
+    })
 }
 
 /// A pod's own address was dialled. Its health is not asked: whoever dials a pod means that pod.
-fn to_workload(
-    mesh: &Mesh,
-    source: &Workload,
-    workload: &Arc<Workload>,
+fn to_workload<'a>(
+    mesh: &'a Mesh,
+    source: &'a Workload,
+    workload: &'a Arc<Workload>,
     dialled: SocketAddr,
-    draw: u64,
-) -> Result<NextHop, Refusal> {
+) -> Result<Choice<'a>, Refusal> {
     // Before the waypoint, which would be asked for a port that it must refuse; and before the pod itself, which may
     // not reach our listeners either.
     let in_mesh = workload.tunnel_protocol == TunnelProtocol::Hbone || workload.waypoint.is_some();
@@ -144,11 +248,9 @@ fn to_workload(
     let hairpin = source.uid == workload.uid;
     if let Some(gateway) = waypoint_to_pass(mesh, source, workload.waypoint.as_ref()).filter(|_| !hairpin) {
         let unavailable = || Refusal::WaypointUnavailable(workload.namespaced_name());
-        return to_waypoint(mesh, gateway, dialled, draw)
-            .map(NextHop::Tunnel)
-            .ok_or_else(unavailable);
+        return to_waypoint(mesh, gateway, dialled).ok_or_else(unavailable);
     }
-    to_pod(source, workload, dialled, &[])
+    to_pod(source, workload, dialled, &[]).map(Choice::Only)
 }
 
 /// The last hop: to the pod itself, as it is reached.
@@ -198,47 +300,40 @@ fn is_pod_of(mesh: &Mesh, workload: &Workload, gateway: &GatewayAddress) -> bool
     }
 }
 
-/// A tunnel to one of the waypoint's pods, which is asked for what the app dialled. A waypoint always speaks HBONE.
-fn to_waypoint(mesh: &Mesh, gateway: &GatewayAddress, dialled: SocketAddr, draw: u64) -> Option<Tunnel> {
-    let service = mesh.gateway_service(gateway);
-    let (pod, port) = match (service, &gateway.destination) {
-        (Some(service), _) => {
-            let port = |endpoint: &Endpoint| {
-                endpoint
-                    .target_port(gateway.hbone_port)
-                    .or(Some(gateway.hbone_port))
-            };
-            let (endpoint, port) = pick(mesh.endpoints(&service.key), draw, port)?;
-            (&endpoint.workload, port)
+/// The pods of a waypoint, one of which is asked for what the app dialled; nothing where there is none.
+fn to_waypoint<'a>(mesh: &'a Mesh, gateway: &'a GatewayAddress, dialled: SocketAddr) -> Option<Choice<'a>> {
+    let port = gateway.hbone_port;
+    match (mesh.gateway_service(gateway), &gateway.destination) {
+        (Some(service), _) => Some(Choice::Waypoint {
+            service,
+            candidates: Candidates::new(mesh, service, port, Some(port))?,
+            dialled,
+        }),
+        (None, GatewayDestination::Address(address)) => {
+            let pod = mesh.workload_at(*address).filter(|pod| pod.healthy)?;
+            let address = SocketAddr::new(address_like(pod, dialled.ip())?, port);
+            let tunnel = waypoint_tunnel(pod, address, &[], dialled);
+            Some(Choice::Only(NextHop::Tunnel(tunnel)))
         }
-        (None, GatewayDestination::Address(address)) => (
-            mesh.workload_at(*address).filter(|pod| pod.healthy)?,
-            gateway.hbone_port,
-        ),
-        (None, GatewayDestination::Service(_)) => return None,
-    };
-    Some(Tunnel {
-        addr: SocketAddr::new(address_like(pod, dialled.ip())?, port),
-        authority: dialled,
-        destination: dialled,
-        identities: identities(pod, service.map_or(&[], |service| &service.subject_alt_names)),
-        workload: pod.clone(),
-        via_waypoint: true,
-    })
+        (None, GatewayDestination::Service(_)) => None,
+    }
 }
 
-/// Chooses an endpoint that has the port: the one that the draw names, or else the next. Every endpoint is as good as
-/// any other; which is nearer is not asked yet.
-fn pick(
-    endpoints: &[Endpoint],
-    draw: u64,
-    port: impl Fn(&Endpoint) -> Option<u16>,
-) -> Option<(&Endpoint, u16)> {
-    let first = draw.checked_rem(endpoints.len() as u64)? as usize;
-    let (before, from) = endpoints.split_at_checked(first)?;
-    from.iter()
-        .chain(before)
-        .find_map(|endpoint| Some((endpoint, port(endpoint)?)))
+/// A tunnel to one of the waypoint's pods. A waypoint always speaks HBONE.
+fn waypoint_tunnel(
+    pod: &Arc<Workload>,
+    addr: SocketAddr,
+    subject_alt_names: &[SpiffeId],
+    dialled: SocketAddr,
+) -> Tunnel {
+    Tunnel {
+        addr,
+        authority: dialled,
+        destination: dialled,
+        identities: identities(pod, subject_alt_names),
+        workload: pod.clone(),
+        via_waypoint: true,
+    }
 }
 
 /// The pod's address of the family that was dialled, so that a client of one family never meets the other without

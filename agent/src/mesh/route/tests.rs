@@ -483,20 +483,60 @@ fn given(mesh: &Mesh, tunnel: &Tunnel) -> Vec<SpiffeId> {
     names.chain([tunnel.workload.identity.clone()]).collect()
 }
 
+/// A mesh of few addresses, so that they clash, and a question to it.
+fn any_question() -> impl Strategy<Value = (Mesh, Outbound)> {
+    (
+        vec(any_workload(), 1..6),
+        vec(any_service(), 0..4),
+        select(&ADDRESSES),
+        select(&[80u16, 81, 443, 15008, 15001]),
+    )
+        .prop_map(|(workloads, services, address, port)| {
+            let mesh = Mesh::new(MeshParts {
+                workloads,
+                services,
+                ..sample::parts()
+            });
+            let source = mesh.workloads().min_by_key(|w| w.uid.clone()).unwrap().clone();
+            let destination = SocketAddr::new(address.parse().unwrap(), port);
+            (mesh, Outbound { source, destination })
+        })
+}
+
+#[test]
+fn choices_of_a_connection() {
+    let mut parts = behind_waypoint(sample::waypoint_service("gate"));
+    parts.services[0].waypoint = None;
+    let mesh = Mesh::new(parts);
+    let check = |dialled: &str, expect| {
+        let conn = Outbound {
+            source: mesh.workload(&sample::uid("curl-1")).unwrap().clone(),
+            destination: dialled.parse().unwrap(),
+        };
+        assert_eq!(choices(&mesh, &conn), expect, "{dialled}");
+    };
+    check("10.96.0.10:80", 2);
+    check("10.96.0.10:81", 1); // no such port
+    check("10.96.0.30:80", 1); // no healthy endpoint
+    check("10.244.2.10:80", 2); // through a waypoint of two pods
+    check("10.244.2.11:80", 1);
+    check("93.184.216.34:443", 1);
+}
+
 proptest! {
+    /// Whoever keeps the answers for the draws from 0 to `choices` keeps all that there are.
     #[test]
-    fn never_more_than_the_mesh_gives(
-        workloads in vec(any_workload(), 1..6),
-        services in vec(any_service(), 0..4),
-        address in select(&ADDRESSES),
-        port in select(&[80u16, 81, 443, 15008, 15001]),
-        draw: u64,
-    ) {
-        let mesh = Mesh::new(MeshParts { workloads, services, ..sample::parts() });
-        let source = mesh.workloads().min_by_key(|w| w.uid.clone()).unwrap().clone();
-        let destination = SocketAddr::new(address.parse().unwrap(), port);
+    fn a_draw_counts_by_its_remainder((mesh, conn) in any_question(), draw: u64) {
+        let choices = choices(&mesh, &conn);
+        prop_assert!(choices > 0);
+        prop_assert_eq!(route(&mesh, &conn, draw), route(&mesh, &conn, draw % choices));
+    }
+
+    #[test]
+    fn never_more_than_the_mesh_gives((mesh, conn) in any_question(), draw: u64) {
+        let (source, destination) = (&conn.source, conn.destination);
         let ours = |port| matches!(port, 15001 | 15006 | 15008 | 15053);
-        match route(&mesh, &Outbound { source: source.clone(), destination }, draw).next {
+        match route(&mesh, &conn, draw).next {
             NextHop::Refuse(_) => {}
             NextHop::Direct { addr, workload: None } => {
                 prop_assert_eq!(addr.ip(), destination.ip().to_canonical());
