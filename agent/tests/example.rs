@@ -57,7 +57,7 @@ fn the_example_mesh_file_means_what_it_says() {
 }
 
 /// What the entries of a mesh file may be made of: every field of the feed's schema.
-const FIELDS: [&str; 56] = [
+const FIELDS: [&str; 70] = [
     "trustDomain",
     "cluster",
     "clusterDomain",
@@ -108,6 +108,20 @@ const FIELDS: [&str; 56] = [
     "notNamespaces",
     "ipBlocks",
     "notIpBlocks",
+    "serviceAccounts",
+    "notServiceAccounts",
+    "trustDomains",
+    "notTrustDomains",
+    "requestPrincipals",
+    "notRequestPrincipals",
+    "remoteIpBlocks",
+    "notRemoteIpBlocks",
+    "hosts",
+    "notHosts",
+    "methods",
+    "notMethods",
+    "paths",
+    "notPaths",
     "notPorts",
     "key",
     "values",

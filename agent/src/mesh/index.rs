@@ -9,8 +9,8 @@ use ipnet::{IpNet, Ipv4Net};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    GatewayAddress, GatewayDestination, Match, MtlsMode, PeerAuthentications, Policy, PolicyKey, PortMapping,
-    PortModes, Scope, Service, ServiceKey, TrustDomain, Workload, names::Names,
+    GatewayAddress, GatewayDestination, Match, MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey,
+    PortMapping, PortModes, Scope, Service, ServiceKey, TrustDomain, Workload, names::Names,
 };
 
 /// What a mesh is made of: the plain lists that a feed brings.
@@ -191,12 +191,23 @@ impl Mesh {
             .into_iter()
             .flatten();
         let named = workload.policies.iter().filter_map(|key| self.policy(key));
+        // One that covers the workload anyway is in here once.
+        let named = named.filter(|policy| match policy.scope {
+            Scope::Mesh => false,
+            Scope::Namespace => policy.key.namespace != workload.namespace,
+            Scope::Selector => true,
+        });
         self.mesh_policies.iter().chain(of_namespace).chain(named)
     }
 
     /// Whether a port of a workload takes plaintext.
     pub fn mtls_mode(&self, workload: &Workload, port: u16) -> MtlsMode {
         self.peer_authentications.mode(workload, port)
+    }
+
+    /// Which peer authentication decides [`mtls_mode`](Self::mtls_mode); none where nothing is said.
+    pub fn mtls_setting(&self, workload: &Workload, port: u16) -> Option<MtlsSetting> {
+        self.peer_authentications.setting(workload, port)
     }
 
     /// The mTLS modes of all ports of a workload, in the form in which the kernel's maps hold them.

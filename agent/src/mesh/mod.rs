@@ -15,15 +15,15 @@ mod workload;
 #[cfg(test)]
 mod sample;
 
-pub use authorize::{Verdict, authorize, dry_run_matches};
+pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
 pub use index::{Endpoint, Mesh, MeshParts};
 pub use names::{Host, Lookup, Wanted, resolve};
 pub use policy::{
-    Action, Clause, Match, MtlsMode, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, PortModes,
-    Rule, Scope, StringMatch,
+    Action, Clause, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy, PolicyKey,
+    PortModes, Rule, Scope, ServiceAccountMatch, StringMatch,
 };
-pub use refusal::Refusal;
+pub use refusal::{InScope, Refusal};
 pub use route::{NextHop, Route, Tunnel, choices, route};
 pub use service::{GatewayAddress, GatewayDestination, Service, ServiceKey};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};

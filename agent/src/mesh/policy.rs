@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::Workload;
 
 /// What names a policy: its namespace and its name.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyKey {
     /// The policy's namespace.
     pub namespace: Arc<str>,
@@ -48,13 +48,39 @@ pub enum Scope {
     Selector,
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mesh => "mesh",
+            Self::Namespace => "namespace",
+            Self::Selector => "selector",
+        })
+    }
+}
+
 /// What a policy does when it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The connection is allowed; and none but those, once an ALLOW policy is in scope.
     Allow,
     /// The connection is refused, whatever else allows it.
     Deny,
+}
+
+impl Action {
+    /// As manifests write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+        }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// All clauses must match (Istio's `from`, `to` and `when` of one rule).
@@ -80,6 +106,10 @@ pub struct Clause {
 pub struct Match {
     pub namespaces: Vec<StringMatch>,
     pub not_namespaces: Vec<StringMatch>,
+    pub service_accounts: Vec<ServiceAccountMatch>,
+    pub not_service_accounts: Vec<ServiceAccountMatch>,
+    pub trust_domains: Vec<StringMatch>,
+    pub not_trust_domains: Vec<StringMatch>,
     pub principals: Vec<StringMatch>,
     pub not_principals: Vec<StringMatch>,
     pub source_ips: Vec<IpNet>,
@@ -88,6 +118,22 @@ pub struct Match {
     pub not_destination_ips: Vec<IpNet>,
     pub destination_ports: Vec<u16>,
     pub not_destination_ports: Vec<u16>,
+    /// The names of fields that only a request has, as manifests write them (`paths`, `methods`, `request.headers[x]`):
+    /// no L4 agent can say whether they hold. With any of them, an ALLOW policy's match never holds; a DENY policy's holds
+    /// when the other fields do, but for what comes out of a waypoint, which enforces it.
+    pub unseen: Vec<Arc<str>>,
+    /// The names of fields with a value that the feed cannot read, whose own lists it leaves empty. As `unseen`, but no
+    /// waypoint knows better.
+    pub unreadable: Vec<Arc<str>>,
+}
+
+/// A service account of one namespace, in any trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccountMatch {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The service account.
+    pub name: Arc<str>,
 }
 
 /// How a name is compared. A principal is compared without its `spiffe://`.
@@ -128,6 +174,8 @@ pub enum MtlsMode {
 /// mTLS modes of one scope (Istio's PeerAuthentication).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerAuthentication {
+    /// What names it, for people.
+    pub key: PolicyKey,
     /// The mode of every port that is not named; `None` inherits from the scope above.
     pub mode: Option<MtlsMode>,
     /// Modes of single ports (of the pod, not of its services).
@@ -154,23 +202,53 @@ pub struct PortModes {
     pub ports: BTreeMap<u16, MtlsMode>,
 }
 
+/// Which peer authentication set the mode of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MtlsSetting {
+    /// The mode.
+    pub mode: MtlsMode,
+    /// Which workloads it covers.
+    pub scope: Scope,
+    /// Its namespace and name.
+    pub key: PolicyKey,
+}
+
+impl fmt::Display for MtlsSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "peer authentication {} ({})", self.key, self.scope)
+    }
+}
+
 impl PeerAuthentications {
     /// The mode of one port. The narrowest scope that says anything decides: selector, then namespace, then mesh; and
     /// in each scope the port before the rest. Nothing said is PERMISSIVE, as in Istio.
     pub fn mode(&self, workload: &Workload, port: u16) -> MtlsMode {
-        let said = |scope: &PeerAuthentication| scope.ports.get(&port).copied().or(scope.mode);
-        self.narrowest_first(workload).find_map(said).unwrap_or_default()
+        let mut scopes = self.narrowest_first(workload);
+        scopes
+            .find_map(|(_, scope)| scope.mode_of(port))
+            .unwrap_or_default()
+    }
+
+    /// What decided [`mode`](Self::mode); none where nothing is said.
+    pub fn setting(&self, workload: &Workload, port: u16) -> Option<MtlsSetting> {
+        self.narrowest_first(workload).find_map(|(scope, said)| {
+            Some(MtlsSetting {
+                mode: said.mode_of(port)?,
+                scope,
+                key: said.key.clone(),
+            })
+        })
     }
 
     /// The modes of all ports.
     pub fn port_modes(&self, workload: &Workload) -> PortModes {
         let mode = self
             .narrowest_first(workload)
-            .find_map(|scope| scope.mode)
+            .find_map(|(_, scope)| scope.mode)
             .unwrap_or_default();
         let named = self
             .narrowest_first(workload)
-            .flat_map(|scope| scope.ports.keys());
+            .flat_map(|(_, scope)| scope.ports.keys());
         let modes = named.map(|port| (*port, self.mode(workload, *port)));
         PortModes {
             mode,
@@ -178,9 +256,20 @@ impl PeerAuthentications {
         }
     }
 
-    fn narrowest_first(&self, workload: &Workload) -> impl Iterator<Item = &PeerAuthentication> {
+    fn narrowest_first(&self, workload: &Workload) -> impl Iterator<Item = (Scope, &PeerAuthentication)> {
         let of_workload = self.workloads.get(&workload.uid);
         let of_namespace = self.namespaces.get(&workload.namespace);
-        of_workload.into_iter().chain(of_namespace).chain([&self.mesh])
+        let said = [
+            (Scope::Selector, of_workload),
+            (Scope::Namespace, of_namespace),
+            (Scope::Mesh, Some(&self.mesh)),
+        ];
+        said.into_iter().filter_map(|(scope, said)| Some((scope, said?)))
+    }
+}
+
+impl PeerAuthentication {
+    fn mode_of(&self, port: u16) -> Option<MtlsMode> {
+        self.ports.get(&port).copied().or(self.mode)
     }
 }

@@ -1,10 +1,16 @@
 //! Every reason for which weft refuses a connection, and what each means on the wire, in the log and in the metrics.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use thiserror::Error;
 
-use super::{PolicyKey, ServiceKey};
+use super::{MtlsSetting, PolicyKey, ServiceKey};
+
+/// How many ALLOW policies a refusal names; the rest are counted.
+const NAMED_POLICIES: usize = 4;
 
 /// A "no" of ours. It is an answer, not an error: the connection did not fail, it was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -34,14 +40,14 @@ pub enum Refusal {
     #[error("denied by policy {0}")]
     DeniedBy(PolicyKey),
     /// ALLOW policies are in scope and none matched.
-    #[error("no ALLOW policy matched")]
-    NotAllowed,
+    #[error("no ALLOW policy matched: {0}")]
+    NotAllowed(InScope),
     /// A policy that the workload names has not arrived.
     #[error("policy {0} applies but has not arrived")]
     PolicyMissing(PolicyKey),
     /// A plaintext connection to a STRICT port.
-    #[error("mutual TLS is required (STRICT) on port {0}")]
-    PlaintextToStrict(u16),
+    #[error("mutual TLS is required (STRICT) on port {0} by {1}")]
+    PlaintextToStrict(u16, MtlsSetting),
     /// A request on a tunnel that is not CONNECT.
     #[error("only CONNECT is answered here")]
     NotConnect,
@@ -66,9 +72,9 @@ impl Refusal {
         match self {
             Self::NotConnect | Self::BadAuthority(_) | Self::NotThisWorkload(_) | Self::OwnPort(_) => 400,
             Self::DeniedBy(_)
-            | Self::NotAllowed
+            | Self::NotAllowed(_)
             | Self::PolicyMissing(_)
-            | Self::PlaintextToStrict(_)
+            | Self::PlaintextToStrict(..)
             | Self::NotCaptured => 401,
             Self::NoMesh
             | Self::UnknownDestination(_)
@@ -85,6 +91,45 @@ impl Refusal {
         match self.http_status() {
             401 => "DENY",
             _ => "CONNECT",
+        }
+    }
+
+    /// The policy that decided, where a single one did.
+    pub fn policy(&self) -> Option<&PolicyKey> {
+        match self {
+            Self::DeniedBy(policy) | Self::PolicyMissing(policy) => Some(policy),
+            _ => None,
+        }
+    }
+}
+
+/// The ALLOW policies that cover a workload when none of them matched: the first few, and how many there are besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InScope {
+    /// At most four.
+    pub named: Vec<PolicyKey>,
+    /// Those that are not named.
+    pub more: usize,
+}
+
+impl<'a> FromIterator<&'a PolicyKey> for InScope {
+    fn from_iter<T: IntoIterator<Item = &'a PolicyKey>>(policies: T) -> Self {
+        let mut policies = policies.into_iter();
+        Self {
+            named: policies.by_ref().take(NAMED_POLICIES).cloned().collect(),
+            more: policies.count(),
+        }
+    }
+}
+
+impl fmt::Display for InScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, policy) in self.named.iter().enumerate() {
+            write!(f, "{}{policy}", if i > 0 { ", " } else { "" })?;
+        }
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }

@@ -292,7 +292,7 @@ fn waypoint_to_pass<'a>(
 }
 
 /// Asked of the workload rather than of the mesh's endpoints: a pod that is not ready is a waypoint's pod all the same.
-fn is_pod_of(mesh: &Mesh, workload: &Workload, gateway: &GatewayAddress) -> bool {
+pub(super) fn is_pod_of(mesh: &Mesh, workload: &Workload, gateway: &GatewayAddress) -> bool {
     match (mesh.gateway_service(gateway), &gateway.destination) {
         (Some(service), _) => workload.services.contains_key(&service.key),
         (None, GatewayDestination::Address(address)) => workload.addresses.contains(address),

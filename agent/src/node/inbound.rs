@@ -292,8 +292,9 @@ async fn admit(
     flow: &mut Flow,
 ) -> Result<(TcpStream, Asked), Outcome> {
     for policy in dry_run_matches(mesh, workload, &question) {
+        worker.shared.metrics.dry_run_matched(policy);
         let (policy, action) = (&policy.key, policy.action);
-        tracing::info!(%policy, ?action, src = %client, dst = %question.destination, "a dry-run policy matched");
+        tracing::info!(%policy, %action, src = %client, dst = %question.destination, "a dry-run policy matched");
     }
     match authorize(mesh, workload, &question) {
         Verdict::Allow { policy } => flow.policy = policy,

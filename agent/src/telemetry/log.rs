@@ -18,7 +18,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
-use crate::mesh::{Direction, Flow, Outcome, Party};
+use crate::mesh::{Direction, Flow, Outcome, Party, PolicyKey};
 
 #[cfg(test)]
 mod tests;
@@ -238,12 +238,20 @@ fn incomplete(flow: &Flow, error: &dyn fmt::Display) {
         Level::ERROR,
         flow,
         "connection complete",
-        policy = flow.policy.as_ref().map(tracing::field::display),
+        policy = decided_by(flow).map(tracing::field::display),
         bytes_sent = flow.bytes_sent(),
         bytes_recv = flow.bytes_received(),
         duration = duration(flow).as_str(),
         error = error.to_string().as_str()
     );
+}
+
+/// The policy that refused it; of one that failed, the one that had allowed it.
+fn decided_by(flow: &Flow) -> Option<&PolicyKey> {
+    match &flow.outcome {
+        Outcome::Refused(refusal) => refusal.policy(),
+        Outcome::Complete | Outcome::Failed(..) => flow.policy.as_ref(),
+    }
 }
 
 fn workload_name(party: &Party) -> Option<&str> {

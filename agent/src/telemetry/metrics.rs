@@ -18,11 +18,12 @@ use prometheus_client::{
 };
 
 use super::DroppedLines;
-use crate::mesh::{Flow, Workload};
+use crate::mesh::{Flow, Policy, Workload};
 
 mod connections;
 mod dns;
 mod labels;
+mod policies;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use connections::Connections;
 pub use connections::{ByteCounts, OpenConnection};
 use dns::Dns;
 pub use dns::DnsLabels;
+use policies::DryRuns;
 
 /// What [`Metrics::encode`] writes, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -43,6 +45,7 @@ struct Registered {
     registry: Registry,
     connections: Arc<Connections>,
     dns: Dns,
+    dry_runs: DryRuns,
     active_proxies: Gauge,
     pending_proxies: Gauge,
     proxies_started: Counter,
@@ -60,6 +63,7 @@ impl Metrics {
             registry: Registry::default(),
             connections: Arc::default(),
             dns: Dns::default(),
+            dry_runs: DryRuns::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
             proxies_started: Counter::default(),
@@ -82,6 +86,11 @@ impl Metrics {
     /// Counts a connection that was refused or failed before it was open.
     pub fn refused(&self, flow: &Flow) {
         self.0.connections.refused(flow);
+    }
+
+    /// Counts a connection that a dry-run policy matched.
+    pub fn dry_run_matched(&self, policy: &Policy) {
+        self.0.dry_runs.matched(policy);
     }
 
     /// Counts a DNS query of a pod.
@@ -215,6 +224,7 @@ impl Registered {
             "Meshes that were not taken because of an error in them",
             self.meshes_rejected.clone(),
         );
+        self.dry_runs.register(weft);
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));
     }
 }

@@ -1,6 +1,6 @@
 //! From the shape of a mesh file to the mesh: what refers to what, and what contradicts what.
 //!
-//! Pure. Not here: single values (`values`), workloads (`workloads`), policies (`policies`).
+//! Pure. Not here: single values (`values`), workloads (`workloads`), policies (`policies`, `rules`, `peer_authentications`).
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -8,7 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_saphyr::Spanned;
 
 use super::{
-    LocalPod, MeshFile, Problem, policies,
+    LocalPod, MeshFile, Problem, peer_authentications, policies,
     problem::{Place, Problems},
     schema::{Document, Labels, PortEntry, ServiceEntry, Text, WaypointEntry},
     values,
@@ -43,7 +43,8 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     check_addresses(document, &mut problems);
     check_waypoints(document, &globals, &pods, &services, &mut problems);
     let policies = policies::policies(document, &globals, &mut pods, &mut problems);
-    let peer_authentications = policies::peer_authentications(document, &globals, &mut pods, &mut problems);
+    let peer_authentications =
+        peer_authentications::peer_authentications(document, &globals, &mut pods, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
     let warnings = problems.into_warnings()?;
     let mesh = Mesh::new(MeshParts {

@@ -1,13 +1,15 @@
 //! The mesh file: a whole mesh written down by hand or by a program, in YAML (or JSON, which is YAML).
 //!
-//! Reading it is three steps: `schema` says what may be written, `compile` and `policies` say what it means, `watch`
+//! Reading it is three steps: `schema` says what may be written, `compile` and the sections' modules say what it means, `watch`
 //! looks for changes. Everything that is wrong with a file is found in one go, each with its line, column and field;
 //! a file with anything wrong gives no mesh at all. Not here: what is done with the mesh, and with the error (`node`).
 
 mod compile;
+mod peer_authentications;
 mod policies;
 mod position;
 mod problem;
+mod rules;
 mod schema;
 mod values;
 mod watch;

@@ -94,6 +94,11 @@ impl Problems {
         self.errors.push(Problem::new(at, place, message));
     }
 
+    /// How many are noted so far, without what only looks like one.
+    pub(super) fn count(&self) -> usize {
+        self.errors.len()
+    }
+
     /// Notes what is legal, but may be a slip of the pen.
     pub(super) fn warn(&mut self, at: Location, place: &Place<'_>, message: impl Into<String>) {
         self.warnings.push(Problem::new(at, place, message));

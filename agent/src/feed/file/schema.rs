@@ -1,4 +1,4 @@
-//! What may be written in a mesh file: the shape, and nothing of the meaning (`compile` and `policies`).
+//! What may be written in a mesh file: the shape, and nothing of the meaning (`compile`, `policies`, `rules`).
 //!
 //! Every value is kept as the text that was written, with its position: so `compile` can say what is wrong with all of
 //! them, and where. Names follow Istio's and Kubernetes' where those have one.
@@ -15,6 +15,8 @@ const LARGEST_ALIASES: usize = 100_000;
 
 /// A value as it was written, and where.
 pub(super) type Text = Spanned<String>;
+/// A list of them.
+pub(super) type Texts = Spanned<Vec<Text>>;
 /// Labels, or a selector for labels.
 pub(super) type Labels = BTreeMap<String, Text>;
 
@@ -108,35 +110,48 @@ pub(super) struct RuleEntry {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct SourceEntry {
-    pub(super) principals: Option<Spanned<Vec<Text>>>,
-    pub(super) not_principals: Option<Spanned<Vec<Text>>>,
-    pub(super) namespaces: Option<Spanned<Vec<Text>>>,
-    pub(super) not_namespaces: Option<Spanned<Vec<Text>>>,
-    pub(super) ip_blocks: Option<Spanned<Vec<Text>>>,
-    pub(super) not_ip_blocks: Option<Spanned<Vec<Text>>>,
+    pub(super) principals: Option<Texts>,
+    pub(super) not_principals: Option<Texts>,
+    pub(super) namespaces: Option<Texts>,
+    pub(super) not_namespaces: Option<Texts>,
+    pub(super) service_accounts: Option<Texts>,
+    pub(super) not_service_accounts: Option<Texts>,
+    pub(super) trust_domains: Option<Texts>,
+    pub(super) not_trust_domains: Option<Texts>,
+    pub(super) ip_blocks: Option<Texts>,
+    pub(super) not_ip_blocks: Option<Texts>,
+    pub(super) request_principals: Option<Texts>,
+    pub(super) not_request_principals: Option<Texts>,
+    pub(super) remote_ip_blocks: Option<Texts>,
+    pub(super) not_remote_ip_blocks: Option<Texts>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct OperationEntry {
-    pub(super) ports: Option<Spanned<Vec<Text>>>,
-    pub(super) not_ports: Option<Spanned<Vec<Text>>>,
+    pub(super) ports: Option<Texts>,
+    pub(super) not_ports: Option<Texts>,
+    pub(super) hosts: Option<Texts>,
+    pub(super) not_hosts: Option<Texts>,
+    pub(super) methods: Option<Texts>,
+    pub(super) not_methods: Option<Texts>,
+    pub(super) paths: Option<Texts>,
+    pub(super) not_paths: Option<Texts>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ConditionEntry {
     pub(super) key: Option<Text>,
-    pub(super) values: Option<Spanned<Vec<Text>>>,
-    pub(super) not_values: Option<Spanned<Vec<Text>>>,
+    pub(super) values: Option<Texts>,
+    pub(super) not_values: Option<Texts>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct PeerAuthenticationEntry {
-    /// Kubernetes objects have a name; nothing refers to this one.
-    #[serde(rename = "name")]
-    pub(super) _name: Option<Text>,
+    /// For people: log lines and `weft explain` say it.
+    pub(super) name: Option<Text>,
     pub(super) namespace: Option<Text>,
     pub(super) selector: Option<Spanned<Labels>>,
     pub(super) mode: Option<Text>,

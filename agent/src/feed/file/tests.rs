@@ -76,7 +76,7 @@ policies:
 peerAuthentications:
 - {namespace: root, mode: STRICT}
 - {name: demo, namespace: demo, mode: UNSET}
-- {namespace: demo, selector: {app: curl}, mode: PERMISSIVE, portLevelMtls: {8080: STRICT, 9090: UNSET}}
+- {name: curl, namespace: demo, selector: {app: curl}, mode: PERMISSIVE, portLevelMtls: {8080: STRICT, 9090: UNSET}}
 "#;
 
 fn parsed(text: &str) -> MeshFile {
@@ -293,6 +293,12 @@ fn peer_authentications() {
     assert_eq!(mode("curl-1", 1), MtlsMode::Permissive);
     assert_eq!(mode("curl-1", 8080), MtlsMode::Strict);
     assert_eq!(mode("curl-1", 9090), MtlsMode::Permissive);
+    let by = |name, port| {
+        let setting = file.mesh.mtls_setting(workload(&file, name), port);
+        setting.unwrap().to_string()
+    };
+    assert_eq!(by("web-1", 1), "peer authentication root/default (mesh)");
+    assert_eq!(by("curl-1", 8080), "peer authentication demo/curl (selector)");
 }
 
 #[test]
@@ -686,6 +692,13 @@ fn policies_that_say_too_little_or_too_much() {
             "`[` {at}.to[0].ports: is an empty list: name something, or remove it"
         )],
     );
+    check_policy(
+        "rules: [{from: [{notIpBlocks: [10.0.0.0/33]}]}]",
+        &[&format!(
+            "`10.0.0.0/33` {at}.from[0].notIpBlocks[0]: \"10.0.0.0/33\" is not a network: write an address and a prefix \
+             length, for example 10.244.0.0/16"
+        )],
+    );
     let identity = "is no workload's identity: write <trust domain>/ns/<namespace>/sa/<service account>, or a \
                     pattern that starts or ends with `*`";
     check_policy(
@@ -702,7 +715,8 @@ fn policies_that_say_too_little_or_too_much() {
             &format!("`'**'` {at}.from[0].principals[3]: \"**\" {pattern}"),
         ],
     );
-    let keys = "source.ip, source.namespace, source.principal, destination.ip or destination.port";
+    let keys = "source.ip, source.namespace, source.serviceAccount, source.principal, source.trustDomain, \
+                destination.ip, destination.port or an attribute of requests, such as request.headers[x]";
     check_policy(
         "rules: [{when: [{key: request.path, values: [x]}]}]",
         &[&format!(
@@ -715,16 +729,137 @@ fn policies_that_say_too_little_or_too_much() {
             "`{{key: source.ip` {at}.when[0]: says nothing: name something, or remove it"
         )],
     );
+    check_policy(
+        "rules: [{when: [{key: request.auth.principal}]}]",
+        &[&format!(
+            "`{{key: request.auth.principal` {at}.when[0]: says nothing: name something, or remove it"
+        )],
+    );
+    check_policy(
+        "rules: [{to: [{paths: [], methods: ['']}]}]",
+        &[
+            &format!("`''` {at}.to[0].methods[0]: is empty: write something, or remove it"),
+            &format!("`[` {at}.to[0].paths: is an empty list: name something, or remove it"),
+        ],
+    );
+    let name = |name: &str, longest, dot: &str| {
+        format!(
+            "\"{name}\" is not a name: use at most {longest} lower-case letters, digits, `-`{dot}, with a letter or a \
+             digit at both ends"
+        )
+    };
+    check_policy(
+        "rules: [{from: [{serviceAccounts: [x/, '*', b/c/d]}]}]",
+        &[
+            &format!("`x/` {at}.from[0].serviceAccounts[0]: {}", name("", 253, ", `.`")),
+            &format!(
+                "`'*'` {at}.from[0].serviceAccounts[1]: {}",
+                name("*", 253, ", `.`")
+            ),
+            &format!(
+                "`b/c/d` {at}.from[0].serviceAccounts[2]: {}",
+                name("c/d", 253, ", `.`")
+            ),
+        ],
+    );
+    check_policy(
+        "rules: [{from: [{trustDomains: [a*b, A]}]}]",
+        &[
+            &format!("`a*b` {at}.from[0].trustDomains[0]: \"a*b\" {pattern}"),
+            &format!(
+                "`A` {at}.from[0].trustDomains[1]: `A` is not a trust domain: use lower-case letters, digits, `.`, `-` and `_`"
+            ),
+        ],
+    );
+}
+
+/// The warnings of a good file.
+fn warnings(text: &str) -> Vec<String> {
+    parsed(text).warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn fields_of_requests_are_noted_as_unseen_with_a_warning() {
+    let text = |action: &str| {
+        format!(
+            "{POD}policies:\n- name: p\n  namespace: b\n  action: {action}\n  rules:\n\
+             \x20 - from: [{{principals: ['*'], requestPrincipals: ['*'], notRemoteIpBlocks: [10.0.0.0/8]}}]\n\
+             \x20   to: [{{ports: [80], paths: [/admin*], notMethods: [GET]}}, {{hosts: [x]}}, {{ports: [81]}}]\n\
+             \x20   when: [{{key: 'request.headers[x]', values: [y]}}, {{key: source.ip, values: [10.0.0.1]}}]\n"
+        )
+    };
+    let file = parsed(&text("DENY"));
+    let policy = file.mesh.policies().next().unwrap();
+    let unseen = |clause: usize| -> Vec<String> {
+        let matches = policy.rules[0].clauses[clause].matches.iter();
+        matches.map(|match_| match_.unseen.join(" ")).collect()
+    };
+    assert_eq!(unseen(0), ["requestPrincipals notRemoteIpBlocks"]);
+    assert_eq!(unseen(1), ["notMethods paths", "hosts", ""]);
+    assert_eq!(
+        (unseen(2), unseen(3)),
+        (vec!["request.headers[x]".into()], vec![String::new()])
+    );
+    assert_eq!(
+        policy.rules[0].clauses[0].matches[0].principals,
+        [StringMatch::Presence]
+    );
+    assert_eq!(policy.rules[0].clauses[1].matches[0].destination_ports, [80]);
+
+    let expect = |effect: &str| {
+        let sees = "only a waypoint sees what these look at, no agent";
+        let places = [
+            (8, "from[0]", "requestPrincipals, notRemoteIpBlocks"),
+            (9, "to[0]", "notMethods, paths"),
+            (9, "to[1]", "hosts"),
+            (10, "when[0]", "request.headers[x]"),
+        ];
+        places.map(|(line, place, fields)| {
+            format!("line {line}: policies[0].rules[0].{place}: {fields}: {sees}: {effect}")
+        })
+    };
+    let denies = "it denies there whatever they are, but for what comes out of the workload's or its service's waypoint";
+    assert_eq!(warnings(&text("DENY")), expect(denies));
+    assert_eq!(warnings(&text("ALLOW")), expect("it allows nothing there"));
+}
+
+#[test]
+fn service_accounts_and_trust_domains() {
+    let file = parsed(&format!(
+        "{POD}policies:\n- name: p\n  namespace: b\n  rules:\n\
+         \x20 - from: [{{serviceAccounts: [a, c/d.e], notServiceAccounts: [f], trustDomains: [x.y, 'x*'], notTrustDomains: ['*']}}]\n\
+         \x20   when:\n\
+         \x20   - {{key: source.serviceAccount, values: [g]}}\n\
+         \x20   - {{key: source.trustDomain, notValues: [z]}}\n"
+    ));
+    let clauses = &file.mesh.policies().next().unwrap().rules[0].clauses;
+    let accounts = |accounts: &[crate::mesh::ServiceAccountMatch]| -> Vec<String> {
+        let shown = accounts
+            .iter()
+            .map(|account| format!("{}/{}", account.namespace, account.name));
+        shown.collect()
+    };
+    let from = &clauses[0].matches[0];
+    assert_eq!(accounts(&from.service_accounts), ["b/a", "c/d.e"]);
+    assert_eq!(accounts(&from.not_service_accounts), ["b/f"]);
+    let (exact, prefix) = (StringMatch::Exact("x.y".into()), StringMatch::Prefix("x".into()));
+    assert_eq!(from.trust_domains, [exact, prefix]);
+    assert_eq!(from.not_trust_domains, [StringMatch::Presence]);
+    assert_eq!(accounts(&clauses[1].matches[0].service_accounts), ["b/g"]);
+    assert_eq!(
+        clauses[2].matches[0].not_trust_domains,
+        [StringMatch::Exact("z".into())]
+    );
+    assert!(file.warnings.is_empty(), "{:?}", file.warnings);
 }
 
 #[test]
 fn peer_authentications_that_say_something_else() {
     let check =
         |fields: &str, expect: &str| check(&format!("{POD}peerAuthentications:\n- {{{fields}}}"), &[expect]);
-    let disable = "mutual TLS cannot be disabled: write PERMISSIVE, which takes plaintext as well";
     check(
-        "namespace: b, mode: DISABLE",
-        &format!("`DISABLE` peerAuthentications[0].mode: {disable}"),
+        "namespace: b, mode: OFF",
+        "`OFF` peerAuthentications[0].mode: \"OFF\" is not known here: write STRICT, PERMISSIVE or UNSET",
     );
     check(
         "namespace: b, portLevelMtls: {http: STRICT}",
@@ -734,6 +869,28 @@ fn peer_authentications_that_say_something_else() {
         "namespace: istio-system, selector: {app: a}",
         "`{app: a` peerAuthentications[0].selector: is ignored in the root namespace: move this to the namespace of the \
          workloads",
+    );
+}
+
+#[test]
+fn mutual_tls_cannot_be_disabled() {
+    let text = format!(
+        "{POD}peerAuthentications:\n- {{namespace: istio-system, mode: STRICT}}\n\
+         - {{namespace: b, mode: DISABLE, portLevelMtls: {{80: DISABLE, 81: PERMISSIVE}}}}\n"
+    );
+    let ignored = "is ignored, as if it were UNSET: write PERMISSIVE to take plaintext as well";
+    assert_eq!(
+        warnings(&text),
+        [
+            format!("line 5: peerAuthentications[1].mode: {ignored}"),
+            format!("line 5: peerAuthentications[1].portLevelMtls.80: {ignored}"),
+        ]
+    );
+    let file = parsed(&text);
+    let mode = |port| file.mesh.mtls_mode(workload(&file, "a"), port);
+    assert_eq!(
+        [1, 80, 81].map(mode),
+        [MtlsMode::Strict, MtlsMode::Strict, MtlsMode::Permissive]
     );
 }
 

@@ -6,7 +6,9 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 use ipnet::IpNet;
 
 use super::problem::quoted;
-use crate::mesh::{MtlsMode, ServiceKey, SpiffeId, StringMatch, is_own_port};
+use crate::mesh::{
+    MtlsMode, ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
+};
 
 /// The longest name that Kubernetes knows, in bytes.
 const LONGEST_NAME: usize = 253;
@@ -204,6 +206,33 @@ pub(super) fn namespace(text: &str) -> Result<StringMatch, String> {
     Ok(pattern)
 }
 
+/// A trust domain, or a pattern of some.
+pub(super) fn trust_domain(text: &str) -> Result<StringMatch, String> {
+    let pattern = pattern(text)?;
+    if let StringMatch::Exact(name) = &pattern {
+        name.parse::<TrustDomain>().map_err(|error| error.to_string())?;
+    }
+    Ok(pattern)
+}
+
+/// A service account as Istio's policies write it: `<namespace>/<name>`, or its name alone for one of the policy's own
+/// namespace; no patterns.
+pub(super) fn service_account(text: &str, own_namespace: &str) -> Result<ServiceAccountMatch, String> {
+    let (namespace, account) = text.split_once('/').unwrap_or((own_namespace, text));
+    Ok(ServiceAccountMatch {
+        namespace: label(namespace)?,
+        name: name(account)?,
+    })
+}
+
+/// Any text at all.
+pub(super) fn not_empty(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("is empty: write something, or remove it".into());
+    }
+    Ok(())
+}
+
 fn pattern(text: &str) -> Result<StringMatch, String> {
     let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
         (Some(""), _) => StringMatch::Presence,
@@ -224,15 +253,12 @@ fn pattern(text: &str) -> Result<StringMatch, String> {
     Ok(pattern)
 }
 
-/// STRICT or PERMISSIVE; UNSET says nothing.
+/// STRICT or PERMISSIVE; UNSET and DISABLE say nothing.
 pub(super) fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
     match text {
         "STRICT" => Ok(Some(MtlsMode::Strict)),
         "PERMISSIVE" => Ok(Some(MtlsMode::Permissive)),
-        "UNSET" => Ok(None),
-        "DISABLE" => {
-            Err("mutual TLS cannot be disabled: write PERMISSIVE, which takes plaintext as well".into())
-        }
+        "UNSET" | "DISABLE" => Ok(None),
         _ => Err(one_of(text, "STRICT, PERMISSIVE or UNSET")),
     }
 }

@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::mesh::{
-    MeshParts, PeerAuthentication, PeerAuthentications, Scope, SpiffeId,
+    InScope, MeshParts, MtlsSetting, PeerAuthentication, PeerAuthentications, Scope,
     sample::{self, any_of, policy},
 };
 
@@ -58,7 +58,10 @@ fn exact(principal: &str) -> Match {
     }
 }
 
-const NOBODY: &str = "no ALLOW policy matched";
+/// What is said when none of these policies allowed.
+fn nobody(in_scope: &str) -> String {
+    format!("no ALLOW policy matched: {in_scope}")
+}
 
 #[test]
 fn order_and_scopes() {
@@ -85,8 +88,8 @@ fn order_and_scopes() {
             "demo/curl",
             &format!("allowed by {key}"),
         );
-        check(&[allow_curl(key, scope)], named, "demo/other", NOBODY);
-        check(&[allow_curl(key, scope)], named, "-", NOBODY);
+        check(&[allow_curl(key, scope)], named, "demo/other", &nobody(key));
+        check(&[allow_curl(key, scope)], named, "-", &nobody(key));
         check(
             &[deny_web(key, scope)],
             named,
@@ -133,7 +136,7 @@ fn rules_and_clauses() {
     let check = |action, rules: Vec<Rule>, expect| {
         let expect = match (action, expect) {
             (Action::Allow, true) => "allowed by demo/p",
-            (Action::Allow, false) => NOBODY,
+            (Action::Allow, false) => "no ALLOW policy matched: demo/p",
             (Action::Deny, true) => "denied by policy demo/p",
             (Action::Deny, false) => "allowed",
         };
@@ -175,12 +178,10 @@ fn rules_and_clauses() {
 
 /// Whether a match holds for `curl` of `demo` and for a plaintext peer, both from 10.0.0.1 to 10.0.0.9:8080.
 fn check_match(match_: Match, curl: bool, plaintext: bool) {
+    let (mesh, workload) = (Mesh::new(sample::parts()), sample::pod("web-1", &["10.0.0.9"]));
     for (from, expect) in [("demo/curl", curl), ("-", plaintext)] {
-        let holds = match_matches(
-            &match_,
-            Action::Allow,
-            &Judged::new(&conn(from, "::ffff:10.0.0.1")),
-        );
+        let conn = conn(from, "::ffff:10.0.0.1");
+        let holds = match_matches(&match_, Action::Allow, &Judged::new(&mesh, &workload, &conn));
         assert_eq!(holds, expect, "{from}: {match_:?}");
     }
 }
@@ -364,19 +365,236 @@ fn a_v4_mapped_network_is_an_ipv4_network() {
 }
 
 #[test]
+fn trust_domains_and_service_accounts() {
+    let trust_domains = |text: &str, curl: bool| {
+        let pattern = match text.split_once('*') {
+            None => StringMatch::Exact(text.into()),
+            Some(("", "")) => StringMatch::Presence,
+            Some((prefix, "")) => StringMatch::Prefix(prefix.into()),
+            Some((_, suffix)) => StringMatch::Suffix(suffix.into()),
+        };
+        let (positive, negative) = (
+            Match {
+                trust_domains: vec![pattern.clone()],
+                ..Match::default()
+            },
+            Match {
+                not_trust_domains: vec![pattern],
+                ..Match::default()
+            },
+        );
+        check_match(positive, curl, false);
+        check_match(negative, !curl, true);
+    };
+    trust_domains("cluster.local", true);
+    trust_domains("cluster", false);
+    trust_domains("cluster*", true);
+    trust_domains("*.local", true);
+    trust_domains("*", true);
+    trust_domains("cluster.local/ns/demo/sa/curl", false);
+
+    let service_accounts = |texts: &[&str], curl: bool| {
+        let accounts: Vec<_> = texts
+            .iter()
+            .map(|text| {
+                let (namespace, name) = text.split_once('/').unwrap();
+                ServiceAccountMatch {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                }
+            })
+            .collect();
+        let positive = Match {
+            service_accounts: accounts.clone(),
+            ..Match::default()
+        };
+        check_match(positive, curl, false);
+        let negative = Match {
+            not_service_accounts: accounts,
+            ..Match::default()
+        };
+        check_match(negative, !curl, true);
+    };
+    service_accounts(&["demo/curl"], true);
+    service_accounts(&["other/curl"], false);
+    service_accounts(&["demo/cur"], false);
+    service_accounts(&["demo/web", "demo/curl"], true);
+}
+
+/// A match of fields that an L4 agent cannot see, such as `paths`, besides these.
+fn unseen(others: Match) -> Match {
+    Match {
+        unseen: vec!["paths".into(), "request.headers[x]".into()],
+        ..others
+    }
+}
+
+/// A match with a value that the feed could not read, besides these.
+fn unreadable(others: Match) -> Match {
+    Match {
+        unreadable: vec!["ipBlocks".into()],
+        ..others
+    }
+}
+
+#[test]
+fn what_is_unseen_or_unreadable_never_widens() {
+    for unknown in [unseen, unreadable] {
+        check_unknown(unknown);
+    }
+}
+
+fn check_unknown(unknown: fn(Match) -> Match) {
+    let rules = |match_: &Match| vec![any_of([match_.clone()])];
+    let allow = |match_: &Match| policy("demo/a", Scope::Namespace, Action::Allow, rules(match_));
+    let deny = |match_: &Match| policy("demo/d", Scope::Namespace, Action::Deny, rules(match_));
+    let denied = "denied by policy demo/d";
+    // By itself: an ALLOW allows nothing, a DENY denies everything, whoever it is.
+    let alone = unknown(Match::default());
+    for from in ["demo/curl", "-"] {
+        check(&[allow(&alone)], &[], from, &nobody("demo/a"));
+        check(&[deny(&alone)], &[], from, denied);
+    }
+    // With what can be seen: the DENY is as wide as that.
+    let with_curl = unknown(exact("demo/curl"));
+    check(&[allow(&with_curl)], &[], "demo/curl", &nobody("demo/a"));
+    check(&[deny(&with_curl)], &[], "demo/curl", denied);
+    check(&[deny(&with_curl)], &[], "demo/web", "allowed");
+    check(&[deny(&with_curl)], &[], "-", "allowed");
+    // Beside a match or a rule of what can be seen, and in a clause of its own.
+    let either = vec![any_of([alone.clone(), exact("demo/curl")])];
+    let either = policy("demo/a", Scope::Namespace, Action::Allow, either);
+    check(
+        std::slice::from_ref(&either),
+        &[],
+        "demo/curl",
+        "allowed by demo/a",
+    );
+    check(&[either], &[], "demo/web", &nobody("demo/a"));
+    let clause = |match_: Match| Clause {
+        matches: vec![match_],
+    };
+    let both = vec![Rule {
+        clauses: vec![clause(exact("demo/curl")), clause(alone)],
+    }];
+    let allow = policy("demo/a", Scope::Namespace, Action::Allow, both.clone());
+    let deny = policy("demo/d", Scope::Namespace, Action::Deny, both);
+    check(&[allow], &[], "demo/curl", &nobody("demo/a"));
+    check(std::slice::from_ref(&deny), &[], "demo/curl", denied);
+    check(&[deny], &[], "demo/web", "allowed");
+}
+
+#[test]
+fn a_waypoint_enforces_what_only_a_request_has_for_what_comes_out_of_it() {
+    // `web-1` backs a service that is bound to the waypoint `way`, `web-2` is bound to it itself, by address, and
+    // `web-3` is not.
+    let way = sample::backs(sample::pod("way-1", &["10.0.0.20"]), "way");
+    let unready = Workload {
+        healthy: false,
+        ..sample::backs(sample::pod("way-2", &["10.0.0.21"]), "way")
+    };
+    let bound = Workload {
+        waypoint: sample::waypoint_address("10.0.0.20", 15008),
+        ..sample::pod("web-2", &["10.0.0.9"])
+    };
+    let pods = [
+        sample::backs(sample::pod("web-1", &["10.0.0.9"]), "web"),
+        bound,
+        sample::pod("web-3", &["10.0.0.9"]),
+    ];
+    let service = crate::mesh::Service {
+        waypoint: sample::waypoint_service("way"),
+        ..sample::service("web", &["10.96.0.1"])
+    };
+    let deny = |action, match_: Match| policy("demo/d", Scope::Namespace, action, vec![any_of([match_])]);
+    let verdicts = |policy: Policy, from: &str, source_ip: &str| {
+        let mesh = Mesh::new(MeshParts {
+            workloads: vec![way.clone(), unready.clone(), sample::pod("curl-1", &["10.0.0.1"])],
+            services: vec![service.clone(), sample::service("way", &[])],
+            policies: vec![policy],
+            ..sample::parts()
+        });
+        let allowed = |pod| {
+            matches!(
+                authorize(&mesh, pod, &conn(from, source_ip)),
+                Verdict::Allow { .. }
+            )
+        };
+        pods.each_ref().map(allowed)
+    };
+    let by_path = || deny(Action::Deny, unseen(Match::default()));
+    assert_eq!(verdicts(by_path(), "demo/way", "10.0.0.20"), [true, true, false]);
+    // A waypoint's pod that is not ready any more is one all the same; an address is one pod's alone.
+    assert_eq!(verdicts(by_path(), "demo/way", "10.0.0.21"), [true, false, false]);
+    // Around the waypoint; its identity from elsewhere; its address without its identity, or with another.
+    for (from, source_ip) in [
+        ("demo/curl", "10.0.0.1"),
+        ("demo/way", "10.0.0.1"),
+        ("-", "10.0.0.20"),
+        ("demo/curl", "10.0.0.20"),
+    ] {
+        assert_eq!(
+            verdicts(by_path(), from, source_ip),
+            [false; 3],
+            "{from} {source_ip}"
+        );
+    }
+    // Nothing else of a policy is left to the waypoint, nor what the feed could not read, and an ALLOW is not widened by it.
+    let all = policy("demo/d", Scope::Namespace, Action::Deny, vec![Rule::default()]);
+    assert_eq!(verdicts(all, "demo/way", "10.0.0.20"), [false; 3]);
+    assert_eq!(
+        verdicts(deny(Action::Deny, Match::default()), "demo/way", "10.0.0.20"),
+        [false; 3]
+    );
+    let unreadable = deny(Action::Deny, unreadable(Match::default()));
+    assert_eq!(verdicts(unreadable, "demo/way", "10.0.0.20"), [false; 3]);
+    let allow = deny(Action::Allow, unseen(Match::default()));
+    assert_eq!(verdicts(allow, "demo/way", "10.0.0.20"), [false; 3]);
+}
+
+#[test]
+fn a_refusal_names_the_first_few_policies_in_scope() {
+    let policies: Vec<_> = (0..7)
+        .map(|i| policy(&format!("demo/p{i}"), Scope::Namespace, Action::Allow, vec![]))
+        .collect();
+    check(&policies[..2], &[], "-", &nobody("demo/p0, demo/p1"));
+    check(
+        &policies[..4],
+        &[],
+        "-",
+        &nobody("demo/p0, demo/p1, demo/p2, demo/p3"),
+    );
+    check(
+        &policies,
+        &[],
+        "-",
+        &nobody("demo/p0, demo/p1, demo/p2, demo/p3 and 3 more"),
+    );
+}
+
+#[test]
 fn strict() {
-    let check = |mode, port_mode, named: &[&str], from, expect: &str| {
-        let ports = [(8080, port_mode)]
+    let setting = |name: &str, mode, port_mode| PeerAuthentication {
+        key: sample::policy_key(name),
+        mode,
+        ports: [(8080, port_mode)]
             .into_iter()
             .filter_map(|(port, mode)| Some((port, mode?)))
+            .collect(),
+    };
+    let check_scopes = |scopes: [Option<PeerAuthentication>; 3], named: &[&str], from, expect: &str| {
+        let [mesh, namespace, selector] = scopes;
+        let namespaces = namespace.map(|said| ("demo".into(), said)).into_iter().collect();
+        let workloads = selector
+            .map(|said| (sample::uid("web-1"), said))
+            .into_iter()
             .collect();
-        let mesh = PeerAuthentication { mode, ports };
-        let peer_authentications = PeerAuthentications {
-            mesh,
-            ..PeerAuthentications::default()
-        };
         let mesh = Mesh::new(MeshParts {
-            peer_authentications,
+            peer_authentications: PeerAuthentications {
+                mesh: mesh.unwrap_or_default(),
+                namespaces,
+                workloads,
+            },
             ..sample::parts()
         });
         let named = named.iter().map(|key| sample::policy_key(key)).collect();
@@ -389,8 +607,16 @@ fn strict() {
             expect
         );
     };
+    let check = |mode, port_mode, named: &[&str], from, expect: &str| {
+        check_scopes(
+            [Some(setting("root/all", mode, port_mode)), None, None],
+            named,
+            from,
+            expect,
+        );
+    };
     let (strict, permissive) = (Some(MtlsMode::Strict), Some(MtlsMode::Permissive));
-    let refused = "mutual TLS is required (STRICT) on port 8080";
+    let refused = "mutual TLS is required (STRICT) on port 8080 by peer authentication root/all (mesh)";
     check(strict, None, &[], "-", refused);
     check(strict, None, &[], "demo/curl", "allowed");
     check(strict, permissive, &[], "-", "allowed");
@@ -398,6 +624,24 @@ fn strict() {
     check(None, None, &[], "-", "allowed");
     // Before everything else.
     check(strict, None, &["demo/missing"], "-", refused);
+    // The narrowest scope that says anything, and its name.
+    let all = || Some(setting("root/all", strict, None));
+    let here = |mode| Some(setting("demo/here", mode, None));
+    let web = |mode, port| Some(setting("demo/web", mode, port));
+    let by = |what: &str| refused.replace("root/all (mesh)", what);
+    let check = |scopes, expect: &str| check_scopes(scopes, &[], "-", expect);
+    check([all(), here(None), web(None, None)], refused);
+    check(
+        [all(), here(strict), web(None, None)],
+        &by("demo/here (namespace)"),
+    );
+    check(
+        [None, here(permissive), web(None, strict)],
+        &by("demo/web (selector)"),
+    );
+    check([all(), here(permissive), None], "allowed");
+    check([all(), here(strict), web(permissive, None)], "allowed");
+    check([all(), here(strict), web(strict, permissive)], "allowed");
 }
 
 #[test]
@@ -426,6 +670,14 @@ fn dry_run() {
     };
     assert_eq!(would("demo/curl"), ["demo/a", "demo/d"]);
     assert!(would("demo/web").is_empty());
+    let rehearsed = |from| rehearse(&mesh, &workload, &conn(from, "10.0.0.1")).map(shown);
+    assert_eq!(rehearsed("demo/curl").as_deref(), Some("denied by policy demo/d"));
+    assert_eq!(rehearsed("demo/web"), Some(nobody("demo/a")));
+    let elsewhere = Workload {
+        namespace: "shop".into(),
+        ..workload.clone()
+    };
+    assert_eq!(rehearse(&mesh, &elsewhere, &conn("-", "10.0.0.1")), None);
 }
 
 const NAMESPACES: [&str; 3] = ["demo", "other", "root"];
@@ -438,6 +690,7 @@ fn any_pattern() -> impl Strategy<Value = StringMatch> {
         "cluster.local/ns/demo/sa/a",
         "cluster.local/ns/",
         "/sa/b",
+        "cluster.local",
         "a",
         "",
     ]);
@@ -476,7 +729,14 @@ fn any_match() -> impl Strategy<Value = Match> {
     );
     let nets = (some(any_net()), some(any_net()), some(any_net()), some(any_net()));
     let ports = (some(select(&[80u16, 81])), some(select(&[80u16, 81])));
-    (names, nets, ports).prop_map(|(names, nets, ports)| Match {
+    let identities = (
+        some(any_pattern()),
+        some(any_pattern()),
+        some(any_account()),
+        some(any_account()),
+    );
+    let unseen = 0..12_u8;
+    (names, nets, ports, identities, unseen).prop_map(|(names, nets, ports, identities, unseen)| Match {
         namespaces: names.0,
         not_namespaces: names.1,
         principals: names.2,
@@ -487,6 +747,19 @@ fn any_match() -> impl Strategy<Value = Match> {
         not_destination_ips: nets.3,
         destination_ports: ports.0,
         not_destination_ports: ports.1,
+        trust_domains: identities.0,
+        not_trust_domains: identities.1,
+        service_accounts: identities.2,
+        not_service_accounts: identities.3,
+        unseen: (unseen == 1).then(|| "paths".into()).into_iter().collect(),
+        unreadable: (unseen == 2).then(|| "ipBlocks".into()).into_iter().collect(),
+    })
+}
+
+fn any_account() -> impl Strategy<Value = ServiceAccountMatch> {
+    (select(&NAMESPACES), select(&["a", "b"])).prop_map(|(namespace, name)| ServiceAccountMatch {
+        namespace: namespace.into(),
+        name: name.into(),
     })
 }
 
@@ -520,17 +793,24 @@ fn any_conn() -> impl Strategy<Value = Inbound> {
     })
 }
 
-/// The same question, asked without any index, in the order that Istio's policies have.
+/// The same question, asked without any index, in the order that Istio's policies have. The waypoint that the workload
+/// is bound to, if it is, has the identity `demo/b` and the address 10.0.0.2.
 fn oracle(policies: &[Policy], workload: &Workload, strict: bool, conn: &Inbound) -> Verdict {
     if strict && conn.peer.is_none() {
-        return Verdict::Deny(Refusal::PlaintextToStrict(conn.destination.port()));
+        return Verdict::Deny(Refusal::PlaintextToStrict(
+            conn.destination.port(),
+            strict_everywhere(),
+        ));
     }
     for key in &workload.policies {
         if !policies.iter().any(|policy| policy.key == *key) {
             return Verdict::Deny(Refusal::PolicyMissing(key.clone()));
         }
     }
-    let mut any_allow = false;
+    let through_waypoint = workload.waypoint.is_some()
+        && conn.peer == peer("demo/b")
+        && conn.source_ip.to_canonical().to_string() == "10.0.0.2";
+    let mut in_scope = Vec::new();
     let mut allowed_by = Vec::new();
     let mut denied_by = Vec::new();
     for policy in policies {
@@ -542,10 +822,16 @@ fn oracle(policies: &[Policy], workload: &Workload, strict: bool, conn: &Inbound
         if policy.dry_run || !(covers || workload.policies.contains(&policy.key)) {
             continue;
         }
-        any_allow |= policy.action == Action::Allow;
+        if policy.action == Action::Allow {
+            in_scope.push(&policy.key);
+        }
         let matched = policy.rules.iter().any(|rule| {
             rule.clauses.iter().all(|clause| {
-                let mut held = clause.matches.iter().map(|match_| oracle_match(match_, conn));
+                let unseen_holds = policy.action == Action::Deny && !through_waypoint;
+                let mut held = clause
+                    .matches
+                    .iter()
+                    .map(|match_| oracle_match(match_, policy.action, unseen_holds, conn));
                 // A match that says nothing counts for DENY alone, and so does a clause without matches.
                 let silent = |held: Option<bool>| held.unwrap_or(policy.action == Action::Deny);
                 if clause.matches.is_empty() {
@@ -563,13 +849,15 @@ fn oracle(policies: &[Policy], workload: &Workload, strict: bool, conn: &Inbound
     }
     match (denied_by.pop(), allowed_by.pop()) {
         (Some(key), _) => Verdict::Deny(Refusal::DeniedBy(key)),
-        (None, None) if any_allow => Verdict::Deny(Refusal::NotAllowed),
+        (None, None) if !in_scope.is_empty() => {
+            Verdict::Deny(Refusal::NotAllowed(in_scope.into_iter().collect()))
+        }
         (None, policy) => Verdict::Allow { policy },
     }
 }
 
 /// None where the match says nothing.
-fn oracle_match(match_: &Match, conn: &Inbound) -> Option<bool> {
+fn oracle_match(match_: &Match, action: Action, unseen_holds: bool, conn: &Inbound) -> Option<bool> {
     let name = |pattern: &StringMatch, name: Option<&str>| match (pattern, name) {
         (_, None) => false,
         (StringMatch::Exact(text), Some(name)) => **text == *name,
@@ -583,7 +871,22 @@ fn oracle_match(match_: &Match, conn: &Inbound) -> Option<bool> {
         conn.source_ip.to_canonical(),
         conn.destination.ip().to_canonical(),
     );
+    let trust_domain = conn.peer.as_ref().map(|peer| peer.trust_domain());
+    let account = |account: &ServiceAccountMatch| {
+        let path = format!("/ns/{}/sa/{}", account.namespace, account.name);
+        conn.peer
+            .as_ref()
+            .is_some_and(|peer| peer.as_str().ends_with(&path))
+    };
     let said: Vec<bool> = [
+        (!match_.unseen.is_empty()).then_some(unseen_holds),
+        (!match_.unreadable.is_empty()).then_some(action == Action::Deny),
+        (!match_.trust_domains.is_empty())
+            .then(|| match_.trust_domains.iter().any(|p| name(p, trust_domain))),
+        (!match_.not_trust_domains.is_empty())
+            .then(|| !match_.not_trust_domains.iter().any(|p| name(p, trust_domain))),
+        (!match_.service_accounts.is_empty()).then(|| match_.service_accounts.iter().any(account)),
+        (!match_.not_service_accounts.is_empty()).then(|| !match_.not_service_accounts.iter().any(account)),
         (!match_.namespaces.is_empty()).then(|| match_.namespaces.iter().any(|p| name(p, namespace))),
         (!match_.not_namespaces.is_empty())
             .then(|| !match_.not_namespaces.iter().any(|p| name(p, namespace))),
@@ -612,11 +915,22 @@ fn oracle_match(match_: &Match, conn: &Inbound) -> Option<bool> {
     (!said.is_empty()).then(|| said.into_iter().all(|held| held))
 }
 
-/// Which of several policies is named is not promised.
+fn strict_everywhere() -> MtlsSetting {
+    MtlsSetting {
+        mode: MtlsMode::Strict,
+        scope: Scope::Mesh,
+        key: sample::policy_key("root/all"),
+    }
+}
+
+/// Which of several policies is named, and in which order, is not promised.
 fn kind(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Allow { policy } => format!("allow {}", policy.is_some()),
         Verdict::Deny(Refusal::DeniedBy(_)) => "denied by".into(),
+        Verdict::Deny(Refusal::NotAllowed(InScope { named, more })) => {
+            format!("none of {}", named.len() + more)
+        }
         Verdict::Deny(why) => why.to_string(),
     }
 }
@@ -629,6 +943,7 @@ proptest! {
         named in proptest::sample::subsequence(&POLICIES, 0..3),
         namespace in select(&NAMESPACES),
         strict in prop::bool::weighted(0.2),
+        bound in any::<bool>(),
         conn in any_conn(),
     ) {
         // One policy per key, as the mesh keeps them.
@@ -640,11 +955,14 @@ proptest! {
         }
         let named = named.into_iter().map(sample::policy_key).collect();
         let pod = sample::pod("web-1", &["10.0.0.9"]);
-        let workload = Workload { namespace: namespace.into(), policies: named, ..pod };
+        let waypoint = sample::waypoint_address("10.0.0.2", 15008).filter(|_| bound);
+        let workload = Workload { namespace: namespace.into(), policies: named, waypoint, ..pod };
+        let way = sample::pod("b-1", &["10.0.0.2"]);
         let mode = if strict { MtlsMode::Strict } else { MtlsMode::Permissive };
-        let mesh = PeerAuthentication { mode: Some(mode), ..PeerAuthentication::default() };
+        let mesh = PeerAuthentication { key: sample::policy_key("root/all"), mode: Some(mode), ..Default::default() };
         let peer_authentications = PeerAuthentications { mesh, ..PeerAuthentications::default() };
-        let mesh = Mesh::new(MeshParts { policies: kept.clone(), peer_authentications, ..sample::parts() });
+        let parts = MeshParts { policies: kept.clone(), workloads: vec![way], ..sample::parts() };
+        let mesh = Mesh::new(MeshParts { peer_authentications, ..parts });
         let (verdict, expect) = (authorize(&mesh, &workload, &conn), oracle(&kept, &workload, strict, &conn));
         prop_assert_eq!(kind(&verdict), kind(&expect));
         // The policy that is named is one that covers the workload and says so.

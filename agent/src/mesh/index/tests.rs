@@ -120,6 +120,7 @@ fn modes(text: &str) -> PeerAuthentication {
     PeerAuthentication {
         mode: text.split(' ').next().and_then(mode),
         ports: text.split(' ').skip(1).filter_map(port).collect(),
+        ..PeerAuthentication::default()
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
-use crate::mesh::{FailureKind, Refusal};
+use crate::mesh::{FailureKind, MtlsMode, MtlsSetting, Refusal, Scope};
 use crate::telemetry::sample;
 
 /// Collects what a subscriber writes.
@@ -91,7 +91,8 @@ fn complete_inbound_has_the_bytes_the_other_way_round_and_the_policy() {
 fn refused_says_which_policy() {
     let mut flow = sample::inbound();
     flow.outcome = Outcome::Refused(Refusal::DeniedBy(sample::policy("deny-curl")));
-    flow.policy = Some(sample::policy("deny-curl"));
+    // The one that had allowed it, before the policies changed.
+    flow.policy = Some(sample::policy("allow-curl"));
     (flow.request_bytes, flow.response_bytes) = (0, 0);
     check(
         &flow,
@@ -110,12 +111,18 @@ fn plaintext_has_no_identities_and_unknown_ends_leave_no_fields() {
     flow.mutual_tls = false;
     flow.source.workload = None;
     flow.policy = None;
-    flow.outcome = Outcome::Refused(Refusal::PlaintextToStrict(8080));
+    let setting = MtlsSetting {
+        mode: MtlsMode::Strict,
+        scope: Scope::Namespace,
+        key: sample::policy("all"),
+    };
+    flow.outcome = Outcome::Refused(Refusal::PlaintextToStrict(8080, setting));
     check(
         &flow,
         "ERROR access: connection complete src.addr=10.244.1.2:41000 dst.addr=10.244.2.2:8080 \
          dst.workload=\"web-5d4c\" dst.namespace=\"demo\" dst.cluster=\"Kubernetes\" direction=\"inbound\" \
-         bytes_sent=358 bytes_recv=84 duration=\"15ms\" error=\"mutual TLS is required (STRICT) on port 8080\"",
+         bytes_sent=358 bytes_recv=84 duration=\"15ms\" error=\"mutual TLS is required (STRICT) on port 8080 \
+         by peer authentication demo/all (namespace)\"",
     );
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    mesh::{Direction, FailureKind, Outcome, Refusal},
+    mesh::{Action, Direction, FailureKind, Outcome, Refusal, Scope},
     telemetry::sample,
 };
 
@@ -116,7 +116,7 @@ fn what_is_not_known_is_unknown_and_plaintext_has_no_principal() {
 fn a_refusal_counts_as_failed_and_as_nothing_else() {
     let metrics = metrics();
     let mut flow = sample::outbound();
-    flow.outcome = Outcome::Refused(Refusal::NotAllowed);
+    flow.outcome = Outcome::Refused(Refusal::NotAllowed(Default::default()));
     metrics.refused(&flow);
     flow.outcome = Outcome::Failed(FailureKind::Identity, "another".to_owned());
     metrics.refused(&flow);
@@ -141,7 +141,7 @@ fn a_connection_that_a_policy_cut_off_is_closed_with_its_flags() {
     let metrics = metrics();
     let mut flow = sample::inbound();
     let open = metrics.open(&flow);
-    flow.outcome = Outcome::Refused(Refusal::NotAllowed);
+    flow.outcome = Outcome::Refused(Refusal::NotAllowed(Default::default()));
     open.close(&flow);
     let closed = samples(&metrics, "istio_tcp_connections_closed_total");
     let by_flags = |flags: &str| {
@@ -399,4 +399,34 @@ fn counts_from_many_threads_add_up() {
         let lines = samples(&metrics, &format!("istio_tcp_{name}_total"));
         assert!(lines.len() == 1 && lines[0].ends_with(" 2000"), "{lines:?}");
     }
+}
+
+#[test]
+fn dry_run_matches_are_counted_by_policy_and_bounded() {
+    let metrics = metrics();
+    let policy = |name: &str, action| Policy {
+        key: sample::policy(name),
+        scope: Scope::Namespace,
+        action,
+        rules: Vec::new(),
+        dry_run: true,
+    };
+    metrics.dry_run_matched(&policy("a", Action::Deny));
+    metrics.dry_run_matched(&policy("a", Action::Deny));
+    metrics.dry_run_matched(&policy("b", Action::Allow));
+    let name = "weft_dry_run_matches_total";
+    assert_eq!(
+        samples(&metrics, name),
+        [
+            format!("{name}{{namespace=\"demo\",policy=\"a\",action=\"DENY\"}} 2"),
+            format!("{name}{{namespace=\"demo\",policy=\"b\",action=\"ALLOW\"}} 1"),
+        ]
+    );
+    for i in 0..2_000 {
+        metrics.dry_run_matched(&policy(&format!("p{i}"), Action::Deny));
+    }
+    let all = samples(&metrics, name);
+    assert_eq!(all.len(), 1_001);
+    let rest = format!("{name}{{namespace=\"unknown\",policy=\"unknown\",action=\"DENY\"}} 1002");
+    assert!(all.contains(&rest), "{:?}", all.last());
 }

@@ -1,0 +1,265 @@
+//! The rules of one policy of a mesh file: Istio's `from`, `to` and `when`.
+//!
+//! What Istio's own validation refuses (an empty list, an empty source) is refused here too: nobody should have to
+//! guess whether it means "everything" or "nothing". Fields that only a request has are read for their form, and noted
+//! in the match as what an L4 agent cannot see, with a warning.
+
+use std::sync::Arc;
+
+use serde_saphyr::{Location, Spanned};
+
+use super::{
+    problem::{Place, Problems},
+    schema::{ConditionEntry, OperationEntry, RuleEntry, SourceEntry, Texts},
+    values,
+};
+use crate::mesh::{Action, Clause, Match, Rule};
+
+/// What a rule needs to know of its policy.
+#[derive(Clone, Copy)]
+pub(super) struct Whose<'a> {
+    pub(super) action: Action,
+    /// The policy's namespace, which a service account without one is in.
+    pub(super) namespace: &'a str,
+}
+
+/// Sources are alternatives, and so are operations: a clause each. Every condition is a clause of its own.
+pub(super) fn rule(entry: &RuleEntry, policy: Whose<'_>, place: &Place<'_>, problems: &mut Problems) -> Rule {
+    let from = clause(&entry.from, policy, &place.field("from"), problems, source);
+    let to = clause(&entry.to, policy, &place.field("to"), problems, operation);
+    let when = clause(&entry.when, policy, &place.field("when"), problems, condition);
+    let when = when.into_iter().flat_map(|clause| clause.matches);
+    let when = when.map(|match_| Clause {
+        matches: vec![match_],
+    });
+    Rule {
+        clauses: from.into_iter().chain(to).chain(when).collect(),
+    }
+}
+
+/// How one alternative is read.
+type Read<T> = fn(&T, Location, Whose<'_>, &Place<'_>, &mut Problems) -> Match;
+
+fn clause<T>(
+    entries: &Option<Spanned<Vec<Spanned<T>>>>,
+    policy: Whose<'_>,
+    place: &Place<'_>,
+    problems: &mut Problems,
+    read: Read<T>,
+) -> Option<Clause> {
+    let entries = entries.as_ref()?;
+    check_not_empty(entries, place, problems);
+    let mut matches = Vec::with_capacity(entries.value.len());
+    for (i, entry) in entries.value.iter().enumerate() {
+        let (at, place, before) = (entry.referenced, place.index(i), problems.count());
+        let match_ = read(&entry.value, at, policy, &place, problems);
+        if match_ == Match::default() && problems.count() == before {
+            problems.add(at, &place, "says nothing: name something, or remove it");
+        }
+        if !match_.unseen.is_empty() {
+            problems.warn(at, &place, unseen_warning(&match_, policy.action));
+        }
+        matches.push(match_);
+    }
+    Some(Clause { matches })
+}
+
+fn unseen_warning(match_: &Match, action: Action) -> String {
+    let fields = match_.unseen.join(", ");
+    let effect = match action {
+        Action::Allow => "it allows nothing there",
+        Action::Deny => {
+            "it denies there whatever they are, but for what comes out of the workload's or its service's waypoint"
+        }
+    };
+    format!("{fields}: only a waypoint sees what these look at, no agent: {effect}")
+}
+
+fn source(
+    entry: &SourceEntry,
+    _: Location,
+    policy: Whose<'_>,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Match {
+    let account = |text: &str| values::service_account(text, policy.namespace);
+    let requests = [
+        ("requestPrincipals", &entry.request_principals),
+        ("notRequestPrincipals", &entry.not_request_principals),
+        ("remoteIpBlocks", &entry.remote_ip_blocks),
+        ("notRemoteIpBlocks", &entry.not_remote_ip_blocks),
+    ];
+    let mut fields = Fields { place, problems };
+    Match {
+        principals: fields.read("principals", &entry.principals, values::principal),
+        not_principals: fields.read("notPrincipals", &entry.not_principals, values::principal),
+        namespaces: fields.read("namespaces", &entry.namespaces, values::namespace),
+        not_namespaces: fields.read("notNamespaces", &entry.not_namespaces, values::namespace),
+        service_accounts: fields.read("serviceAccounts", &entry.service_accounts, account),
+        not_service_accounts: fields.read("notServiceAccounts", &entry.not_service_accounts, account),
+        trust_domains: fields.read("trustDomains", &entry.trust_domains, values::trust_domain),
+        not_trust_domains: fields.read("notTrustDomains", &entry.not_trust_domains, values::trust_domain),
+        source_ips: fields.read("ipBlocks", &entry.ip_blocks, values::network),
+        not_source_ips: fields.read("notIpBlocks", &entry.not_ip_blocks, values::network),
+        unseen: fields.unseen(requests),
+        ..Match::default()
+    }
+}
+
+fn operation(
+    entry: &OperationEntry,
+    _: Location,
+    _: Whose<'_>,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Match {
+    let requests = [
+        ("hosts", &entry.hosts),
+        ("notHosts", &entry.not_hosts),
+        ("methods", &entry.methods),
+        ("notMethods", &entry.not_methods),
+        ("paths", &entry.paths),
+        ("notPaths", &entry.not_paths),
+    ];
+    let mut fields = Fields { place, problems };
+    Match {
+        destination_ports: fields.read("ports", &entry.ports, values::port),
+        not_destination_ports: fields.read("notPorts", &entry.not_ports, values::port),
+        unseen: fields.unseen(requests),
+        ..Match::default()
+    }
+}
+
+fn condition(
+    entry: &ConditionEntry,
+    at: Location,
+    policy: Whose<'_>,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) -> Match {
+    let account = |text: &str| values::service_account(text, policy.namespace);
+    let mut read = Match::default();
+    let Some(key) = problems.required(&entry.key, at, place, "key", condition_key) else {
+        return read;
+    };
+    let mut fields = Fields { place, problems };
+    match &*key {
+        "source.ip" => (read.source_ips, read.not_source_ips) = fields.both(entry, values::network),
+        "source.namespace" => {
+            (read.namespaces, read.not_namespaces) = fields.both(entry, values::namespace);
+        }
+        "source.serviceAccount" => {
+            (read.service_accounts, read.not_service_accounts) = fields.both(entry, account);
+        }
+        "source.principal" => {
+            (read.principals, read.not_principals) = fields.both(entry, values::principal);
+        }
+        "source.trustDomain" => {
+            (read.trust_domains, read.not_trust_domains) = fields.both(entry, values::trust_domain);
+        }
+        "destination.ip" => {
+            (read.destination_ips, read.not_destination_ips) = fields.both(entry, values::network);
+        }
+        "destination.port" => {
+            (read.destination_ports, read.not_destination_ports) = fields.both(entry, values::port);
+        }
+        _ => {
+            let (values, not_values) = fields.both(entry, values::not_empty);
+            let said = !values.is_empty() || !not_values.is_empty();
+            read.unseen.extend(said.then_some(key));
+        }
+    }
+    read
+}
+
+/// The keys of Istio's conditions that an L4 agent sees.
+const KEYS: [&str; 7] = [
+    "source.ip",
+    "source.namespace",
+    "source.serviceAccount",
+    "source.principal",
+    "source.trustDomain",
+    "destination.ip",
+    "destination.port",
+];
+/// Those that only a request has, or a TLS handshake of the app.
+const REQUEST_KEYS: [&str; 5] = [
+    "remote.ip",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "connection.sni",
+];
+/// How the others of these begin.
+const REQUEST_PREFIXES: [&str; 3] = [
+    "request.headers[",
+    "request.auth.claims[",
+    "experimental.envoy.filters.",
+];
+
+fn condition_key(text: &str) -> Result<Arc<str>, String> {
+    let of_a_request =
+        REQUEST_KEYS.contains(&text) || REQUEST_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
+    if of_a_request || KEYS.contains(&text) {
+        return Ok(text.into());
+    }
+    let known = format!(
+        "{} or an attribute of requests, such as request.headers[x]",
+        KEYS.join(", ")
+    );
+    Err(values::one_of(text, &known))
+}
+
+/// The fields of one source, operation or condition.
+struct Fields<'a> {
+    place: &'a Place<'a>,
+    problems: &'a mut Problems,
+}
+
+impl Fields<'_> {
+    fn read<T>(
+        &mut self,
+        field: &str,
+        texts: &Option<Texts>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let Some(texts) = texts else { return Vec::new() };
+        let place = self.place.field(field);
+        check_not_empty(texts, &place, self.problems);
+        let texts = texts.value.iter().enumerate();
+        texts
+            .filter_map(|(i, text)| self.problems.read(text, &place.index(i), &parse))
+            .collect()
+    }
+
+    /// The values that match and those that must not.
+    fn both<T>(
+        &mut self,
+        entry: &ConditionEntry,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> (Vec<T>, Vec<T>) {
+        let values = self.read("values", &entry.values, &parse);
+        (values, self.read("notValues", &entry.not_values, &parse))
+    }
+
+    /// The names of the fields that are there and that only a request has.
+    fn unseen<const N: usize>(&mut self, fields: [(&str, &Option<Texts>); N]) -> Vec<Arc<str>> {
+        let there = fields.into_iter().filter(|(_, texts)| texts.is_some());
+        there
+            .map(|(field, texts)| {
+                self.read(field, texts, values::not_empty);
+                field.into()
+            })
+            .collect()
+    }
+}
+
+fn check_not_empty<T>(list: &Spanned<Vec<T>>, place: &Place<'_>, problems: &mut Problems) {
+    if list.value.is_empty() {
+        problems.add(
+            list.referenced,
+            place,
+            "is an empty list: name something, or remove it",
+        );
+    }
+}
