@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::telemetry::{LogFilter, Metrics, Status};
+use crate::telemetry::{ExplainError, Explanation, LogFilter, Metrics, Status};
 
 mod answer;
 #[cfg(test)]
@@ -46,6 +46,12 @@ pub trait StatusSource: Send + Sync {
     /// # Errors
     /// Why not, in one line.
     fn ready(&self) -> Result<(), String>;
+
+    /// What becomes of a connection, and why; see [`explain`](fn@crate::telemetry::explain).
+    ///
+    /// # Errors
+    /// When the question makes no sense to this mesh.
+    fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError>;
 
     /// What `/config_dump` shows besides the status: the running configuration.
     fn config(&self) -> serde_json::Value {

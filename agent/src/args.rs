@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::{
     admin::AdminAddrs,
-    cli::{ca::CaArgs, release::ReleaseArgs, status::StatusArgs},
+    cli::{ca::CaArgs, explain::ExplainArgs, release::ReleaseArgs, status::StatusArgs},
     kernel::load::LoadConfig,
     node::{NodeConfig, default_ports},
     telemetry::{LogFormat, log},
@@ -28,8 +28,9 @@ Examples:
   weft agent --node node-a --mesh-file mesh.yaml --ca-cert ca/root.pem --ca-key ca/root-key.pem
   weft status
   weft status -o json | jq .pods
+  weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
-Exit codes: 0 done or healthy, 1 not healthy or failed, 2 wrong usage or no agent answered.";
+Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wrong usage or no agent answered.";
 
 /// Roles that run, and commands for people.
 #[derive(Debug, Subcommand)]
@@ -38,6 +39,8 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Show what the agent of this node does: pods, programs, certificates, connections
     Status(StatusArgs),
+    /// Say what becomes of a connection and why: its route, identities, encryption, and the policy that decides
+    Explain(Box<ExplainArgs>),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it

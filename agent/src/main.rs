@@ -20,6 +20,7 @@ pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Agent(args) => agent(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
+        Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
         Command::Ca(args) => cli::ca::run(&args),
         Command::Release(args) => cli::release::run(&args),
     };

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use weft_tests::{
     AccessLine, Agent, Host, LIMIT, Pod, PodSpec, Server, World,
     app::{echo, round_trip},
-    wait_until, with_world,
+    machine, wait_until, with_world,
 };
 
 const MARKER: &[u8] = b"WEFT-POLICY-MARKER";
@@ -256,6 +256,7 @@ fn deny_is_enforced_before_allow() {
         let line = cast.line_at_web(from)?;
         let wanted = [
             ("error", "denied by policy demo/deny-client"),
+            ("policy", "demo/deny-client"),
             ("src.identity", &cast.client.identity()),
             ("dst.identity", &cast.web.identity()),
             ("bytes_sent", "0"),
@@ -301,7 +302,10 @@ fn allow_policies_refuse_everybody_they_do_not_name() {
             let (met, from) = dial_from(from, to)?;
             ensure!(met == Met::Reset, "{met:?}");
             let line = cast.line_at_web(from)?;
-            ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
+            ensure!(
+                line.field("error") == "no ALLOW policy matched: demo/nobody",
+                "{line}"
+            );
         }
 
         // A policy of another pod, of another namespace, or on trial does not refuse here.
@@ -597,7 +601,8 @@ fn strict_closes_plaintext_connections_that_are_open() {
         );
         let line = cast.line_at_web(plaintext.local_addr()?)?;
         ensure!(
-            line.field("error") == "mutual TLS is required (STRICT) on port 8080",
+            line.field("error")
+                == "mutual TLS is required (STRICT) on port 8080 by peer authentication demo/default (namespace)",
             "{line}"
         );
         round_trip(&mut tunnelled, MARKER).context("the tunnelled connection")
@@ -625,13 +630,209 @@ fn a_policy_names_a_plaintext_peer_by_its_address() {
                 let (met, from) = dial_from(client, to)?;
                 ensure!(met == Met::Reset, "{client:?} to {to}: {met:?}");
                 let line = cast.line_at_web(from)?;
-                ensure!(line.field("error") == "no ALLOW policy matched", "{line}");
+                ensure!(
+                    line.field("error") == "no ALLOW policy matched: demo/scraper",
+                    "{line}"
+                );
             }
             ensure!(
                 dial(&cast.other, to)? == Met::Echo,
                 "an identity that the policy names"
             );
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_only_a_request_has_denies_unless_a_waypoint_enforces_it() {
+    use Met::{Echo, Reset};
+    with_world(|world| {
+        let gate = world.pod(
+            "a",
+            PodSpec::new("gate").service_account("gate").label("app", "gate"),
+        )?;
+        let cast = Cast::start(world)?;
+        let by_path = json!([{ "to": [{ "paths": ["/admin*"], "notMethods": ["GET"] }] }]);
+        let by_path_from_demo = json!([{ "from": [{ "namespaces": ["demo"] }], "to": [{ "paths": ["/admin*"], "ports": ["8080"] }] }]);
+        let by_path_or_port = json!([{ "to": [{ "paths": ["/ok"] }, { "ports": ["9090"] }] }]);
+        let by_token = json!([{ "when": [{ "key": "request.auth.claims[iss]", "values": ["x"] }] }]);
+        let cases = [
+            ("DENY", &by_path, [Reset; 4]),
+            ("DENY", &by_token, [Reset; 4]),
+            ("DENY", &by_path_from_demo, [Reset, Echo, Echo, Echo]),
+            ("ALLOW", &by_path, [Reset; 4]),
+            ("ALLOW", &by_path_or_port, [Reset, Echo, Reset, Reset]),
+        ];
+        for (action, rules, expect) in cases {
+            world.mesh_mut().policies = vec![policy("only", action, rules.clone())];
+            world.apply()?;
+            let met = cast.meet()?;
+            ensure!(met == expect, "{action} {rules}: {met:?} instead of {expect:?}");
+        }
+        cast.web_agent().wait_for_log("the warning", |line| {
+            line.contains("policies[0].rules[0].to[0]")
+                && line.contains("notMethods, paths: only a waypoint sees")
+        })?;
+
+        // Bound to a waypoint, what comes out of it is spared, and nobody else.
+        world.mesh_mut().policies = vec![policy("by-path", "DENY", by_path)];
+        world.apply()?;
+        ensure!(dial(&gate, cast.web.addr(8080))? == Reset, "not bound to it yet");
+        let services = &mut world.mesh_mut().services;
+        services.push(json!({ "name": "gate", "namespace": "demo", "selector": { "app": "gate" } }));
+        services.push(json!({
+            "name": "web", "namespace": "demo", "vips": ["10.96.0.10"], "selector": { "app": "web" },
+            "ports": [{ "port": 80, "targetPort": 8080 }], "waypoint": { "service": "demo/gate" },
+        }));
+        world.apply()?;
+        for to in [
+            cast.web.addr(8080),
+            cast.web.addr6(8080),
+            SocketAddr::from(([10, 96, 0, 10], 80)),
+        ] {
+            let met = dial(&gate, to)?;
+            ensure!(met == Echo, "out of the waypoint to {to}: {met:?}");
+        }
+        let (met, from) = dial_from(&cast.client, cast.web.addr(8080))?;
+        ensure!(met == Reset, "around the waypoint: {met:?}");
+        let line = cast.line_at_web(from)?;
+        ensure!(line.field("error") == "denied by policy demo/by-path", "{line}");
+        Ok(())
+    });
+}
+
+#[test]
+fn dry_run_policies_are_logged_and_counted_and_never_enforced() {
+    with_world(|world| {
+        let mut trial = policy("trial", "DENY", json!([{ "from": [{ "namespaces": ["demo"] }] }]));
+        trial["dryRun"] = json!(true);
+        let mut narrow = policy("narrow", "ALLOW", json!([{ "to": [{ "ports": ["9090"] }] }]));
+        narrow["dryRun"] = json!(true);
+        world.mesh_mut().policies = vec![trial, narrow];
+        let cast = Cast::start(world)?;
+        ensure!(cast.meet()? == [Met::Echo; 4], "a policy on trial was enforced");
+        let count = |policy: &str, action: &str| -> Result<f64> {
+            let labels = [("namespace", "demo"), ("policy", policy), ("action", action)];
+            Ok(cast
+                .web_agent()
+                .metrics()?
+                .sum("weft_dry_run_matches_total", &labels))
+        };
+        ensure!(count("trial", "DENY")? == 2.0, "client, to two ports");
+        ensure!(count("narrow", "ALLOW")? == 1.0, "client to port 9090");
+        for (policy, action) in [("demo/trial", "DENY"), ("demo/narrow", "ALLOW")] {
+            cast.web_agent().wait_for_log("a line about the match", |line| {
+                line.contains("a dry-run policy matched") && line.contains(policy) && line.contains(action)
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// The exit code of `weft explain` on node a, and the reason of the last verdict or of the route.
+fn explained(world: &World, from: &str, to: SocketAddr) -> Result<(i32, String)> {
+    let mut command = world.node("a").command(machine::binary("weft", "WEFT_BIN")?);
+    command.args(["explain", "--from", from, "--to", &to.to_string(), "-o", "json"]);
+    let output = command.output().context("run weft explain")?;
+    let code = output.status.code().context("weft explain was killed")?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{code}: {errors}"))?;
+    let last = said["ways"][0]["hops"].as_array().and_then(|hops| hops.last());
+    let last = last.context("no hop")?;
+    let reason = last["verdict"]["reason"].as_str().or(last["reason"].as_str());
+    Ok((code, reason.unwrap_or_default().to_owned()))
+}
+
+#[test]
+fn explain_says_what_happens() {
+    with_world(|world| {
+        world.mesh_mut().service("web", &["10.96.0.10"], 80, 8080, "web");
+        let cast = Cast::start(world)?;
+        let demo = json!([{ "from": [{ "namespaces": ["demo"] }] }]);
+        let cases = [
+            (json!([]), "PERMISSIVE"),
+            (json!([policy("demo-only", "ALLOW", demo.clone())]), "PERMISSIVE"),
+            (json!([policy("not-demo", "DENY", demo)]), "PERMISSIVE"),
+            (
+                json!([policy(
+                    "by-path",
+                    "DENY",
+                    json!([{ "to": [{ "paths": ["/x"], "ports": ["9090"] }] }])
+                )]),
+                "PERMISSIVE",
+            ),
+            (json!([]), "STRICT"),
+        ];
+        let service = SocketAddr::from(([10, 96, 0, 10], 80));
+        let targets = [
+            cast.web.addr(8080),
+            cast.web.addr6(9090),
+            cast.web.addr(15008),
+            service,
+            SocketAddr::from(([10, 96, 0, 10], 81)),
+            SocketAddr::from(([10, 244, 9, 9], 80)),
+        ];
+        for (policies, mode) in cases {
+            let mesh = world.mesh_mut();
+            mesh.policies = policies.as_array().cloned().unwrap_or_default();
+            mesh.peer_authentications.clear();
+            mesh.mtls("demo", mode);
+            world.apply()?;
+            for (pod, name) in [
+                (&cast.client, cast.client.namespaced_name()),
+                (&cast.other, cast.other.namespaced_name()),
+                (&cast.outside, cast.outside.v4().to_string()),
+            ] {
+                // Nothing but weft answers at a service's address here, nor where nobody is.
+                let captured = name.contains('/');
+                for to in targets
+                    .into_iter()
+                    .filter(|to| captured || (cast.web.addresses().contains(&to.ip()) && to.port() != 15008))
+                {
+                    let (code, reason) = explained(world, &name, to)?;
+                    let met = dial(pod, to)?;
+                    ensure!(
+                        (code == 0) == (met == Met::Echo) && code < 2,
+                        "{policies} {mode}: {name} to {to}: {met:?}, but explain ends in {code}: {reason}"
+                    );
+                    ensure!(!reason.is_empty(), "{name} to {to}: no reason");
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn explain_gives_the_reason_that_the_access_log_gives() {
+    with_world(|world| {
+        let deny = json!([{ "from": [{ "namespaces": ["other"] }] }]);
+        world.mesh_mut().policies = vec![
+            policy("not-other", "DENY", deny),
+            policy("only-9090", "ALLOW", json!([{ "to": [{ "ports": ["9090"] }] }])),
+        ];
+        let cast = Cast::start(world)?;
+        for (pod, name) in [
+            (&cast.client, "demo/client".to_owned()),
+            (&cast.other, "other/other".to_owned()),
+            (&cast.outside, cast.outside.v4().to_string()),
+        ] {
+            let to = cast.web.addr(8080);
+            let (code, reason) = explained(world, &name, to)?;
+            let (met, from) = dial_from(pod, to)?;
+            ensure!(met == Met::Reset && code == 1, "{name}: {met:?}, {code}");
+            let line = cast.line_at_web(from)?;
+            ensure!(line.field("error") == reason, "{name}: {reason}, but {line}");
+        }
+        let (code, reason) = explained(world, "demo/client", cast.web.addr(9090))?;
+        let (met, from) = dial_from(&cast.client, cast.web.addr(9090))?;
+        ensure!(met == Met::Echo && code == 0, "{met:?}, {code}");
+        let line = cast.line_at_web(from)?;
+        ensure!(
+            reason == format!("allowed by policy {}", line.field("policy")),
+            "{reason}, but {line}"
+        );
         Ok(())
     });
 }

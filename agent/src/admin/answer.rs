@@ -28,6 +28,7 @@ pub(super) fn answer<B>(port: Port, request: &Request<B>, admin: &Admin) -> Answ
         (_, path) if known(port, path) && !reads => not_allowed("GET, HEAD"),
         (Port::Admin, "/") => respond(StatusCode::OK, TEXT, INDEX),
         (Port::Admin, "/status") => json(&admin.source.status()),
+        (Port::Admin, "/explain") => explain(request, admin),
         (Port::Admin, "/config_dump") => config_dump(admin),
         (Port::Metrics, "/metrics" | "/stats/prometheus") => {
             respond(StatusCode::OK, metrics::CONTENT_TYPE, admin.metrics.encode())
@@ -45,6 +46,7 @@ const INDEX: &str = "\
 weft agent
 
 GET  /status              this agent's status, as JSON (`weft status` shows it to people)
+GET  /explain?from=&to=   what becomes of a connection and why, as JSON (`weft explain`)
 GET  /config_dump         the status and the running configuration, as JSON
 GET  /logging             the log's filter
 POST /logging?level=...   set it, for example level=debug or level=info,weft::hbone=debug
@@ -53,7 +55,7 @@ POST /quitquitquit        stop the agent
 
 fn known(port: Port, path: &str) -> bool {
     match port {
-        Port::Admin => matches!(path, "/" | "/status" | "/config_dump"),
+        Port::Admin => matches!(path, "/" | "/status" | "/explain" | "/config_dump"),
         Port::Metrics => matches!(path, "/metrics" | "/stats/prometheus"),
         Port::Ready => path == "/healthz/ready",
     }
@@ -82,6 +84,21 @@ fn quit(admin: &Admin) -> Answer {
     info!("asked to stop by /quitquitquit");
     admin.quit.cancel();
     respond(StatusCode::OK, TEXT, "stopping\n")
+}
+
+fn explain<B>(request: &Request<B>, admin: &Admin) -> Answer {
+    let query = query(request.uri().query().unwrap_or_default());
+    let (Some(from), Some(to)) = (query.get("from"), query.get("to")) else {
+        return respond(
+            StatusCode::BAD_REQUEST,
+            TEXT,
+            "write /explain?from=<namespace>/<workload>&to=<host>:<port>\n",
+        );
+    };
+    match admin.source.explain(from, to) {
+        Ok(explanation) => json(&explanation),
+        Err(error) => respond(StatusCode::BAD_REQUEST, TEXT, format!("{error}\n")),
+    }
 }
 
 fn config_dump(admin: &Admin) -> Answer {

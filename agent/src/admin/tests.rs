@@ -32,6 +32,17 @@ impl StatusSource for Source {
         self.0.lock().map_err(|_| "poisoned".to_owned())?.clone()
     }
 
+    fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError> {
+        let asked = format!("{from} {to}");
+        match from {
+            "nobody" => Err(ExplainError::NoSuchWorkload(asked)),
+            _ => Ok(Explanation {
+                asked,
+                ..Explanation::default()
+            }),
+        }
+    }
+
     fn config(&self) -> serde_json::Value {
         serde_json::json!({ "workers": 2 })
     }
@@ -141,6 +152,25 @@ async fn status_and_config_are_json() {
         (&dump["config"]["workers"], &dump["status"]["node"]),
         (&2.into(), &"a".into())
     );
+}
+
+#[tokio::test]
+async fn a_connection_is_explained_or_the_question_is_refused() {
+    let served = served().await;
+    let (code, head, body) = ask(served.addrs.admin, "GET", "/explain?from=demo/a&to=%5B::1%5D:1").await;
+    assert!(code == 200 && head.contains("application/json"), "{head}");
+    let explanation: Explanation = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(explanation.asked, "demo/a [::1]:1");
+    for (target, expect) in [
+        ("/explain", "write /explain?from="),
+        ("/explain?from=a", "write /explain?from="),
+        ("/explain?from=nobody&to=b:1", "the mesh has no workload"),
+    ] {
+        let (code, _, body) = ask(served.addrs.admin, "GET", target).await;
+        assert!(code == 400 && body.starts_with(expect), "{target}: {code} {body}");
+    }
+    let (code, ..) = ask(served.addrs.admin, "POST", "/explain?from=a&to=b:1").await;
+    assert_eq!(code, 405);
 }
 
 #[tokio::test]

@@ -7,29 +7,19 @@ use std::{
     io::{self, IsTerminal, Write},
     net::SocketAddr,
     process::ExitCode,
-    time::Duration,
 };
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::builder::FalseyValueParser;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use thiserror::Error;
-use tokio::{net::TcpStream, time::timeout};
+use http::{StatusCode, Uri};
 
+use super::ask::{AskError, fetch, mend};
 use crate::telemetry::{Status, chain};
 
 mod table;
 #[cfg(test)]
 mod tests;
-
-/// How long the agent may take, from the connection to the last byte.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// The longest answer that is read: a thousand connections and thousands of pods fit many times.
-const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
 
 /// The flags of `weft status`.
 #[derive(Clone, Debug, clap::Args)]
@@ -80,23 +70,6 @@ impl From<Health> for ExitCode {
     }
 }
 
-/// Why there is no status to print.
-#[derive(Debug, Error)]
-enum AskError {
-    #[error("no agent answers on {0}")]
-    Connect(SocketAddr, #[source] io::Error),
-    #[error("the agent on {0} did not answer within {seconds} s", seconds = DEADLINE.as_secs())]
-    Deadline(SocketAddr),
-    #[error("the connection to {0} broke")]
-    Http(SocketAddr, #[source] hyper::Error),
-    #[error("what {0} answered cannot be read")]
-    Body(SocketAddr, #[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("{0} answered {1}: it is not an agent's admin port")]
-    Answer(SocketAddr, StatusCode),
-    #[error("what {0} answered is not a status: it is not an agent's admin port")]
-    NotAStatus(SocketAddr, #[source] serde_json::Error),
-}
-
 /// Runs `weft status`.
 ///
 /// # Errors
@@ -122,7 +95,7 @@ async fn print(
     let (text, status) = match ask(args.address).await {
         Ok(answer) => answer,
         Err(error) => {
-            writeln!(err, "{}\n{MEND}", chain(&error))?;
+            writeln!(err, "{}\n{}", chain(&error), mend("status"))?;
             return Ok(Health::NoAgent);
         }
     };
@@ -138,44 +111,12 @@ async fn print(
     })
 }
 
-const MEND: &str = "\
-Is the agent running? Its admin port is on loopback, so ask in the agent's network namespace; in Kubernetes:
-  kubectl exec -n weft-system ds/weft-agent -- weft status
-or give the address that the agent was started with: weft status --address IP:PORT";
-
 /// The agent's answer, as it came and as it reads.
 async fn ask(address: SocketAddr) -> Result<(Bytes, Status), AskError> {
-    let text = timeout(DEADLINE, fetch(address))
-        .await
-        .map_err(|_| AskError::Deadline(address))??;
-    let status = serde_json::from_slice(&text).map_err(|error| AskError::NotAStatus(address, error))?;
+    let (code, text) = fetch(address, Uri::from_static("/status")).await?;
+    if code != StatusCode::OK {
+        return Err(AskError::Answer(address, code));
+    }
+    let status = serde_json::from_slice(&text).map_err(|error| AskError::NotUnderstood(address, error))?;
     Ok((text, status))
-}
-
-async fn fetch(address: SocketAddr) -> Result<Bytes, AskError> {
-    let http = move |error| AskError::Http(address, error);
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|error| AskError::Connect(address, error))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
-    let exchange = async move {
-        let mut request = Request::new(Empty::<Bytes>::new());
-        *request.uri_mut() = http::Uri::from_static("/status");
-        request
-            .headers_mut()
-            .insert(header::HOST, header::HeaderValue::from_static("localhost"));
-        let response = sender.send_request(request).await.map_err(http)?;
-        if response.status() != StatusCode::OK {
-            return Err(AskError::Answer(address, response.status()));
-        }
-        let body = Limited::new(response.into_body(), LONGEST_ANSWER);
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| AskError::Body(address, error))?;
-        Ok(body.to_bytes())
-    };
-    // The connection moves the bytes of the exchange; its own end says nothing that the exchange does not.
-    let (_, answer) = tokio::join!(connection, exchange);
-    answer
 }

@@ -16,9 +16,12 @@ use crate::{
     kernel::load::Kernel,
     mesh::Direction,
     svid::Svid,
-    telemetry::status::{
-        CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus,
-        PodState, PodStatus, ProgramStatus, Status, rfc3339,
+    telemetry::{
+        ExplainError, Explanation, explain,
+        status::{
+            CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus,
+            PodState, PodStatus, ProgramStatus, Status, rfc3339,
+        },
     },
 };
 
@@ -157,6 +160,11 @@ impl State {
 }
 
 impl StatusSource for State {
+    fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError> {
+        let mesh = self.shared.mesh.load_full().ok_or(ExplainError::NoMesh)?;
+        explain(&mesh, from, to)
+    }
+
     fn config(&self) -> serde_json::Value {
         self.config.clone()
     }

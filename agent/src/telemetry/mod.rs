@@ -5,12 +5,14 @@
 
 use std::error::Error;
 
+pub mod explain;
 pub mod log;
 pub mod metrics;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod status;
 
+pub use explain::{ExplainError, Explanation, explain};
 pub use log::{DroppedLines, LogFilter, LogFormat, LogGuard};
 pub use metrics::{ByteCounts, Metrics, OpenConnection};
 pub use status::Status;

@@ -1,34 +1,18 @@
 //! The status as people like to read it: sections, aligned columns, a tick or a cross before each line. Pure.
 
-use std::{fmt::Display, net::SocketAddr};
+use std::net::SocketAddr;
 
-use crate::telemetry::status::{
-    CertificateStatus, ConnectionStatus, PodState, PodStatus, ProgramStatus, Status,
+use crate::{
+    cli::page::{Mark, Page, good_if},
+    telemetry::status::{CertificateStatus, ConnectionStatus, PodState, PodStatus, ProgramStatus, Status},
 };
 
 /// Connections that the table shows; `-o json` has more.
 const MOST_CONNECTIONS: usize = 20;
 
-const GREEN: &str = "\x1b[32m";
-const RED: &str = "\x1b[31m";
-const YELLOW: &str = "\x1b[33m";
-const BOLD: &str = "\x1b[1m";
-const PLAIN: &str = "\x1b[0m";
-
-/// How a line is marked.
-#[derive(Clone, Copy)]
-enum Mark {
-    Good,
-    Waiting,
-    Bad,
-}
-
 /// The whole table, with a line feed at its end.
 pub(super) fn render(status: &Status, colour: bool) -> String {
-    let mut page = Page {
-        text: String::new(),
-        colour,
-    };
+    let mut page = Page::new(colour);
     summary(&mut page, status);
     mesh(&mut page, status);
     pods(&mut page, status);
@@ -188,91 +172,6 @@ fn connection_row(connection: &ConnectionStatus) -> [String; 8] {
         size(connection.request_bytes),
         size(connection.response_bytes),
     ]
-}
-
-/// The text so far.
-struct Page {
-    text: String,
-    colour: bool,
-}
-
-impl Page {
-    fn heading(&mut self, title: &str, note: &str) {
-        let title = self.paint(BOLD, title);
-        let gap = if note.is_empty() { "" } else { "  " };
-        self.text.push_str(&format!("\n{title}{gap}{note}\n"));
-    }
-
-    fn line(&mut self, mark: Mark, text: &str) {
-        let mark = self.mark(mark);
-        self.text.push_str(&format!("{mark} {}\n", printable(text)));
-    }
-
-    /// Columns as wide as their widest cell; the last is not padded. An empty cell is a dash.
-    fn table<const N: usize>(&mut self, header: [&str; N], rows: Vec<(Mark, [String; N])>) {
-        if rows.is_empty() {
-            self.text.push_str("  none\n");
-            return;
-        }
-        let rows: Vec<_> = rows
-            .into_iter()
-            .map(|(mark, cells)| (mark, cells.map(cell)))
-            .collect();
-        let mut widths = header.map(|title| title.chars().count());
-        for (_, cells) in &rows {
-            for (width, cell) in widths.iter_mut().zip(cells) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        self.text.push_str(&format!("  {}\n", row(&header, &widths)));
-        for (mark, cells) in &rows {
-            let mark = self.mark(*mark);
-            self.text.push_str(&format!("{mark} {}\n", row(cells, &widths)));
-        }
-    }
-
-    fn mark(&self, mark: Mark) -> String {
-        match mark {
-            Mark::Good => self.paint(GREEN, "✓"),
-            Mark::Waiting => self.paint(YELLOW, "…"),
-            Mark::Bad => self.paint(RED, "✗"),
-        }
-    }
-
-    fn paint(&self, colour: &str, text: &str) -> String {
-        if self.colour {
-            format!("{colour}{text}{PLAIN}")
-        } else {
-            text.to_owned()
-        }
-    }
-}
-
-fn row(cells: &[impl Display], widths: &[usize]) -> String {
-    let padded = cells
-        .iter()
-        .zip(widths)
-        .map(|(cell, width)| format!("{:width$}", cell.to_string()));
-    padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-}
-
-fn cell(text: String) -> String {
-    if text.is_empty() {
-        "-".to_owned()
-    } else {
-        printable(&text)
-    }
-}
-
-/// What an agent says may hold names from anywhere: none of it may steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
-}
-
-fn good_if(good: bool) -> Mark {
-    if good { Mark::Good } else { Mark::Bad }
 }
 
 fn count(n: usize, one: &str, many: &str) -> String {

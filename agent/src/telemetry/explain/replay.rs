@@ -1,0 +1,419 @@
+//! Replays a connection: the questions of the data path, asked in its order. Pure.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{DryRunMatch, End, ExplainError, Explanation, Hop, HopKind, Judgement, Security, Way};
+use crate::mesh::{
+    Inbound, Lookup, Mesh, NextHop, Outbound, Refusal, Tunnel, TunnelProtocol, Verdict, Wanted, Workload,
+    authorize, choices, dry_run_matches, is_own_port, rehearse, resolve, route,
+};
+
+/// How many paths to one address are looked at: that many endpoints.
+const MOST_PATHS: usize = 256;
+/// How many addresses of a hostname are looked at.
+const MOST_ADDRESSES: usize = 64;
+/// How many ways are listed; the rest are counted.
+const MOST_WAYS: usize = 8;
+/// How many dry-run policies are listed.
+const MOST_DRY_RUNS: usize = 16;
+
+/// Explains a connection `from` a workload (`namespace/name`) or an address, `to` an address or hostname and port.
+///
+/// # Errors
+/// When there is no such workload or hostname, or the texts are none.
+pub fn explain(mesh: &Mesh, from: &str, to: &str) -> Result<Explanation, ExplainError> {
+    let source = Source::find(mesh, from)?;
+    let dialled = dialled(mesh, &source, to)?;
+    let service = dialled.iter().find_map(|addr| mesh.service_at(addr.ip()));
+    let mut ways = Vec::new();
+    for addr in &dialled {
+        ways.extend(source.ways(mesh, *addr));
+    }
+    // Refused ones first: they are what somebody looks for.
+    ways.sort_by_key(|way| way.allowed);
+    let more_ways = ways.len().saturating_sub(MOST_WAYS);
+    Ok(Explanation {
+        source: source.end(dialled.first().map(SocketAddr::ip)),
+        asked: to.to_owned(),
+        service: service.map(|service| service.key.to_string()),
+        dialled,
+        allowed: ways.iter().all(|way| way.allowed),
+        ways: ways.into_iter().take(MOST_WAYS).collect(),
+        more_ways,
+    })
+}
+
+/// Who dials.
+struct Source {
+    /// None for an address that the mesh does not know.
+    workload: Option<Arc<Workload>>,
+    /// The address that was named, or else every one it has.
+    addresses: Vec<IpAddr>,
+}
+
+impl Source {
+    fn find(mesh: &Mesh, from: &str) -> Result<Self, ExplainError> {
+        if let Ok(address) = from.parse::<IpAddr>() {
+            let address = address.to_canonical();
+            return Ok(Self {
+                workload: mesh.workload_at(address).cloned(),
+                addresses: vec![address],
+            });
+        }
+        let named =
+            |workload: &&Arc<Workload>| from.split_once('/') == Some((&*workload.namespace, &*workload.name));
+        let workload = mesh.workloads().find(named);
+        let workload = workload.ok_or_else(|| ExplainError::NoSuchWorkload(from.to_owned()))?;
+        if workload.addresses.is_empty() {
+            return Err(ExplainError::NoAddress(from.to_owned()));
+        }
+        Ok(Self {
+            workload: Some(workload.clone()),
+            addresses: workload.addresses.clone(),
+        })
+    }
+
+    /// The workload, where its connections are captured.
+    fn captured(&self) -> Option<&Arc<Workload>> {
+        self.workload
+            .as_ref()
+            .filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone && !workload.host_network)
+    }
+
+    fn end(&self, towards: Option<IpAddr>) -> End {
+        let address = towards.and_then(|towards| address_towards(&self.addresses, towards));
+        let address = address.or(self.addresses.first().copied());
+        End {
+            address,
+            ..self.workload.as_deref().map(end).unwrap_or_default()
+        }
+    }
+
+    /// Every way that a connection may take: one for each endpoint that may be chosen.
+    fn ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
+        let Some(workload) = self.captured() else {
+            return self.plain_ways(mesh, dialled);
+        };
+        let paths = paths(mesh, workload, dialled);
+        let hops = |path: &[Leg]| path.iter().map(|leg| leg.hop(mesh, self)).collect();
+        paths.iter().map(|path| way(hops(path))).collect()
+    }
+
+    /// Of a source that weft does not capture: it dials in plaintext, and what leads a service's address to an
+    /// endpoint is not weft.
+    fn plain_ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
+        let Some(service) = mesh.service_at(dialled.ip()) else {
+            return vec![way(vec![self.plain_hop(
+                mesh,
+                dialled,
+                "the source is not in the mesh",
+            )])];
+        };
+        let endpoints = mesh.endpoints(&service.key).iter();
+        let addrs = endpoints.filter_map(|endpoint| {
+            let port = endpoint.target_port(dialled.port())?;
+            let address = address_towards(&endpoint.workload.addresses, dialled.ip())?;
+            Some(SocketAddr::new(address, port))
+        });
+        let reason = "the source is not in the mesh: the cluster's own load balancing chooses the endpoint";
+        let mut ways: Vec<_> = addrs
+            .map(|addr| way(vec![self.plain_hop(mesh, addr, reason)]))
+            .collect();
+        if ways.is_empty() {
+            let refusal = Refusal::NoHealthyEndpoint(service.key.clone());
+            ways.push(way(vec![refused(&refusal)]));
+        }
+        ways
+    }
+
+    fn plain_hop(&self, mesh: &Mesh, addr: SocketAddr, reason: &str) -> Hop {
+        let workload = mesh.workload_at(addr.ip());
+        let in_mesh = workload.filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone);
+        let verdict = in_mesh.map(|workload| {
+            if is_own_port(addr.port()) {
+                return refusal_judgement(&Refusal::OwnPort(addr.port()));
+            }
+            let source_ip = address_towards(&self.addresses, addr.ip()).unwrap_or(addr.ip());
+            judge(
+                mesh,
+                workload,
+                &Inbound {
+                    peer: None,
+                    source_ip,
+                    destination: addr,
+                },
+            )
+        });
+        Hop {
+            to: Some(end_at(workload, addr)),
+            kind: HopKind::Direct,
+            destination: Some(addr),
+            reason: reason.to_owned(),
+            security: Security::Plaintext,
+            verdict,
+            ..Hop::default()
+        }
+    }
+}
+
+/// What the destination stands for. The port is the app's.
+fn dialled(mesh: &Mesh, source: &Source, to: &str) -> Result<Vec<SocketAddr>, ExplainError> {
+    if let Ok(addr) = to.parse::<SocketAddr>() {
+        return Ok(vec![SocketAddr::new(addr.ip().to_canonical(), addr.port())]);
+    }
+    let wrong = || ExplainError::NotADestination(to.to_owned());
+    let (host, port) = to.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let hostname = host.trim_end_matches('.').to_ascii_lowercase();
+    if hostname.is_empty() || hostname.contains([':', '/', ' ']) {
+        return Err(wrong());
+    }
+    let found = addresses_of(mesh, source, &hostname);
+    let first = found.iter().find(|found| {
+        source
+            .addresses
+            .iter()
+            .any(|own| own.is_ipv4() == found.is_ipv4())
+    });
+    let first = first
+        .or(found.first())
+        .copied()
+        .ok_or(ExplainError::NoSuchHost(hostname))?;
+    // An app takes the first address of its family; without a virtual address, any of the pods'.
+    let is_vip = mesh.service_at(first).is_some();
+    let taken = found.into_iter().filter(|found| {
+        if is_vip {
+            *found == first
+        } else {
+            found.is_ipv4() == first.is_ipv4()
+        }
+    });
+    Ok(taken
+        .take(MOST_ADDRESSES)
+        .map(|address| SocketAddr::new(address, port))
+        .collect())
+}
+
+/// As a pod's DNS has it; a source without a namespace is told what a service's whole hostname stands for.
+fn addresses_of(mesh: &Mesh, source: &Source, hostname: &str) -> Vec<IpAddr> {
+    let lookup = Lookup {
+        hostname,
+        wanted: Wanted::Both,
+        draw: 0,
+    };
+    let of_workload = |client: &Workload| resolve(mesh, &lookup, client).map(|host| host.addresses);
+    match &source.workload {
+        Some(client) => of_workload(client),
+        None => mesh.workloads().next().and_then(|any| of_workload(any)),
+    }
+    .unwrap_or_default()
+}
+
+/// One step of a path: who dials, and where `route` leads.
+#[derive(Clone)]
+struct Leg {
+    source: Arc<Workload>,
+    next: NextHop,
+}
+
+/// From a captured workload to the destination, or to where `route` refuses: every path that some draw leads along, in
+/// two steps where there is a waypoint.
+fn paths(mesh: &Mesh, source: &Arc<Workload>, dialled: SocketAddr) -> Vec<Vec<Leg>> {
+    let from_waypoint = |leg: Leg| match &leg.next {
+        NextHop::Tunnel(tunnel) if tunnel.via_waypoint => {
+            let onward = legs(mesh, &tunnel.workload, dialled).into_iter();
+            onward.map(|next| vec![leg.clone(), next]).collect()
+        }
+        _ => vec![vec![leg]],
+    };
+    legs(mesh, source, dialled)
+        .into_iter()
+        .flat_map(from_waypoint)
+        .take(MOST_PATHS)
+        .collect()
+}
+
+/// Where `route` leads with every draw that it tells apart.
+fn legs(mesh: &Mesh, source: &Arc<Workload>, dialled: SocketAddr) -> Vec<Leg> {
+    let question = Outbound {
+        source: source.clone(),
+        destination: dialled,
+    };
+    let draws = choices(mesh, &question).min(MOST_PATHS as u64);
+    let mut legs: Vec<Leg> = Vec::new();
+    for draw in 0..draws {
+        let next = route(mesh, &question, draw).next;
+        if !legs.iter().any(|leg| leg.next == next) {
+            let source = source.clone();
+            legs.push(Leg { source, next });
+        }
+    }
+    legs
+}
+
+impl Leg {
+    fn hop(&self, mesh: &Mesh, first: &Source) -> Hop {
+        match &self.next {
+            NextHop::Refuse(refusal) => refused(refusal),
+            NextHop::Direct { addr, workload } => direct(&self.source, *addr, workload.as_ref()),
+            NextHop::Tunnel(tunnel) => {
+                let is_first = first.captured().is_some_and(|it| it.uid == self.source.uid);
+                let addresses = if is_first {
+                    &first.addresses
+                } else {
+                    &self.source.addresses
+                };
+                through(mesh, &self.source, addresses, tunnel)
+            }
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Hop {
+    Hop {
+        kind: HopKind::Refused,
+        reason: refusal.to_string(),
+        security: Security::Nothing,
+        ..Hop::default()
+    }
+}
+
+fn direct(source: &Workload, addr: SocketAddr, workload: Option<&Arc<Workload>>) -> Hop {
+    let (reason, security) = match workload {
+        Some(workload) if workload.uid == source.uid => (
+            "the pod dials itself: nothing leaves it, nobody is asked",
+            Security::InsidePod,
+        ),
+        Some(_) => (
+            "the destination is not in the mesh: no agent is there to ask",
+            Security::Plaintext,
+        ),
+        None => ("the address is outside of the mesh", Security::Plaintext),
+    };
+    Hop {
+        to: Some(end_at(workload, addr)),
+        kind: HopKind::Direct,
+        destination: Some(addr),
+        reason: reason.to_owned(),
+        security,
+        ..Hop::default()
+    }
+}
+
+/// A tunnel, and what the agent at its end says. At a waypoint that is asked by the request, which is not known here.
+fn through(mesh: &Mesh, source: &Workload, addresses: &[IpAddr], tunnel: &Tunnel) -> Hop {
+    let source_ip = address_towards(addresses, tunnel.addr.ip()).unwrap_or(tunnel.addr.ip());
+    let question = Inbound {
+        peer: Some(source.identity.clone()),
+        source_ip,
+        destination: tunnel.authority,
+    };
+    let (kind, reason, verdict) = if tunnel.via_waypoint {
+        let reason =
+            "the destination is bound to this waypoint, which judges each request by its own policies";
+        (HopKind::Waypoint, reason, None)
+    } else {
+        let verdict = judge(mesh, &tunnel.workload, &question);
+        (HopKind::Tunnel, "both ends are in the mesh", Some(verdict))
+    };
+    let (to, port) = (tunnel.addr.ip(), tunnel.addr.port());
+    Hop {
+        to: Some(end_at(Some(&tunnel.workload), tunnel.addr)),
+        kind,
+        destination: Some(tunnel.destination),
+        gateway: Some(tunnel.addr),
+        reason: reason.to_owned(),
+        identities: tunnel.identities.iter().map(ToString::to_string).collect(),
+        security: Security::MutualTls,
+        same_node: same_node(source, tunnel),
+        network_policy: Some(format!(
+            "must let {source_ip} reach {to} on TCP port {port}, whatever port the app has"
+        )),
+        verdict,
+    }
+}
+
+/// Where kernel path or tunnel will be told, and why. Today every connection of two pods goes through a tunnel.
+fn same_node(source: &Workload, tunnel: &Tunnel) -> Option<String> {
+    let same = !source.node.is_empty() && source.node == tunnel.workload.node;
+    same.then(|| "tunnel".to_owned())
+}
+
+fn judge(mesh: &Mesh, workload: &Workload, question: &Inbound) -> Judgement {
+    let verdict = authorize(mesh, workload, question);
+    let if_enforced = rehearse(mesh, workload, question).filter(|rehearsed| *rehearsed != verdict);
+    let (reason, policy) = shown(&verdict);
+    Judgement {
+        allowed: matches!(verdict, Verdict::Allow { .. }),
+        reason,
+        policy,
+        dry_run_matches: dry_run_matches(mesh, workload, question)
+            .take(MOST_DRY_RUNS)
+            .map(|policy| DryRunMatch {
+                policy: policy.key.to_string(),
+                action: policy.action.to_string(),
+            })
+            .collect(),
+        if_enforced: if_enforced.map(|verdict| shown(&verdict).0),
+    }
+}
+
+/// The reason, and the policy where a single one decided.
+fn shown(verdict: &Verdict) -> (String, Option<String>) {
+    match verdict {
+        Verdict::Allow { policy: Some(policy) } => {
+            (format!("allowed by policy {policy}"), Some(policy.to_string()))
+        }
+        Verdict::Allow { policy: None } => ("allowed: no ALLOW policy covers the workload".to_owned(), None),
+        Verdict::Deny(refusal) => (refusal.to_string(), refusal.policy().map(ToString::to_string)),
+    }
+}
+
+fn refusal_judgement(refusal: &Refusal) -> Judgement {
+    let (reason, policy) = shown(&Verdict::Deny(refusal.clone()));
+    Judgement {
+        reason,
+        policy,
+        ..Judgement::default()
+    }
+}
+
+fn way(hops: Vec<Hop>) -> Way {
+    let passes = |hop: &Hop| {
+        hop.kind != HopKind::Refused && hop.verdict.as_ref().is_none_or(|verdict| verdict.allowed)
+    };
+    Way {
+        allowed: hops.iter().all(passes),
+        hops,
+    }
+}
+
+/// Without its address.
+fn end(workload: &Workload) -> End {
+    let identity = match workload.tunnel_protocol {
+        TunnelProtocol::Hbone => workload.identity.to_string(),
+        TunnelProtocol::None => String::new(),
+    };
+    End {
+        workload: Some(workload.namespaced_name()),
+        address: None,
+        node: workload.node.to_string(),
+        identity,
+    }
+}
+
+fn end_at(workload: Option<&Arc<Workload>>, addr: SocketAddr) -> End {
+    End {
+        address: Some(addr.ip()),
+        ..workload.map(|workload| end(workload)).unwrap_or_default()
+    }
+}
+
+/// The address of the other's family; else any.
+fn address_towards(addresses: &[IpAddr], other: IpAddr) -> Option<IpAddr> {
+    let same_family = |address: &&IpAddr| address.is_ipv4() == other.is_ipv4();
+    addresses.iter().find(same_family).or(addresses.first()).copied()
+}
