@@ -57,7 +57,7 @@ fn the_example_mesh_file_means_what_it_says() {
 }
 
 /// What the entries of a mesh file may be made of: every field of the feed's schema.
-const FIELDS: [&str; 70] = [
+const FIELDS: [&str; 79] = [
     "trustDomain",
     "cluster",
     "clusterDomain",
@@ -84,6 +84,8 @@ const FIELDS: [&str; 70] = [
     "zone",
     "subzone",
     "healthy",
+    "network",
+    "capacity",
     "hostNetwork",
     "waypoint",
     "hostname",
@@ -92,6 +94,13 @@ const FIELDS: [&str; 70] = [
     "selector",
     "endpoints",
     "subjectAltNames",
+    "loadBalancing",
+    "routingPreference",
+    "healthPolicy",
+    "trafficDistribution",
+    "internalTrafficPolicy",
+    "publishNotReadyAddresses",
+    "ipFamilies",
     "port",
     "targetPort",
     "service",

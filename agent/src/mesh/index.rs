@@ -9,8 +9,9 @@ use ipnet::{IpNet, Ipv4Net};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    GatewayAddress, GatewayDestination, Match, MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey,
-    PortMapping, PortModes, Scope, Service, ServiceKey, TrustDomain, Workload, names::Names,
+    BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
+    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Scope, Service,
+    ServiceKey, TrustDomain, Workload, endpoints::Endpoints, names::Names, vips::Vips,
 };
 
 /// What a mesh is made of: the plain lists that a feed brings.
@@ -47,32 +48,14 @@ pub struct Mesh {
     workloads: FxHashMap<Arc<str>, Arc<Workload>>,
     workloads_by_address: FxHashMap<IpAddr, Arc<Workload>>,
     services: FxHashMap<ServiceKey, Arc<Service>>,
-    services_by_address: FxHashMap<IpAddr, Arc<Service>>,
+    vips: Vips,
     names: Names,
-    endpoints: FxHashMap<ServiceKey, Vec<Endpoint>>,
+    endpoints: FxHashMap<ServiceKey, Endpoints>,
+    headless: FxHashMap<Arc<str>, Vec<(u16, Arc<Service>)>>,
     policies: FxHashMap<PolicyKey, Arc<Policy>>,
     mesh_policies: Vec<Arc<Policy>>,
     namespace_policies: FxHashMap<Arc<str>, Vec<Arc<Policy>>>,
     peer_authentications: PeerAuthentications,
-}
-
-/// A workload behind a service.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The workload.
-    pub workload: Arc<Workload>,
-    /// The service's ports as this workload maps them.
-    pub ports: Vec<PortMapping>,
-}
-
-impl Endpoint {
-    /// The workload's port behind a port of the service.
-    pub fn target_port(&self, service_port: u16) -> Option<u16> {
-        self.ports
-            .iter()
-            .find(|port| port.service_port == service_port)
-            .map(|port| port.target_port)
-    }
 }
 
 impl Mesh {
@@ -84,6 +67,8 @@ impl Mesh {
         let services = unique(parts.services, canonical_service, |service| service.key.clone());
         let policies = unique(parts.policies, canonical_policy, |policy| policy.key.clone());
         let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
+        let vips = Vips::new(&services);
+        let gateways = gateways(&workloads, &services, &vips);
         Self {
             trust_domain: parts.trust_domain,
             cluster: parts.cluster,
@@ -91,13 +76,10 @@ impl Mesh {
             root_namespace: parts.root_namespace,
             cluster_cidrs: parts.cluster_cidrs.into_iter().map(canonical_net).collect(),
             workloads_by_address: index(addresses(&workloads)),
-            services_by_address: index(
-                services
-                    .iter()
-                    .flat_map(|s| s.vips.iter().map(move |vip| (*vip, s))),
-            ),
+            vips,
             names: Names::new(&services),
-            endpoints: endpoints(&workloads, &services_by_key),
+            endpoints: endpoints(&workloads, &services_by_key, &gateways),
+            headless: headless(&workloads, &services_by_key),
             mesh_policies: policies
                 .iter()
                 .filter(|p| p.scope == Scope::Mesh)
@@ -152,14 +134,34 @@ impl Mesh {
         self.services.get(key)
     }
 
-    /// The service that has this virtual address.
+    /// The service that has this virtual address, or the smallest network around it. A workload's own address is in no
+    /// service's network.
     pub fn service_at(&self, address: IpAddr) -> Option<&Arc<Service>> {
-        self.services_by_address.get(&address.to_canonical())
+        let address = address.to_canonical();
+        let around = || {
+            self.vips
+                .around(address)
+                .filter(|_| self.workload_at(address).is_none())
+        };
+        self.vips.at(address).or_else(around)
     }
 
-    /// The workloads behind a service that may be chosen: healthy, and with an address.
+    /// The workloads behind a service that may be chosen: ready where the service asks for it, and with an address.
     pub fn endpoints(&self, key: &ServiceKey) -> &[Endpoint] {
-        self.endpoints.get(key).map_or(&[], Vec::as_slice)
+        self.endpoints.get(key).map_or(&[], Endpoints::all)
+    }
+
+    /// The same, and which of them is near to whom.
+    pub(super) fn balanced(&self, key: &ServiceKey) -> Option<&Endpoints> {
+        self.endpoints.get(key)
+    }
+
+    /// The services without a virtual address that lead to a port of a workload's own addresses.
+    pub(super) fn headless_at(&self, workload: &Workload, port: u16) -> impl Iterator<Item = &Arc<Service>> {
+        let ports = self.headless.get(&workload.uid).into_iter().flatten();
+        ports
+            .filter(move |(leads_to, _)| *leads_to == port)
+            .map(|(_, service)| service)
     }
 
     /// Every workload, in no order.
@@ -257,21 +259,69 @@ fn addresses(workloads: &[Arc<Workload>]) -> impl Iterator<Item = (IpAddr, &Arc<
 fn endpoints(
     workloads: &[Arc<Workload>],
     services: &FxHashMap<ServiceKey, Arc<Service>>,
-) -> FxHashMap<ServiceKey, Vec<Endpoint>> {
-    let mut endpoints: FxHashMap<ServiceKey, Vec<Endpoint>> = FxHashMap::default();
-    for workload in workloads.iter().filter(|w| w.healthy && !w.addresses.is_empty()) {
-        for (key, mapped) in &workload.services {
-            let Some(service) = services.get(key) else {
-                continue;
-            };
-            let endpoint = Endpoint {
+    gateways: &FxHashSet<ServiceKey>,
+) -> FxHashMap<ServiceKey, Endpoints> {
+    let mut endpoints: FxHashMap<&ServiceKey, Vec<Endpoint>> = FxHashMap::default();
+    for (workload, service, mapped) in backed(workloads, services) {
+        let may_be_chosen = workload.healthy || service.load_balancing.health == HealthPolicy::AllowAll;
+        if may_be_chosen && !workload.addresses.is_empty() {
+            endpoints.entry(&service.key).or_default().push(Endpoint {
                 workload: workload.clone(),
                 ports: endpoint_ports(service, mapped),
-            };
-            endpoints.entry(key.clone()).or_default().push(endpoint);
+            });
         }
     }
-    endpoints
+    let close = LoadBalancing::failover(&LoadBalancing::CLOSE);
+    let balanced = endpoints.into_iter().map(|(key, all)| {
+        let own = &services[key].load_balancing;
+        // A waypoint's pods are chosen by locality, unless it says otherwise (as in Istio).
+        let balancing = if own.mode == BalancingMode::Any && gateways.contains(key) {
+            &close
+        } else {
+            own
+        };
+        (key.clone(), Endpoints::new(all, balancing))
+    });
+    balanced.collect()
+}
+
+/// Every workload with every service that it backs, as far as the mesh has it, and the ports that it maps.
+fn backed<'a>(
+    workloads: &'a [Arc<Workload>],
+    services: &'a FxHashMap<ServiceKey, Arc<Service>>,
+) -> impl Iterator<Item = (&'a Arc<Workload>, &'a Arc<Service>, &'a [PortMapping])> {
+    workloads.iter().flat_map(move |workload| {
+        let known = |(key, mapped)| Some((services.get(key)?, mapped));
+        let backed = workload.services.iter().filter_map(known);
+        backed.map(move |(service, mapped): (_, &'a Vec<PortMapping>)| (workload, service, mapped.as_slice()))
+    })
+}
+
+/// By the workload's uid, the ports that services without a virtual address lead to.
+fn headless(
+    workloads: &[Arc<Workload>],
+    services: &FxHashMap<ServiceKey, Arc<Service>>,
+) -> FxHashMap<Arc<str>, Vec<(u16, Arc<Service>)>> {
+    let mut headless: FxHashMap<Arc<str>, Vec<(u16, Arc<Service>)>> = FxHashMap::default();
+    for (workload, service, mapped) in
+        backed(workloads, services).filter(|(_, service, _)| service.is_headless())
+    {
+        let ports = endpoint_ports(service, mapped);
+        let leads = ports.iter().map(|port| (port.target_port, service.clone()));
+        headless.entry(workload.uid.clone()).or_default().extend(leads);
+    }
+    headless
+}
+
+/// The services in front of waypoints.
+fn gateways(workloads: &[Arc<Workload>], services: &[Arc<Service>], vips: &Vips) -> FxHashSet<ServiceKey> {
+    let of_workloads = workloads.iter().filter_map(|workload| workload.waypoint.as_ref());
+    let of_services = services.iter().filter_map(|service| service.waypoint.as_ref());
+    let key = |gateway: &GatewayAddress| match &gateway.destination {
+        GatewayDestination::Service(key) => Some(key.clone()),
+        GatewayDestination::Address(address) => vips.at(*address).map(|service| service.key.clone()),
+    };
+    of_workloads.chain(of_services).filter_map(key).collect()
 }
 
 /// The service's ports, each where the workload maps it to, or else where the service says. A target port of 0 is a
@@ -311,6 +361,9 @@ fn canonical_workload(mut workload: Workload) -> Workload {
 
 fn canonical_service(mut service: Service) -> Service {
     canonical_addresses(&mut service.vips);
+    for network in &mut service.vip_networks {
+        *network = canonical_net(*network);
+    }
     service.waypoint = service.waypoint.map(canonical_gateway);
     service
 }

@@ -2,6 +2,7 @@
 //! asked of it. No I/O, no clock, no async, no Kubernetes: `feed` brings it, everybody reads it.
 
 mod authorize;
+mod endpoints;
 mod flow;
 mod index;
 mod names;
@@ -10,22 +11,27 @@ mod refusal;
 mod route;
 mod service;
 mod spiffe;
+mod vips;
 mod workload;
 
 #[cfg(test)]
 mod sample;
 
 pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
+pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
-pub use index::{Endpoint, Mesh, MeshParts};
+pub use index::{Mesh, MeshParts};
 pub use names::{Host, Lookup, Wanted, resolve};
 pub use policy::{
     Action, Clause, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy, PolicyKey,
     PortModes, Rule, Scope, ServiceAccountMatch, StringMatch,
 };
 pub use refusal::{InScope, Refusal};
-pub use route::{NextHop, Route, Tunnel, choices, route};
-pub use service::{GatewayAddress, GatewayDestination, Service, ServiceKey};
+pub use route::{Candidate, NextHop, Route, Standing, Tunnel, candidates, choices, reroute, route};
+pub use service::{
+    BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope,
+    Service, ServiceKey,
+};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use workload::{Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};
 

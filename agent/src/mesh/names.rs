@@ -8,7 +8,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
-use super::{Mesh, Service, Workload};
+use super::{BalancingMode, Mesh, Service, Workload};
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn new(services: &[Arc<Service>]) -> Self {
         let mut names = Self::default();
-        for service in services {
+        for service in services.iter().filter(|service| has_answer(service)) {
             let hostname = service.key.hostname.to_ascii_lowercase();
             let hostname = hostname.trim_end_matches('.');
             let (table, hostname) = match hostname.strip_prefix("*.") {
@@ -94,6 +94,11 @@ impl Names {
         dots.map(|(dot, _)| &hostname[dot + 1..])
             .find_map(|zone| Some((self.wildcards.get(zone)?.as_slice(), zone)))
     }
+}
+
+/// A service that leads to whatever was dialled has no endpoints to answer with: where its hosts are, other servers know.
+fn has_answer(service: &Service) -> bool {
+    !service.vips.is_empty() || service.load_balancing.mode != BalancingMode::Passthrough
 }
 
 /// What a hostname stands for, to a pod of `client`'s namespace; `None` for one that is not the mesh's.
@@ -163,7 +168,8 @@ fn long_form(mesh: &Mesh, hostname: &str, namespace: &str) -> Option<String> {
 
 /// A service's virtual addresses; without any, those of the pods behind it, of which each comes first in turn.
 fn addresses(mesh: &Mesh, service: &Service, lookup: &Lookup<'_>) -> Vec<IpAddr> {
-    let wanted = |address: &IpAddr| lookup.wanted.includes(*address);
+    let wanted =
+        |address: &IpAddr| lookup.wanted.includes(*address) && service.ip_families.includes(*address);
     if !service.vips.is_empty() {
         return service.vips.iter().copied().filter(wanted).collect();
     }

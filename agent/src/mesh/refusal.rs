@@ -27,6 +27,9 @@ pub enum Refusal {
     /// The service is known, but no endpoint is healthy.
     #[error("service {0} has no healthy endpoint")]
     NoHealthyEndpoint(ServiceKey),
+    /// The service has healthy endpoints, but none where its load balancing (STRICT) looks for them.
+    #[error("service {0} has healthy endpoints, but none of them near enough: its load balancing is STRICT")]
+    NoEndpointInScope(ServiceKey),
     /// The destination is bound to a waypoint that the mesh does not know or that has no healthy endpoint.
     #[error("the waypoint of {0} is not available")]
     WaypointUnavailable(String),
@@ -80,6 +83,7 @@ impl Refusal {
             | Self::UnknownDestination(_)
             | Self::NoSuchPort(..)
             | Self::NoHealthyEndpoint(_)
+            | Self::NoEndpointInScope(_)
             | Self::WaypointUnavailable(_)
             | Self::TooMany(..)
             | Self::UnknownWorkload => 503,

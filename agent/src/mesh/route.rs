@@ -1,7 +1,8 @@
 //! `route`: where an app's connection goes. Pure; the random draw comes in as an argument.
 //!
-//! Not here: dialling, tunnels, and what the destination's agent says. Called by `node` for every captured connection,
-//! and again with another draw when an endpoint could not be reached.
+//! [`route`] gives the answer, [`reroute`] the next one when that could not be reached; [`choices`] and [`candidates`] say
+//! what there is to choose from. Not here: dialling, tunnels, and what the destination's agent says. Called by `node` for
+//! every captured connection.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,14 +10,20 @@ use std::{
 };
 
 use super::{
-    Endpoint, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, Outbound, Refusal, Service, SpiffeId,
-    TunnelProtocol, Workload, is_own_port,
+    BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, Outbound, Refusal, Service,
+    SpiffeId, TunnelProtocol, Workload, is_own_port,
 };
+
+mod candidates;
+
+use candidates::{Bound, Candidates};
+pub use candidates::{Candidate, Standing};
 
 /// The answer of [`route`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The service whose virtual address was dialled.
+    /// The service whose virtual address was dialled; or the only one without a virtual address that leads to the pod's
+    /// port that was dialled.
     pub service: Option<Arc<Service>>,
     /// What is to be done.
     pub next: NextHop,
@@ -82,7 +89,35 @@ pub fn route(mesh: &Mesh, conn: &Outbound, draw: u64) -> Route {
 /// How many draws [`route`] tells apart for a connection: the draws from 0 to one less than this give every answer that
 /// it has, and a greater draw gives that of its remainder. 1 for what is not a choice, never 0.
 pub fn choices(mesh: &Mesh, conn: &Outbound) -> u64 {
-    ask(mesh, conn).1.map_or(1, |choice| choice.count())
+    match ask(mesh, conn) {
+        (_, Ok(Choice::Endpoint(candidates))) => candidates.count().max(1),
+        _ => 1,
+    }
+}
+
+/// Where else a connection may go, when none of `tried` could be reached (what [`NextHop::addr`] said of each): another
+/// endpoint that is as near, or else the next nearest that the service allows. Nothing when none is left.
+pub fn reroute(mesh: &Mesh, conn: &Outbound, draw: u64, tried: &[SocketAddr]) -> Option<Route> {
+    let (service, Ok(Choice::Endpoint(candidates))) = ask(mesh, conn) else {
+        return None;
+    };
+    let untried = |next: &NextHop| next.addr().is_some_and(|addr| !tried.contains(&addr));
+    let mut nexts = candidates
+        .ordered(draw)
+        .filter_map(|candidate| candidates.lead_to(candidate).ok());
+    Some(Route {
+        next: nexts.find(untried)?,
+        service: service.cloned(),
+    })
+}
+
+/// Every endpoint of the service or of the waypoint that a connection could be carried to, with why or why not: for people
+/// who ask. Empty for what is not a choice.
+pub fn candidates(mesh: &Mesh, conn: &Outbound) -> Vec<Candidate> {
+    match ask(mesh, conn) {
+        (_, Ok(Choice::Endpoint(candidates))) => candidates.explain(mesh),
+        _ => Vec::new(),
+    }
 }
 
 /// What the mesh says before the draw: the service that was dialled, and what there is to choose from.
@@ -92,115 +127,36 @@ fn ask<'a>(mesh: &'a Mesh, conn: &'a Outbound) -> (Option<&'a Arc<Service>>, Res
     if let Some(service) = mesh.service_at(destination.ip()) {
         return (Some(service), to_service(mesh, source, service, destination));
     }
-    let choice = match mesh.workload_at(destination.ip()) {
-        Some(workload) => to_workload(mesh, source, workload, destination),
-        None if mesh.is_cluster_address(destination.ip()) => Err(Refusal::UnknownDestination(destination)),
-        None => Ok(Choice::Only(NextHop::Direct {
-            addr: destination,
-            workload: None,
-        })),
-    };
-    (None, choice)
+    match mesh.workload_at(destination.ip()) {
+        Some(workload) => {
+            let mut headless = mesh.headless_at(workload, destination.port());
+            let named = headless.next().filter(|_| headless.next().is_none());
+            (named, to_workload(mesh, source, workload, destination))
+        }
+        None if mesh.is_cluster_address(destination.ip()) => {
+            (None, Err(Refusal::UnknownDestination(destination)))
+        }
+        None => (None, Ok(Choice::Only(direct(destination, None)))),
+    }
 }
 
 /// What a draw decides.
 enum Choice<'a> {
     /// Nothing.
     Only(NextHop),
-    /// Which endpoint of the service that was dialled.
-    Endpoint {
-        source: &'a Workload,
-        service: &'a Service,
-        candidates: Candidates<'a>,
-        dialled: SocketAddr,
-    },
-    /// Which pod of the waypoint's service.
-    Waypoint {
-        service: &'a Service,
-        candidates: Candidates<'a>,
-        dialled: SocketAddr,
-    },
+    /// Which endpoint.
+    Endpoint(Candidates<'a>),
 }
 
 impl Choice<'_> {
-    fn count(&self) -> u64 {
-        match self {
-            Self::Only(_) => 1,
-            Self::Endpoint { candidates, .. } | Self::Waypoint { candidates, .. } => candidates.count(),
-        }
-    }
-
     fn take(self, draw: u64) -> Result<NextHop, Refusal> {
         match self {
             Self::Only(next) => Ok(next),
-            Self::Endpoint {
-                source,
-                service,
-                candidates,
-                dialled,
-            } => {
-                let (pod, address) = candidates.pick(draw, dialled.ip())?;
-                to_pod(source, pod, address, &service.subject_alt_names)
-            }
-            Self::Waypoint {
-                service,
-                candidates,
-                dialled,
-            } => {
-                let (pod, address) = candidates.pick(draw, dialled.ip())?;
-                let tunnel = waypoint_tunnel(pod, address, &service.subject_alt_names, dialled);
-                Ok(NextHop::Tunnel(tunnel))
-            }
+            Self::Endpoint(candidates) => match candidates.ordered(draw).next() {
+                Some(picked) => candidates.lead_to(picked),
+                None => Err(candidates.none()),
+            },
         }
-    }
-}
-
-/// The endpoints of a service that a draw chooses from.
-struct Candidates<'a> {
-    service: &'a Service,
-    endpoints: &'a [Endpoint],
-    /// The port that is asked of them.
-    port: u16,
-    /// Its target port where an endpoint does not map it; none: such an endpoint is not chosen.
-    unmapped: Option<u16>,
-}
-
-impl<'a> Candidates<'a> {
-    /// Nothing where no endpoint has the port.
-    fn new(mesh: &'a Mesh, service: &'a Service, port: u16, unmapped: Option<u16>) -> Option<Self> {
-        let candidates = Self {
-            service,
-            endpoints: mesh.endpoints(&service.key),
-            port,
-            unmapped,
-        };
-        let any = candidates
-            .endpoints
-            .iter()
-            .any(|endpoint| candidates.target_port(endpoint).is_some());
-        any.then_some(candidates)
-    }
-
-    fn count(&self) -> u64 {
-        self.endpoints.len() as u64
-    }
-
-    /// The endpoint that the draw names, or else the next that has the port. Every endpoint is as good as any other; which
-    /// is nearer is not asked yet.
-    fn pick(&self, draw: u64, like: IpAddr) -> Result<(&'a Arc<Workload>, SocketAddr), Refusal> {
-        let chosen = draw.checked_rem(self.count()).and_then(|first| {
-            let (before, from) = self.endpoints.split_at_checked(first as usize)?;
-            from.iter().chain(before).find_map(|endpoint| {
-                let address = address_like(&endpoint.workload, like)?;
-                let address = SocketAddr::new(address, self.target_port(endpoint)?);
-                Some((&endpoint.workload, address))
-            })
-        });
-        chosen.ok_or_else(|| Refusal::NoHealthyEndpoint(self.service.key.clone()))
-    }
-
-    fn target_port(&self, endpoint: &Endpoint) -> Option<u16> {
-        endpoint.target_port(self.port).or(self.unmapped)
     }
 }
 
@@ -219,17 +175,27 @@ fn to_service<'a>(
         return Err(Refusal::NoSuchPort(service.key.clone(), port));
     }
     if let Some(gateway) = waypoint_to_pass(mesh, source, service.waypoint.as_ref()) {
-        let unavailable = || Refusal::WaypointUnavailable(service.key.to_string());
-        return to_waypoint(mesh, gateway, dialled).ok_or_else(unavailable);
+        return to_waypoint(mesh, source, gateway, Bound::Service(service), dialled);
     }
-    let candidates = Candidates::new(mesh, service, port, None)
-        .ok_or_else(|| Refusal::NoHealthyEndpoint(service.key.clone()))?;
-    Ok(Choice::Endpoint {
-        source,
+    if service.load_balancing.mode == BalancingMode::Passthrough {
+        return pass_through(mesh, source, dialled).map(Choice::Only);
+    }
+    Ok(Choice::Endpoint(Candidates {
         service,
-        candidates,
+        endpoints: mesh.balanced(&service.key),
+        source,
         dialled,
-    })
+        port,
+        waypoint_of: None,
+    }))
+}
+
+/// A service that has no endpoints of its own: what was dialled is what is meant. In clear only to what is not in the mesh.
+fn pass_through(mesh: &Mesh, source: &Workload, dialled: SocketAddr) -> Result<NextHop, Refusal> {
+    match mesh.workload_at(dialled.ip()) {
+        Some(workload) => to_pod(source, workload, dialled, &[]),
+        None => Ok(direct(dialled, None)),
+    }
 }
 
 /// A pod's own address was dialled. Its health is not asked: whoever dials a pod means that pod.
@@ -239,16 +205,21 @@ fn to_workload<'a>(
     workload: &'a Arc<Workload>,
     dialled: SocketAddr,
 ) -> Result<Choice<'a>, Refusal> {
+    // A service without virtual address is dialled like this, and its waypoint must not be passed by.
+    let of_services = || {
+        mesh.headless_at(workload, dialled.port())
+            .find_map(|it| it.waypoint.as_ref())
+    };
+    let waypoint = workload.waypoint.as_ref().or_else(of_services);
     // Before the waypoint, which would be asked for a port that it must refuse; and before the pod itself, which may
     // not reach our listeners either.
-    let in_mesh = workload.tunnel_protocol == TunnelProtocol::Hbone || workload.waypoint.is_some();
+    let in_mesh = workload.tunnel_protocol == TunnelProtocol::Hbone || waypoint.is_some();
     if in_mesh && is_own_port(dialled.port()) {
         return Err(Refusal::OwnPort(dialled.port()));
     }
     let hairpin = source.uid == workload.uid;
-    if let Some(gateway) = waypoint_to_pass(mesh, source, workload.waypoint.as_ref()).filter(|_| !hairpin) {
-        let unavailable = || Refusal::WaypointUnavailable(workload.namespaced_name());
-        return to_waypoint(mesh, gateway, dialled).ok_or_else(unavailable);
+    if let Some(gateway) = waypoint_to_pass(mesh, source, waypoint).filter(|_| !hairpin) {
+        return to_waypoint(mesh, source, gateway, Bound::Workload(workload), dialled);
     }
     to_pod(source, workload, dialled, &[]).map(Choice::Only)
 }
@@ -267,10 +238,7 @@ fn to_pod(
     }
     // A pod that reaches itself (hairpin) never leaves its namespace: there is no wire to encrypt.
     if !in_mesh || source.uid == workload.uid {
-        return Ok(NextHop::Direct {
-            addr: destination,
-            workload: Some(workload.clone()),
-        });
+        return Ok(direct(destination, Some(workload.clone())));
     }
     Ok(NextHop::Tunnel(Tunnel {
         addr: SocketAddr::new(destination.ip(), HBONE_PORT),
@@ -300,23 +268,33 @@ pub(super) fn is_pod_of(mesh: &Mesh, workload: &Workload, gateway: &GatewayAddre
     }
 }
 
-/// The pods of a waypoint, one of which is asked for what the app dialled; nothing where there is none.
-fn to_waypoint<'a>(mesh: &'a Mesh, gateway: &'a GatewayAddress, dialled: SocketAddr) -> Option<Choice<'a>> {
+/// The pods of a waypoint, one of which is asked for what the app dialled.
+fn to_waypoint<'a>(
+    mesh: &'a Mesh,
+    source: &'a Workload,
+    gateway: &'a GatewayAddress,
+    bound: Bound<'a>,
+    dialled: SocketAddr,
+) -> Result<Choice<'a>, Refusal> {
     let port = gateway.hbone_port;
-    match (mesh.gateway_service(gateway), &gateway.destination) {
-        (Some(service), _) => Some(Choice::Waypoint {
+    if let Some(service) = mesh.gateway_service(gateway) {
+        return Ok(Choice::Endpoint(Candidates {
             service,
-            candidates: Candidates::new(mesh, service, port, Some(port))?,
+            endpoints: mesh.balanced(&service.key),
+            source,
             dialled,
-        }),
-        (None, GatewayDestination::Address(address)) => {
-            let pod = mesh.workload_at(*address).filter(|pod| pod.healthy)?;
-            let address = SocketAddr::new(address_like(pod, dialled.ip())?, port);
-            let tunnel = waypoint_tunnel(pod, address, &[], dialled);
-            Some(Choice::Only(NextHop::Tunnel(tunnel)))
-        }
-        (None, GatewayDestination::Service(_)) => None,
+            port,
+            waypoint_of: Some(bound),
+        }));
     }
+    let pod = match &gateway.destination {
+        GatewayDestination::Address(address) => mesh.workload_at(*address).filter(|pod| pod.healthy),
+        GatewayDestination::Service(_) => None,
+    };
+    let reached = pod.and_then(|pod| Some((pod, address_like(pod, dialled.ip(), source)?)));
+    let (pod, address) = reached.ok_or_else(|| bound.unavailable())?;
+    let tunnel = waypoint_tunnel(pod, SocketAddr::new(address, port), &[], dialled);
+    Ok(Choice::Only(NextHop::Tunnel(tunnel)))
 }
 
 /// A tunnel to one of the waypoint's pods. A waypoint always speaks HBONE.
@@ -336,16 +314,20 @@ fn waypoint_tunnel(
     }
 }
 
+fn direct(addr: SocketAddr, workload: Option<Arc<Workload>>) -> NextHop {
+    NextHop::Direct { addr, workload }
+}
+
 /// The pod's address of the family that was dialled, so that a client of one family never meets the other without
-/// need; else any that it has.
-fn address_like(workload: &Workload, dialled: IpAddr) -> Option<IpAddr> {
-    let same_family = |address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4();
-    workload
-        .addresses
-        .iter()
-        .find(same_family)
-        .or(workload.addresses.first())
-        .copied()
+/// need; else any that the client can reach: it must have an address of that family itself.
+fn address_like(workload: &Workload, dialled: IpAddr, source: &Workload) -> Option<IpAddr> {
+    let of_family = |v4: bool| workload.addresses.iter().find(|address| address.is_ipv4() == v4);
+    let other = || {
+        let v4 = !dialled.is_ipv4();
+        let reachable = source.addresses.iter().any(|address| address.is_ipv4() == v4);
+        of_family(v4).filter(|_| reachable)
+    };
+    of_family(dialled.is_ipv4()).or_else(other).copied()
 }
 
 /// What the mesh says the server may be: the pod's own identity, and those that the dialled service adds.

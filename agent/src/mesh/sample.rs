@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Action, GatewayAddress, GatewayDestination, HBONE_PORT, Locality, Match, MeshParts, PeerAuthentications,
-    Policy, PolicyKey, PortMapping, Rule, Scope, Service, ServiceKey, SpiffeId, TrustDomain, TunnelProtocol,
-    Workload, WorkloadType,
+    Action, GatewayAddress, GatewayDestination, HBONE_PORT, IpFamilies, LoadBalancing, Locality, Match,
+    MeshParts, PeerAuthentications, Policy, PolicyKey, PortMapping, Rule, Scope, Service, ServiceKey,
+    SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
 };
 
 /// An empty mesh in which 10.0.0.0/8 and fd00::/8 are the cluster's.
@@ -43,7 +43,9 @@ pub(super) fn pod(name: &str, addresses: &[&str]) -> Workload {
         canonical_name: name.into(),
         canonical_revision: "latest".into(),
         cluster: "Kubernetes".into(),
+        network: "".into(),
         locality: Locality::default(),
+        capacity: 1,
         healthy: true,
         host_network: false,
         waypoint: None,
@@ -67,9 +69,12 @@ pub(super) fn service(name: &str, vips: &[&str]) -> Service {
         key: service_key(name),
         name: name.into(),
         vips: vips.iter().map(|vip| vip.parse().unwrap()).collect(),
+        vip_networks: Vec::new(),
         ports: vec![mapping(80, 8080), mapping(443, 443)],
         subject_alt_names: Vec::new(),
         waypoint: None,
+        load_balancing: LoadBalancing::default(),
+        ip_families: IpFamilies::default(),
     }
 }
 

@@ -31,8 +31,12 @@ pub struct Workload {
     pub canonical_revision: Arc<str>,
     /// The cluster's name.
     pub cluster: Arc<str>,
+    /// The network in which its addresses can be reached; empty is the only one.
+    pub network: Arc<str>,
     /// Where it runs, for endpoint choice and telemetry.
     pub locality: Locality,
+    /// How much it can take, against the other endpoints of a service; with 0 it is given no new connections.
+    pub capacity: u32,
     /// Whether it may be chosen as an endpoint.
     pub healthy: bool,
     /// hostNetwork pods share the node's address: never looked up by address, never captured.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::{Admin, Listeners},
-    feed::{FeedError, FileWatch, LocalPod, MeshFile},
+    feed::{FeedError, FileWatch, LocalPod, Lookups, MeshFile},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol},
     telemetry::chain,
@@ -79,7 +79,7 @@ impl Control {
     }
 
     /// Runs until the shutdown.
-    pub(super) async fn run(&mut self, feed: &mut FileWatch) {
+    pub(super) async fn run(&mut self, feed: &mut FileWatch, mut lookups: Lookups) {
         let mut turns = interval(TURN);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(LOOK);
@@ -93,6 +93,10 @@ impl Control {
                 _ = turns.tick() => {}
                 _ = certificates.changed() => {}
                 mesh = feed.changed() => self.changed(mesh),
+                Some(_asked) = lookups.next() => match feed.look().await {
+                    Some(mesh) => self.changed(mesh),
+                    None => continue,
+                },
             }
             if self.standing == Standing::Writing {
                 self.reopen_ports().await;

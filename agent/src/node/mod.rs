@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
-    feed::{FileWatch, MeshFile},
+    feed::{FileWatch, MeshFile, OnDemand, on_demand},
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
@@ -85,6 +85,7 @@ pub struct NodeConfig {
 struct Shared {
     /// The mesh in force; none before the first one.
     mesh: Arc<ArcSwapOption<Mesh>>,
+    on_demand: OnDemand,
     svids: SvidStore,
     metrics: Metrics,
     connections: Connections,
@@ -104,8 +105,10 @@ pub async fn run(
     let ca = LocalCa::load(&config.ca_cert, &config.ca_key)?;
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
     let first = feed.changed().await?;
+    let (on_demand, lookups) = on_demand();
     let shared = Shared {
         mesh: Arc::default(),
+        on_demand,
         svids: SvidStore::spawn(CertificateAuthority::Local(ca), StoreSettings::default()),
         metrics,
         connections: Connections::default(),
@@ -131,7 +134,7 @@ pub async fn run(
     let mut control = Control::new(config, shared, enrolment, state, admin, shutdown);
     control.serve_ports(ports);
     control.take(first);
-    control.run(&mut feed).await;
+    control.run(&mut feed, lookups).await;
     workers.join();
     control.close_ports().await;
     Ok(())

@@ -12,8 +12,12 @@ use super::{
     worker::Worker,
 };
 use crate::{
+    feed::Answer,
     hbone::{self, AppSide, Authority, Baggage, ConnectRequest, Forwarded, TraceParent, TunnelKey},
-    mesh::{Direction, FailureKind, Flow, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel, route},
+    mesh::{
+        Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel,
+        reroute, route,
+    },
     net::{copy::copy_tcp, socket::abort_on_close, tls},
     telemetry::chain,
 };
@@ -71,28 +75,64 @@ pub(super) async fn reach(
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
-    let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
-    let source = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
-    flow.source.workload = Some(Arc::clone(source));
-    let question = Outbound {
-        source: Arc::clone(source),
-        destination,
-    };
     let draw = worker.draw();
-    let mut next = route(&mesh, &question, draw);
+    let (mesh, question, mut next) = ask_or_look_up(worker, pod, destination, draw).await?;
+    flow.source.workload = Some(Arc::clone(&question.source));
     let mut tried = Vec::with_capacity(ATTEMPTS);
     loop {
-        tried.push(next.next.addr());
+        tried.extend(next.next.addr());
         match reach_once(worker, pod, &question, next, flow).await {
             Err(unreached) if unreached.retry && tried.len() < ATTEMPTS => {
-                next = route(&mesh, &question, draw.wrapping_add(tried.len() as u64));
-                if tried.contains(&next.next.addr()) {
-                    return Err(unreached.outcome);
-                }
+                next = reroute(&mesh, &question, draw, &tried).ok_or(unreached.outcome)?;
             }
             reached => return reached.map_err(|unreached| unreached.outcome),
         }
     }
+}
+
+/// The mesh in force, what it is asked, and its answer.
+type Asked = (Arc<Mesh>, Outbound, Route);
+
+/// Where the app's connection goes. An address of the cluster that the mesh does not have is looked up first: its pod may be
+/// so young that the feed has not told of it.
+async fn ask_or_look_up(
+    worker: &Worker,
+    pod: &Pod,
+    destination: SocketAddr,
+    draw: u64,
+) -> Result<Asked, Refusal> {
+    let asked = ask(worker, pod, destination, draw)?;
+    if !is_unknown(&asked) {
+        return Ok(asked);
+    }
+    let looked_up = worker
+        .shared
+        .on_demand
+        .look_up(&pod.uid, destination.ip().to_canonical())
+        .await;
+    let asked = ask(worker, pod, destination, draw)?;
+    worker.shared.metrics.looked_up(match looked_up {
+        _ if !is_unknown(&asked) => "found",
+        Answer::Answered => "unknown",
+        Answer::TimedOut => "timed_out",
+        Answer::TooMany => "too_many",
+    });
+    Ok(asked)
+}
+
+fn ask(worker: &Worker, pod: &Pod, destination: SocketAddr, draw: u64) -> Result<Asked, Refusal> {
+    let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
+    let source = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
+    let question = Outbound {
+        source: Arc::clone(source),
+        destination,
+    };
+    let answer = route(&mesh, &question, draw);
+    Ok((mesh, question, answer))
+}
+
+fn is_unknown((_, _, route): &Asked) -> bool {
+    matches!(route.next, NextHop::Refuse(Refusal::UnknownDestination(_)))
 }
 
 /// One attempt.

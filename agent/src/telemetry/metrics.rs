@@ -54,6 +54,7 @@ struct Registered {
     captured_pods: Gauge,
     mesh_loaded: Gauge<f64, AtomicU64>,
     meshes_rejected: Counter,
+    lookups: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl Metrics {
@@ -72,6 +73,7 @@ impl Metrics {
             captured_pods: Gauge::default(),
             mesh_loaded: Gauge::default(),
             meshes_rejected: Counter::default(),
+            lookups: Family::default(),
         };
         registered.register_istio(tag);
         registered.register_weft(dropped);
@@ -154,6 +156,11 @@ impl Metrics {
         self.0.meshes_rejected.inc();
     }
 
+    /// Counts a look-up of an address that the mesh did not have: `found`, `unknown`, `timed_out` or `too_many`.
+    pub fn looked_up(&self, outcome: &'static str) {
+        self.0.lookups.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
     /// Every metric, as OpenMetrics text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -225,6 +232,11 @@ impl Registered {
             self.meshes_rejected.clone(),
         );
         self.dry_runs.register(weft);
+        weft.register(
+            "on_demand_lookups",
+            "Addresses of the cluster that were dialled and that the mesh did not have, by how looking them up ended",
+            self.lookups.clone(),
+        );
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));
     }
 }

@@ -24,7 +24,9 @@ pub(crate) fn workload(name: &str, app: &str) -> Arc<Workload> {
         canonical_name: app.into(),
         canonical_revision: "v1".into(),
         cluster: "Kubernetes".into(),
+        network: Default::default(),
         locality: Default::default(),
+        capacity: 1,
         healthy: true,
         host_network: false,
         waypoint: None,
@@ -48,9 +50,12 @@ fn service() -> Arc<Service> {
         },
         name: "web".into(),
         vips: Vec::new(),
+        vip_networks: Vec::new(),
         ports: Vec::new(),
         subject_alt_names: Vec::new(),
         waypoint: None,
+        load_balancing: Default::default(),
+        ip_families: Default::default(),
     })
 }
 

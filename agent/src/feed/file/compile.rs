@@ -2,13 +2,14 @@
 //!
 //! Pure. Not here: single values (`values`), workloads (`workloads`), policies (`policies`, `rules`, `peer_authentications`).
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
+use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_saphyr::Spanned;
 
 use super::{
-    LocalPod, MeshFile, Problem, peer_authentications, policies,
+    LocalPod, MeshFile, Problem, balancing, peer_authentications, policies,
     problem::{Place, Problems},
     schema::{Document, Labels, PortEntry, ServiceEntry, Text, WaypointEntry},
     values,
@@ -147,6 +148,10 @@ fn service(
     let name = problems.required(&entry.name, at, place, "name", values::label);
     let namespace = problems.required(&entry.namespace, at, place, "namespace", values::label);
     let hostname = problems.optional(&entry.hostname, place, "hostname", values::hostname);
+    let ip_families = problems.optional(&entry.ip_families, place, "ipFamilies", balancing::ip_families);
+    let vips = problems.read_all(&entry.vips, &place.field("vips"), values::vip);
+    let (vips, vip_networks) = vips.into_iter().partition::<Vec<_>, _>(is_single);
+    let load_balancing = balancing::load_balancing(entry, place, problems);
     let (name, namespace) = (name?, namespace?);
     let hostname = match hostname {
         Some(hostname) => hostname,
@@ -155,7 +160,8 @@ fn service(
     Some(Service {
         key: ServiceKey { namespace, hostname },
         name,
-        vips: problems.read_all(&entry.vips, &place.field("vips"), values::address),
+        vips: vips.iter().map(IpNet::addr).collect(),
+        vip_networks,
         ports: ports(&entry.ports, &place.field("ports"), problems),
         subject_alt_names: problems.read_all(
             &entry.subject_alt_names,
@@ -166,7 +172,13 @@ fn service(
             .waypoint
             .as_ref()
             .and_then(|w| workloads::waypoint(w, globals, &place.field("waypoint"), problems)),
+        load_balancing,
+        ip_families: ip_families.unwrap_or_default(),
     })
+}
+
+fn is_single(network: &IpNet) -> bool {
+    network.prefix_len() == network.max_prefix_len()
 }
 
 fn ports(
@@ -285,17 +297,22 @@ fn listed<'p, 'a>(
     found
 }
 
-/// An address leads to one pod or one service. (hostNetwork pods share their node's.)
+/// An address leads to one pod or one service; a network may lie in a larger one of another service. (hostNetwork pods share their node's.)
 fn check_addresses(document: &Document, problems: &mut Problems) {
-    let mut owners: FxHashMap<IpAddr, String> = FxHashMap::default();
+    let mut owners: FxHashMap<IpNet, String> = FxHashMap::default();
     let mut check = |texts: &Option<Vec<Text>>, owner: &Place<'_>, field: &str| {
         for (i, text) in texts.iter().flatten().enumerate() {
             // One that is no address has been noted already.
-            let Ok(address) = values::address(&text.value) else {
+            let Ok(network) = values::vip(&text.value) else {
                 continue;
             };
-            if let Some(other) = owners.insert(address, owner.to_string()) {
-                let message = format!("{address} is an address of {other} as well: remove one of them");
+            if let Some(other) = owners.insert(network, owner.to_string()) {
+                let message = if is_single(&network) {
+                    let address = network.addr();
+                    format!("{address} is an address of {other} as well: remove one of them")
+                } else {
+                    format!("{network} is a network of {other} as well: remove one of them")
+                };
                 problems.add(text.referenced, &owner.field(field).index(i), message);
             }
         }

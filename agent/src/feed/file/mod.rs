@@ -4,6 +4,7 @@
 //! looks for changes. Everything that is wrong with a file is found in one go, each with its line, column and field;
 //! a file with anything wrong gives no mesh at all. Not here: what is done with the mesh, and with the error (`node`).
 
+mod balancing;
 mod compile;
 mod peer_authentications;
 mod policies;

@@ -55,6 +55,8 @@ pub(super) struct WorkloadEntry {
     pub(super) zone: Option<Text>,
     pub(super) subzone: Option<Text>,
     pub(super) healthy: Option<bool>,
+    pub(super) network: Option<Text>,
+    pub(super) capacity: Option<Text>,
     pub(super) host_network: Option<bool>,
     pub(super) waypoint: Option<Spanned<WaypointEntry>>,
 }
@@ -71,6 +73,19 @@ pub(super) struct ServiceEntry {
     pub(super) endpoints: Option<Vec<Text>>,
     pub(super) subject_alt_names: Option<Vec<Text>>,
     pub(super) waypoint: Option<Spanned<WaypointEntry>>,
+    pub(super) load_balancing: Option<Spanned<LoadBalancingEntry>>,
+    pub(super) traffic_distribution: Option<Text>,
+    pub(super) internal_traffic_policy: Option<Text>,
+    pub(super) publish_not_ready_addresses: Option<bool>,
+    pub(super) ip_families: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct LoadBalancingEntry {
+    pub(super) routing_preference: Option<Vec<Text>>,
+    pub(super) mode: Option<Text>,
+    pub(super) health_policy: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

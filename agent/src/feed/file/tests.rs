@@ -5,7 +5,9 @@ use std::path::Path;
 use proptest::{prelude::*, sample::Index};
 
 use super::*;
-use crate::mesh::{Action, MtlsMode, Scope, StringMatch, TunnelProtocol, Workload, WorkloadType};
+use crate::mesh::{
+    Action, IpFamilies, LoadBalancing, MtlsMode, Scope, StringMatch, TunnelProtocol, Workload, WorkloadType,
+};
 
 /// Every section, every field.
 const WHOLE: &str = r#"
@@ -664,6 +666,145 @@ fn references() {
     check_workload(
         "waypoint: {}",
         &["`{` workloads[0].waypoint: write either service: <namespace>/<name> or address: <IP address>"],
+    );
+}
+
+/// What a service's fields say of its endpoints: scopes, mode, health.
+fn balancing(fields: &str) -> String {
+    let text = format!("services:\n- {{name: s, namespace: b, endpoints: [], {fields}}}");
+    let file = parsed(&text);
+    let service = file.mesh.services().next().unwrap();
+    let LoadBalancing {
+        routing_preference,
+        mode,
+        health,
+    } = &service.load_balancing;
+    format!("{routing_preference:?} {mode:?} {health:?}")
+}
+
+#[test]
+fn endpoint_choice() {
+    let close = "[Network, Region, Zone, Subzone] Failover OnlyHealthy";
+    for (fields, expect) in [
+        ("", "[] Any OnlyHealthy"),
+        ("trafficDistribution: PreferClose", close),
+        ("trafficDistribution: prefersamezone", close),
+        (
+            "trafficDistribution: PreferSameNode, internalTrafficPolicy: Cluster",
+            "[Network, Region, Zone, Subzone, Node] Failover OnlyHealthy",
+        ),
+        (
+            "internalTrafficPolicy: Local, trafficDistribution: PreferClose, publishNotReadyAddresses: true",
+            "[Node] Strict AllowAll",
+        ),
+        ("publishNotReadyAddresses: false", "[] Any OnlyHealthy"),
+        (
+            "loadBalancing: {mode: STRICT, routingPreference: [CLUSTER, ZONE], healthPolicy: ALLOW_ALL}",
+            "[Cluster, Zone] Strict AllowAll",
+        ),
+        ("loadBalancing: {mode: PASSTHROUGH}", "[] Passthrough OnlyHealthy"),
+        (
+            "loadBalancing: {healthPolicy: ONLY_HEALTHY}",
+            "[] Any OnlyHealthy",
+        ),
+    ] {
+        assert_eq!(balancing(fields), expect, "{fields}");
+    }
+}
+
+#[test]
+fn endpoint_choices_that_cannot_be_meant() {
+    let at = "services[0].loadBalancing";
+    check_service(
+        "endpoints: [], loadBalancing: {routingPreference: [ZONE]}",
+        &[&format!(
+            "`{{routingPreference: [ZONE` {at}: has a routingPreference and no mode: add mode: FAILOVER or mode: STRICT"
+        )],
+    );
+    check_service(
+        "endpoints: [], loadBalancing: {mode: STRICT}",
+        &[&format!(
+            "`{{mode: STRICT` {at}: has a mode and no routingPreference: add one, for example [REGION, ZONE]"
+        )],
+    );
+    check_service(
+        "endpoints: [], loadBalancing: {mode: PASSTHROUGH, routingPreference: [ZONE]}",
+        &[&format!(
+            "`{{mode: PASSTHROUGH` {at}: has a routingPreference, which this mode does not ask: remove one of them"
+        )],
+    );
+    check_service(
+        "endpoints: [], loadBalancing: {mode: FAILOVER, routingPreference: [ZONE, RACK], healthPolicy: SOME}",
+        &[
+            &format!(
+                "`RACK` {at}.routingPreference[1]: \"RACK\" is not known here: write NETWORK, REGION, ZONE, SUBZONE, NODE \
+                 or CLUSTER"
+            ),
+            &format!("`SOME` {at}.healthPolicy: \"SOME\" is not known here: write ONLY_HEALTHY or ALLOW_ALL"),
+        ],
+    );
+    let either = "write either loadBalancing, or trafficDistribution, internalTrafficPolicy and publishNotReadyAddresses \
+                  as a Kubernetes Service has them";
+    check_service(
+        "endpoints: [], loadBalancing: {}, publishNotReadyAddresses: true",
+        &[&format!("`{{` {at}: {either}")],
+    );
+    check_service(
+        "endpoints: [], trafficDistribution: Close, internalTrafficPolicy: local, ipFamilies: IPV4",
+        &[
+            "`IPV4` services[0].ipFamilies: \"IPV4\" is not known here: write AUTOMATIC, IPV4_ONLY, IPV6_ONLY or DUAL",
+            "`Close` services[0].trafficDistribution: \"Close\" is not known here: write PreferClose, PreferSameZone or \
+             PreferSameNode",
+            "`local` services[0].internalTrafficPolicy: \"local\" is not known here: write Local or Cluster",
+        ],
+    );
+    check_workload(
+        "capacity: -1",
+        &[
+            "`-1` workloads[0].capacity: \"-1\" is not a capacity: write a whole number, 0 for an endpoint that takes \
+             nothing new",
+        ],
+    );
+}
+
+#[test]
+fn virtual_addresses() {
+    let text = "workloads:\n- {name: a, namespace: b, network: blue, capacity: 3, addresses: [10.9.0.7]}\n\
+                services:\n- {name: s, namespace: b, endpoints: [b/a], ipFamilies: IPV6_ONLY, \
+                vips: [10.96.0.1, 10.96.0.2/32, 10.97.1.2/16, \"fd00:96::/64\"]}\n\
+                - {name: t, namespace: b, endpoints: [], vips: [10.97.1.0/24, 10.9.0.0/24]}";
+    let file = parsed(text);
+    let a = workload(&file, "a");
+    assert_eq!((&*a.network, a.capacity), ("blue", 3));
+    let at = |address: &str| {
+        let service = file.mesh.service_at(address.parse().unwrap());
+        service.map(|service| service.name.to_string())
+    };
+    for (address, expect) in [
+        ("10.96.0.1", Some("s")),
+        ("10.96.0.2", Some("s")),
+        ("10.96.0.3", None),
+        ("10.97.2.1", Some("s")),
+        ("10.97.1.1", Some("t")),
+        ("fd00:96::77", Some("s")),
+        ("10.9.0.1", Some("t")),
+        ("10.9.0.7", None),
+    ] {
+        assert_eq!(at(address).as_deref(), expect, "{address}");
+    }
+    let s = file.mesh.services().find(|it| &*it.name == "s").unwrap();
+    assert_eq!(
+        (s.vips.len(), s.vip_networks.len(), s.ip_families),
+        (2, 2, IpFamilies::Ipv6Only)
+    );
+    check_service(
+        "endpoints: [], vips: [10.96.0.0/16, 10.96.0.0/33, 127.0.0.1, 10.96.7.7/16]",
+        &[
+            "`10.96.0.0/33` services[0].vips[1]: \"10.96.0.0/33\" is not a network: write an address and a prefix length, \
+             for example 10.244.0.0/16",
+            "`127.0.0.1` services[0].vips[2]: 127.0.0.1 is an address that no pod and no service can have",
+            "`10.96.7.7/16` services[0].vips[3]: 10.96.0.0/16 is a network of services[0] as well: remove one of them",
+        ],
     );
 }
 

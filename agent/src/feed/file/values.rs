@@ -45,6 +45,26 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
     Ok(network.trunc())
 }
 
+/// A virtual address of a service: a single one, or a network of them.
+pub(super) fn vip(text: &str) -> Result<IpNet, String> {
+    let network = match text.contains('/') {
+        true => network(text)?,
+        false => IpNet::from(address(text)?),
+    };
+    if network.prefix_len() == network.max_prefix_len() {
+        return address(&network.addr().to_string()).map(IpNet::from);
+    }
+    Ok(network)
+}
+
+/// How much an endpoint takes, against others.
+pub(super) fn capacity(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| {
+        let value = quoted(text);
+        format!("{value} is not a capacity: write a whole number, 0 for an endpoint that takes nothing new")
+    })
+}
+
 /// A port of a pod.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {

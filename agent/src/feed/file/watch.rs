@@ -13,12 +13,14 @@ use std::{
 };
 
 use thiserror::Error;
+use tokio::task::JoinHandle;
 
 use super::{LARGEST_FILE, MeshFile, MeshFileError, parse};
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_millis(200);
-/// A file this young may change again without looking different: file systems keep the time of a change in ticks.
+/// A file this young may change again without looking different (file systems keep the time of a change in ticks), and
+/// whoever writes it may not have come to its end.
 const SETTLED_AFTER: Duration = Duration::from_millis(50);
 
 /// Why a mesh file gives no mesh.
@@ -74,6 +76,8 @@ pub struct FileWatch {
     seen: Option<Seen>,
     /// A hash of what the last reading brought, so that a file that only looks different is not a change.
     content: Option<u64>,
+    /// One that a caller has given up, and that goes on: a large file would never be read to its end otherwise.
+    reading: Option<JoinHandle<Option<Reading>>>,
 }
 
 /// How the file looked.
@@ -85,7 +89,7 @@ enum Seen {
         len: u64,
         inode: (u64, u64),
     },
-    /// So young that it may look the same after another change.
+    /// So young that it may look the same after another change, or that it is being written.
     Unsettled,
 }
 
@@ -97,6 +101,7 @@ impl FileWatch {
             node: node.into(),
             seen: None,
             content: None,
+            reading: None,
         }
     }
 
@@ -112,43 +117,90 @@ impl FileWatch {
     /// As [`load`]: once for every change, not again and again for the same bad file.
     pub async fn changed(&mut self) -> Result<MeshFile, FeedError> {
         loop {
-            let seen = look(&self.path).await;
-            if self.seen.as_ref() != Some(&seen) || seen == Seen::Unsettled {
-                let (content, changed) = self.read_if_changed().await?;
-                // Noted together and after the last await: a caller that gives up before this has missed nothing.
-                self.seen = Some(seen);
-                self.content = Some(content);
-                if let Some(file) = changed {
-                    return file;
-                }
+            if let Some(changed) = self.look().await {
+                return changed;
             }
             tokio::time::sleep(PERIOD).await;
         }
     }
 
-    /// On a thread that may block: a large file takes its time to read and to parse.
-    async fn read_if_changed(&self) -> Result<Reading, FeedError> {
+    /// Looks at once whether the file says something else than the last time. Nothing also while somebody is writing it:
+    /// half a file may well be a mesh, of half the workloads and half the policies.
+    ///
+    /// # Errors
+    /// As [`FileWatch::changed`].
+    pub async fn look(&mut self) -> Option<Result<MeshFile, FeedError>> {
+        let began_before = self.reading.is_some();
+        match self.look_once().await {
+            None if began_before => self.look_once().await,
+            looked => looked,
+        }
+    }
+
+    async fn look_once(&mut self) -> Option<Result<MeshFile, FeedError>> {
+        if self.reading.is_none() {
+            let mut seen = look(&self.path);
+            if seen == Seen::Unsettled {
+                tokio::time::sleep(SETTLED_AFTER).await;
+                seen = look(&self.path);
+            }
+            if seen == Seen::Unsettled || self.seen.as_ref() == Some(&seen) {
+                return None;
+            }
+            self.reading = Some(self.begin_reading(seen));
+        }
+        let read = self.reading.as_mut()?.await;
+        self.reading = None;
+        // Noted together and after the last await: a caller that gives up before this has missed nothing.
+        match read {
+            Ok(Some(reading)) => {
+                self.seen = Some(reading.seen);
+                self.content = Some(reading.content);
+                reading.changed
+            }
+            Ok(None) => None,
+            Err(err) => Some(Err(FeedError::Read {
+                path: self.path.clone(),
+                source: io::Error::other(err),
+            })),
+        }
+    }
+
+    /// On a thread that may block: a large file takes its time to read and to parse. Nothing if the file has changed
+    /// meanwhile.
+    fn begin_reading(&self, seen: Seen) -> JoinHandle<Option<Reading>> {
         let (path, node, last) = (self.path.clone(), self.node.clone(), self.content);
-        let reading = tokio::task::spawn_blocking(move || {
+        tokio::task::spawn_blocking(move || {
             let read = read(&path);
+            if look(&path) != seen {
+                return None;
+            }
             let content = content_hash(&read);
             let parsed = |text: String| parse(&text, &path, &node).map_err(FeedError::Invalid);
-            (content, (Some(content) != last).then(|| read.and_then(parsed)))
-        });
-        let failed = |err| FeedError::Read {
-            path: self.path.clone(),
-            source: io::Error::other(err),
-        };
-        reading.await.map_err(failed)
+            let changed = (Some(content) != last).then(|| read.and_then(parsed));
+            Some(Reading {
+                seen,
+                content,
+                changed,
+            })
+        })
     }
 }
 
-/// What a reading brought: its hash, and the mesh file unless that is the hash of the last one.
-type Reading = (u64, Option<Result<MeshFile, FeedError>>);
+/// What a reading brought.
+#[derive(Debug)]
+struct Reading {
+    seen: Seen,
+    /// Its hash.
+    content: u64,
+    /// The mesh file, unless that is the hash of the last one.
+    changed: Option<Result<MeshFile, FeedError>>,
+}
 
-/// Before it is read: whatever changes later makes it look different the next time.
-async fn look(path: &Path) -> Seen {
-    match tokio::fs::metadata(path).await {
+/// Before it is read: whatever changes later makes it look different the next time. It blocks no longer than any look at a
+/// directory.
+fn look(path: &Path) -> Seen {
+    match std::fs::metadata(path) {
         Ok(metadata) if is_settled(&metadata) => Seen::File {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             len: metadata.len(),

@@ -44,6 +44,10 @@ pub(super) fn pod<'a>(
     let service_account = problems.optional(&entry.service_account, place, "serviceAccount", values::name);
     let service_account = service_account.unwrap_or_else(|| "default".into());
     let workload_name = problems.optional(&entry.workload_name, place, "workloadName", values::word);
+    let canonical_name = canonical_name(entry, place, problems)
+        .or_else(|| workload_name.clone())
+        .unwrap_or_else(|| name.clone());
+    let canonical_revision = canonical_revision(entry, place, problems).unwrap_or_else(|| "latest".into());
     let workload = Workload {
         uid: format!("{}//Pod/{namespace}/{name}", globals.cluster).into(),
         identity: identity(globals, &namespace, &service_account, at, place, problems)?,
@@ -61,23 +65,17 @@ pub(super) fn pod<'a>(
             } else {
                 WorkloadType::Pod
             }),
-        canonical_name: problems
-            .optional(&entry.canonical_name, place, "canonicalName", values::word)
-            .or_else(|| label_of(entry, &CANONICAL_NAME))
-            .or_else(|| workload_name.clone())
-            .unwrap_or_else(|| name.clone()),
-        canonical_revision: problems
-            .optional(
-                &entry.canonical_revision,
-                place,
-                "canonicalRevision",
-                values::word,
-            )
-            .or_else(|| label_of(entry, &CANONICAL_REVISION))
-            .unwrap_or_else(|| "latest".into()),
+        canonical_name,
+        canonical_revision,
         workload_name: workload_name.unwrap_or_else(|| name.clone()),
         cluster: globals.cluster.clone(),
+        network: problems
+            .optional(&entry.network, place, "network", values::word)
+            .unwrap_or_default(),
         locality: locality(entry, place, problems),
+        capacity: problems
+            .optional(&entry.capacity, place, "capacity", values::capacity)
+            .unwrap_or(1),
         healthy: entry.healthy.unwrap_or(true),
         host_network: entry.host_network.unwrap_or_default(),
         waypoint: entry
@@ -120,6 +118,21 @@ const CANONICAL_REVISION: [&str; 3] = [
     "app.kubernetes.io/version",
     "version",
 ];
+
+fn canonical_name(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> Option<Arc<str>> {
+    let written = problems.optional(&entry.canonical_name, place, "canonicalName", values::word);
+    written.or_else(|| label_of(entry, &CANONICAL_NAME))
+}
+
+fn canonical_revision(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> Option<Arc<str>> {
+    let written = problems.optional(
+        &entry.canonical_revision,
+        place,
+        "canonicalRevision",
+        values::word,
+    );
+    written.or_else(|| label_of(entry, &CANONICAL_REVISION))
+}
 
 fn label_of(entry: &WorkloadEntry, keys: &[&str]) -> Option<Arc<str>> {
     let labels = entry.labels.as_ref()?;

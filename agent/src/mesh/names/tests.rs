@@ -1,7 +1,7 @@
 //! What hostnames stand for, by name, family, namespace and search domain.
 
 use super::{
-    super::{MeshParts, sample},
+    super::{IpFamilies, MeshParts, sample},
     *,
 };
 
@@ -158,4 +158,59 @@ fn of_several_services_the_pods_own_namespaces_or_else_the_first_by_name() {
         let expect = format!("both.example.net/both.example.net: 10.96.1.{address}");
         assert_eq!(asked(namespace, "both.example.net", Wanted::V4, 0), expect);
     }
+}
+
+#[test]
+fn families_and_services_without_an_answer() {
+    let with = |name: &str, vips: &[&str], change: fn(&mut Service)| {
+        let mut service = sample::service(name, vips);
+        change(&mut service);
+        service
+    };
+    let both = ["10.96.0.1", "fd00:96::1"];
+    let passthrough = |service: &mut Service| {
+        service.load_balancing.mode = BalancingMode::Passthrough;
+        service.vip_networks = vec!["192.0.2.0/24".parse().unwrap()];
+    };
+    let mesh = Mesh::new(MeshParts {
+        workloads: vec![sample::backs(
+            sample::pod("db-1", &["10.1.0.1", "fd00:1::1"]),
+            "db",
+        )],
+        services: vec![
+            with("four", &both, |service| {
+                service.ip_families = IpFamilies::Ipv4Only;
+            }),
+            with("six", &both, |service| service.ip_families = IpFamilies::Ipv6Only),
+            with("dual", &both, |service| service.ip_families = IpFamilies::Dual),
+            with("db", &[], |service| service.ip_families = IpFamilies::Ipv6Only),
+            with("outside", &[], passthrough),
+            with("known", &["198.51.100.1"], passthrough),
+        ],
+        ..sample::parts()
+    });
+    let check = |name: &str, expect: Option<&[&str]>| {
+        let hostname = format!("{name}.demo.svc.cluster.local");
+        let lookup = Lookup {
+            hostname: &hostname,
+            wanted: Wanted::Both,
+            draw: 0,
+        };
+        let host = resolve(&mesh, &lookup, &sample::pod("client", &[]));
+        let addresses = host.map(|host| host.addresses.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(
+            addresses.as_deref(),
+            expect
+                .map(|it| it.iter().map(ToString::to_string).collect::<Vec<_>>())
+                .as_deref(),
+            "{name}"
+        );
+    };
+    check("four", Some(&["10.96.0.1"]));
+    check("six", Some(&["fd00:96::1"]));
+    check("dual", Some(&both));
+    check("db", Some(&["fd00:1::1"]));
+    // Whatever is dialled is meant, so other servers know where that is.
+    check("outside", None);
+    check("known", Some(&["198.51.100.1"]));
 }

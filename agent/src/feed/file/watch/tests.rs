@@ -117,6 +117,37 @@ async fn a_call_that_is_dropped_loses_nothing() {
     assert_eq!(next(&mut watch).await, Ok(3));
 }
 
+/// The control loop has other things to do several times a second.
+#[tokio::test]
+async fn a_large_file_is_read_to_its_end_by_calls_that_are_dropped() {
+    let directory = Directory::new("large");
+    fs::write(directory.mesh(), mesh(5_000)).unwrap();
+    let mut watch = FileWatch::new(directory.mesh(), "node-a");
+    let read = async {
+        loop {
+            if let Ok(seen) = timeout(Duration::from_millis(1), watch.changed()).await {
+                return seen.unwrap().mesh.workloads().len();
+            }
+        }
+    };
+    assert_eq!(timeout(SOON * 6, read).await, Ok(5_000));
+}
+
+#[tokio::test]
+async fn a_look_sees_at_once_what_has_changed() {
+    let directory = Directory::new("look");
+    fs::write(directory.mesh(), mesh(1)).unwrap();
+    let mut watch = FileWatch::new(directory.mesh(), "node-a");
+    assert_eq!(next(&mut watch).await, Ok(1));
+    assert!(watch.look().await.is_none());
+    for pods in 2..6 {
+        fs::write(directory.mesh(), mesh(pods)).unwrap();
+        let seen = watch.look().await.expect("a change");
+        assert_eq!(seen.unwrap().mesh.workloads().len(), pods);
+        assert!(watch.look().await.is_none());
+    }
+}
+
 #[test]
 fn files_that_cannot_be_read() {
     let directory = Directory::new("unreadable");
