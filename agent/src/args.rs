@@ -8,7 +8,7 @@ use crate::{
     admin::AdminAddrs,
     cli::{ca::CaArgs, explain::ExplainArgs, release::ReleaseArgs, status::StatusArgs},
     kernel::load::LoadConfig,
-    node::{NodeConfig, default_ports},
+    node::{LimitSettings, NodeConfig, default_ports},
     telemetry::{LogFormat, log},
 };
 
@@ -92,6 +92,9 @@ pub struct AgentArgs {
         action = ArgAction::Set
     )]
     pub dns_capture: bool,
+    /// What bounds peers and pods
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Where people ask: status, log level, shutdown; keep it on loopback
     #[arg(long, value_name = "ADDR", default_value_t = default_ports().admin)]
     pub admin_address: SocketAddr,
@@ -109,16 +112,77 @@ pub struct AgentArgs {
     pub log_format: LogFormat,
 }
 
+/// Limits of `weft agent`. Each has a series of weft_limit_rejections_total.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Sockets of connections, open at once: one for a connection through a tunnel, two for one in plaintext, one for each
+    /// tunnel [default: what the limit of open files leaves; each pod has 32 whatever the others have]
+    #[arg(long, env = "WEFT_MAX_SOCKETS", value_name = "COUNT")]
+    pub max_sockets: Option<usize>,
+    /// The same, of one pod's connections [default: half of --max-sockets]
+    #[arg(long, env = "WEFT_MAX_SOCKETS_PER_POD", value_name = "COUNT")]
+    pub max_sockets_per_pod: Option<usize>,
+    /// Connections of one address to one pod [default: half of --max-sockets-per-pod]
+    #[arg(long, env = "WEFT_MAX_CONNECTIONS_PER_PEER", value_name = "COUNT")]
+    pub max_connections_per_peer: Option<usize>,
+    /// TLS handshakes under way; one pod may have half of them
+    #[arg(long, env = "WEFT_MAX_HANDSHAKES", value_name = "COUNT", default_value_t = LimitSettings::default().max_handshakes)]
+    pub max_handshakes: usize,
+    /// TLS handshakes under way of one address with one pod
+    #[arg(long, env = "WEFT_MAX_HANDSHAKES_PER_PEER", value_name = "COUNT", default_value_t = LimitSettings::default().max_handshakes_per_peer)]
+    pub max_handshakes_per_peer: usize,
+    /// MiB that may wait for apps that read slowly, beyond the 16 MiB that each tunnel may hold (4 from the ninth between
+    /// two pods on); then senders wait
+    #[arg(long, env = "WEFT_MAX_BUFFERED_MIB", value_name = "MIB", default_value_t = LimitSettings::default().max_buffered >> 20, value_parser = mib)]
+    pub max_buffered_mib: usize,
+    /// The same, of tunnels between two pods
+    #[arg(long, env = "WEFT_MAX_BUFFERED_PER_PEER_MIB", value_name = "MIB", default_value_t = LimitSettings::default().max_buffered_per_peer >> 20, value_parser = mib)]
+    pub max_buffered_per_peer_mib: usize,
+    /// Seconds that a TLS handshake may take, and then the HTTP/2 preface
+    #[arg(long, env = "WEFT_HANDSHAKE_TIMEOUT", value_name = "SECONDS", default_value_t = LimitSettings::default().handshake_timeout.as_secs(), value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub handshake_timeout: u64,
+    /// Seconds after which a tunnel without a stream is closed
+    #[arg(long, env = "WEFT_IDLE_TUNNEL_TIMEOUT", value_name = "SECONDS", default_value_t = LimitSettings::default().idle_tunnel_timeout.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub idle_tunnel_timeout: u64,
+}
+
+/// A number of MiB whose bytes can be counted.
+fn mib(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 20;
+    match text.parse() {
+        Ok(mib) if mib <= MOST => Ok(mib),
+        _ => Err(format!("not a number of MiB from 0 to {MOST}")),
+    }
+}
+
+impl LimitArgs {
+    fn settings(&self) -> LimitSettings {
+        LimitSettings {
+            max_sockets: self.max_sockets,
+            max_sockets_per_pod: self.max_sockets_per_pod,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_handshakes: self.max_handshakes,
+            max_handshakes_per_peer: self.max_handshakes_per_peer,
+            max_buffered: self.max_buffered_mib << 20,
+            max_buffered_per_peer: self.max_buffered_per_peer_mib << 20,
+            handshake_timeout: Duration::from_secs(self.handshake_timeout),
+            idle_tunnel_timeout: Duration::from_secs(self.idle_tunnel_timeout),
+        }
+    }
+}
+
 const AGENT_HELP: &str = "\
 Needs Linux 5.15 or later, cgroup2, bpffs on /sys/fs/bpf, and CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE.
+It gives up all others at once, so its user must own the files that it reads, or they must be readable to it.
 A pod is captured when its workload in the mesh file has this node's name, tunnelProtocol HBONE and a netns.
 When the agent ends, captured pods are refused until the next one runs; nothing is sent in plaintext.
 To upgrade, start the new agent with --takeover beside the old one and end the old one once the new one is ready.
 To stop for good, end the agent and run `weft release`.";
 
 impl AgentArgs {
-    /// The node role's configuration.
-    pub fn config(&self) -> NodeConfig {
+    /// The node role's configuration, in a process that may open so many files.
+    pub fn config(&self, open_files: usize) -> NodeConfig {
         NodeConfig {
             node: self.node.clone(),
             mesh_file: self.mesh_file.clone(),
@@ -132,6 +196,8 @@ impl AgentArgs {
             drain_timeout: Duration::from_secs(self.drain_timeout),
             workers: self.workers.unwrap_or_else(default_workers),
             dns_capture: self.dns_capture,
+            limits: self.limits.settings(),
+            open_files,
             admin: AdminAddrs {
                 admin: self.admin_address,
                 metrics: self.metrics_address,

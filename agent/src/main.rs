@@ -12,11 +12,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft::{
     args::{AgentArgs, Cli, Command},
-    cli, node,
+    cli,
+    kernel::privileges,
+    node,
     telemetry::{Metrics, log},
 };
 
 pub(crate) fn main() -> ExitCode {
+    privileges::write_private_files();
     let done = match Cli::parse().command {
         Command::Agent(args) => agent(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
@@ -40,28 +43,36 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 }
 
 fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
+    privileges::keep_needed().context("give up the capabilities that are not needed")?;
     let log = log::init(&args.log, args.log_format)?;
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
     let shutdown = CancellationToken::new();
-    raise_file_limit();
+    let open_files = raise_file_limit();
     let runtime = runtime(2)?;
     runtime.block_on(async {
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        node::run(args.config(), metrics, Some(log.filter()), shutdown).await
+        node::run(args.config(open_files), metrics, Some(log.filter()), shutdown).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every connection takes two files, every pod some more: as many as the hard limit allows, which needs no capability.
-fn raise_file_limit() {
+/// Every connection takes a file or two, every pod some more: as many as the hard limit allows, which needs no capability.
+/// The answer is how many there may be.
+fn raise_file_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, files = limit.current, "cannot raise the limit of open files");
-    }
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, files = limit.current, "cannot raise the limit of open files");
+            limit.current
+        }
+    };
+    // None is no limit.
+    files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX))
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

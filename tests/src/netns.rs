@@ -103,16 +103,24 @@ impl Netns {
         self.run(|| UdpSocket::bind(local))?
     }
 
+    /// How many TCP connections to `port` are established in there. A socket that is being closed is none.
+    pub fn connections_to(&self, port: u16) -> usize {
+        let lines = self.tcp_tables();
+        lines.iter().filter(|line| is_connection(line, port)).count()
+    }
+
+    fn tcp_tables(&self) -> Vec<String> {
+        let read =
+            || ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")));
+        let tables = self.run(read).into_iter().flatten().flatten();
+        tables
+            .flat_map(|table| table.lines().skip(1).map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// Whether some TCP socket listens on `port` in there, on any address. Sends nothing.
     pub fn listens_on(&self, port: u16) -> bool {
-        let tables = self.run(|| {
-            ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")))
-        });
-        let Ok(tables) = tables else { return false };
-        tables
-            .iter()
-            .flatten()
-            .any(|table| table.lines().skip(1).any(|line| is_listener(line, port)))
+        self.tcp_tables().iter().any(|line| is_listener(line, port))
     }
 }
 
@@ -122,6 +130,14 @@ fn is_listener(line: &str, port: u16) -> bool {
     let local = fields.next().and_then(|local| local.rsplit_once(':'));
     let local_port = local.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
     local_port == Some(port) && fields.nth(1) == Some("0A")
+}
+
+/// 01 is ESTABLISHED.
+fn is_connection(line: &str, port: u16) -> bool {
+    let mut fields = line.split_whitespace().skip(2);
+    let remote = fields.next().and_then(|remote| remote.rsplit_once(':'));
+    let remote_port = remote.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+    remote_port == Some(port) && fields.next() == Some("01")
 }
 
 /// Deletes a named namespace, as `ip netns del` does; one that is gone already is fine.

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     io,
     os::unix::process::CommandExt,
-    process::{Child, Command, ExitStatus},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -79,6 +79,11 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its standard input and output, where the command pipes them and nobody has them yet.
+    pub fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        self.child.stdin.take().zip(self.child.stdout.take())
     }
 
     /// How it ended, if it has.

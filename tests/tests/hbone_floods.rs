@@ -386,6 +386,19 @@ fn a_huge_header_list_ends_its_stream_and_costs_no_memory() {
             accepted(&raw) == 0 && answer[0].flags & 1 == 1,
             "it is accepted: {answer:?}"
         );
+        scene
+            .agent
+            .wait_for_access("the line of a huge header list", |line| {
+                line.field("error") == "the CONNECT has too many bytes of headers"
+            })?;
+        let refused = [("limit", "header_bytes")];
+        ensure!(
+            scene
+                .agent
+                .metrics()?
+                .sum("weft_limit_rejections_total", &refused)
+                == 1.0
+        );
         still_serves(scene, &mut raw, 3).await
     });
 }

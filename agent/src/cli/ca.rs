@@ -61,19 +61,22 @@ fn write(out: &Path, trust_domain: &TrustDomain) -> anyhow::Result<(PathBuf, Pat
     }
     let (cert, key) = LocalCa::create(trust_domain)?;
     fs::create_dir_all(out).with_context(|| format!("make the folder {}", out.display()))?;
-    write_new(&key_path, &key, 0o600)?;
-    write_new(&cert_path, &cert, 0o644).inspect_err(|_| remove(&key_path))?;
+    write_new(&key_path, &key)?;
+    write_new(&cert_path, &cert).inspect_err(|_| remove(&key_path))?;
     Ok((cert_path, key_path))
 }
 
+/// What may read and write them: their owner.
+const MODE: u32 = 0o600;
+
 /// Writes a file that was not there. The mode is set again because the umask takes from what `open` is given.
-fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
     let context = || format!("write {}", path.display());
     let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(mode).open(path);
+    let file = options.write(true).create_new(true).mode(MODE).open(path);
     let mut file = file.with_context(context)?;
     file.write_all(text.as_bytes())
-        .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
+        .and_then(|()| file.set_permissions(Permissions::from_mode(MODE)))
         .inspect_err(|_| remove(path))
         .with_context(context)
 }
@@ -138,7 +141,7 @@ mod tests {
 
     #[test]
     fn both_files_are_written() {
-        let files = [("root-key.pem", 0o600), ("root.pem", 0o644)];
+        let files = [("root-key.pem", 0o600), ("root.pem", 0o600)];
         check("both", &[], Ok(&files));
     }
 

@@ -62,6 +62,21 @@ pub struct ConnectRequest {
     pub traceparent: Option<TraceParent>,
 }
 
+/// A connection for a tunnel, and what its owner wants to be held for as long as it is open.
+pub struct Dialled {
+    /// With TCP_NODELAY.
+    pub tcp: TcpStream,
+    /// Dropped with the tunnel.
+    pub held: Box<dyn Send>,
+}
+
+impl From<TcpStream> for Dialled {
+    fn from(tcp: TcpStream) -> Self {
+        let held = Box::new(());
+        Self { tcp, held }
+    }
+}
+
 /// The tunnels of one worker. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -97,7 +112,7 @@ impl Pool {
     ///
     /// # Errors
     /// When no tunnel can be opened or the other end does not answer 200. No byte of the app has been sent then.
-    pub async fn connect<T, D, F>(
+    pub async fn connect<T, D, F, C>(
         &self,
         key: TunnelKey,
         tls: T,
@@ -107,7 +122,8 @@ impl Pool {
     where
         T: FnOnce() -> Result<Arc<ClientConfig>, TlsError>,
         D: FnOnce() -> F + Send + 'static,
-        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+        F: Future<Output = io::Result<C>> + Send + 'static,
+        C: Into<Dialled> + Send,
     {
         let request = encode(&request)?;
         let mut new = Some((tls, dial));
@@ -172,12 +188,13 @@ impl Shared {
     }
 
     /// A new tunnel with one place taken. It is in the map at once, so that others wait for it.
-    fn open<D, F>(self: &Arc<Self>, key: &TunnelKey, config: Arc<ClientConfig>, dial: D) -> Slot
+    fn open<D, F, C>(self: &Arc<Self>, key: &TunnelKey, config: Arc<ClientConfig>, dial: D) -> Slot
     where
         D: FnOnce() -> F + Send + 'static,
-        F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+        F: Future<Output = io::Result<C>> + Send + 'static,
+        C: Into<Dialled> + Send,
     {
-        let (tunnel, slot) = Tunnel::new(key.gateway);
+        let (tunnel, slot) = Tunnel::new((key.gateway, key.source_ip));
         self.lock().entry(key.clone()).or_default().push(tunnel.clone());
         let (shared, key) = (self.clone(), key.clone());
         tokio::spawn(async move {

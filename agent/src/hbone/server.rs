@@ -2,11 +2,18 @@
 //!
 //! It answers nothing by itself and knows no policy. Called by the roles, once per accepted TLS connection.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::Connection, server::SendResponse};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, StatusCode};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -15,7 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers, keepalive,
+    Authority, Baggage, Forwarded, Pair, Settings, Stream, TraceParent,
+    buffers::Growth,
+    head::Head,
+    headers, keepalive,
     window::{Unread, Window},
 };
 use crate::mesh::Refusal;
@@ -112,23 +122,31 @@ pub struct Drain {
 /// How long a peer that is cut off may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves one tunnel to its end. `on_request` gets each request and must not wait: it spawns.
+/// Serves one tunnel of `pair` to its end. `on_request` gets each request and must not wait: it spawns.
 ///
 /// # Errors
 /// When the tunnel ends other than by the peer's or our own wish; its streams have been reset then.
-pub async fn serve<S, F>(io: S, settings: &Settings, drain: Drain, on_request: F) -> Result<(), ServeError>
+pub async fn serve<S, F>(
+    io: S,
+    settings: &Settings,
+    pair: Pair,
+    drain: Drain,
+    on_request: F,
+) -> Result<(), ServeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: FnMut(Request),
 {
-    let handshake = timeout(settings.handshake_timeout, settings.server().handshake(io));
+    let growth = settings.buffers.tunnel(pair);
+    let builder = settings.server(growth.window(settings));
+    let handshake = timeout(settings.handshake_timeout, builder.handshake(io));
     let handshake = handshake
         .await
         .map_err(|_| ServeError::TimedOut(settings.handshake_timeout))?;
     let mut connection = handshake.map_err(name_error)?;
     let silence = keepalive::silence(connection.ping_pong(), settings);
     tokio::select! {
-        served = requests(&mut connection, settings, drain, on_request) => served,
+        served = requests(&mut connection, settings, growth, drain, on_request) => served,
         after = silence => Err(ServeError::Silent(after)),
     }
 }
@@ -136,6 +154,7 @@ where
 async fn requests<S, F>(
     connection: &mut Connection<S, Bytes>,
     settings: &Settings,
+    growth: Growth,
     drain: Drain,
     mut on_request: F,
 ) -> Result<(), ServeError>
@@ -152,11 +171,17 @@ where
     // Held by every request and stream.
     let served = Arc::new(());
     let unread = Unread::default();
-    let mut window = Window::new(unread.clone(), settings);
+    let mut window = Window::new(unread.clone(), growth, settings);
+    let taken = AtomicUsize::new(0);
+    // The side that dialled goes first, where it is one of ours.
+    let idle = settings.idle_timeout + settings.idle_timeout / 5;
+    let unused = keepalive::idle(idle, || (Arc::strong_count(&served) == 1, taken.load(Relaxed)));
+    tokio::pin!(unused);
     loop {
         tokio::select! {
             request = accept(connection, &mut window) => match request {
                 Some(Ok((request, respond))) => {
+                    taken.fetch_add(1, Relaxed);
                     on_request(read(request, respond, unread.clone(), served.clone()));
                 }
                 // A client that is done with us need not say good-bye.
@@ -164,6 +189,10 @@ where
                 Some(Err(err)) => return Err(name_error(err)),
                 None => return Ok(()),
             },
+            () = &mut unused, if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
             () = drain.goaway.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
@@ -214,24 +243,13 @@ fn read(
     unread: Unread,
     served: Arc<()>,
 ) -> Request {
-    let (head, recv) = request.into_parts();
-    let authority = head
-        .uri
-        .authority()
-        .map(|authority| authority.as_str())
-        .unwrap_or_default();
-    let target = if head.method == Method::CONNECT {
-        authority
-            .parse()
-            .map_err(|_| Refusal::BadAuthority(authority.chars().take(128).collect()))
-    } else {
-        Err(Refusal::NotConnect)
-    };
+    let (parts, recv) = request.into_parts();
+    let head = Head::read(&parts);
     Request {
-        target,
-        baggage: headers::read(&head.headers, &headers::BAGGAGE),
-        forwarded: headers::read(&head.headers, &headers::FORWARDED),
-        traceparent: headers::read(&head.headers, &headers::TRACEPARENT),
+        target: head.target,
+        baggage: head.baggage,
+        forwarded: head.forwarded,
+        traceparent: head.traceparent,
         respond: Responder {
             respond,
             recv,

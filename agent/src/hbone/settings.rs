@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use h2::{client, server};
 
+use super::Buffers;
 use crate::net::copy::LARGE;
 
 /// Limits and deadlines of tunnels. The defaults are those of Istio's ambient mode unless a comment says why not.
@@ -15,7 +16,7 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// From CONNECT to its answer; the other agent dials the app in that time.
     pub answer_timeout: Duration,
-    /// A tunnel without a stream is closed after this.
+    /// A tunnel without a stream is closed after this by the side that dialled it, and a fifth later by the other.
     pub idle_timeout: Duration,
     /// How often a PING asks whether the other end is still there.
     pub ping_interval: Duration,
@@ -29,8 +30,12 @@ pub struct Settings {
     pub stream_window: u32,
     /// Bytes in flight on a connection. Larger than a stream's, or one reader that stops would stop all.
     pub connection_window: u32,
+    /// The same, of a tunnel of a pair that has many: what it may hold whatever others hold is less then.
+    pub connection_window_narrow: u32,
     /// The same, grown by what readers that stopped have not taken (see `window`): what a tunnel may hold in memory.
     pub connection_window_most: u32,
+    /// What tunnels grow into, all of them together.
+    pub buffers: Buffers,
     /// The longest frame that we take.
     pub max_frame: u32,
     /// How long streams may go on after a drain began, before they are cut.
@@ -50,7 +55,9 @@ impl Default for Settings {
             heavy_tunnels: 3,
             stream_window: 4 << 20,
             connection_window: 16 << 20,
+            connection_window_narrow: 4 << 20,
             connection_window_most: 64 << 20,
+            buffers: Buffers::new(512 << 20, 128 << 20),
             max_frame: 1 << 20,
             drain_timeout: Duration::from_secs(30),
         }
@@ -77,18 +84,20 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(10);
 /// Bytes that one stream may queue in HTTP/2: the longest read, so that it is one frame.
 const SEND_BUFFER: usize = LARGE;
 
-/// A CONNECT needs a few hundred bytes; the baggage may have 8 KiB.
-const HEADER_LIST: u32 = 16 * 1024;
+/// A CONNECT needs a few hundred bytes; the baggage may have 8 KiB. More is refused with a line and counted.
+pub(super) const HEADER_LIST: usize = 16 * 1024;
+/// More than this HTTP/2 refuses by itself (431), without keeping it.
+const HEADER_LIST_MOST: u32 = 64 * 1024;
 
 impl Settings {
-    pub(super) fn client(&self) -> client::Builder {
+    pub(super) fn client(&self, window: u32) -> client::Builder {
         let mut builder = client::Builder::new();
         builder
             .initial_window_size(self.stream_window)
-            .initial_connection_window_size(self.connection_window)
+            .initial_connection_window_size(window)
             .max_frame_size(self.max_frame)
             .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(HEADER_LIST)
+            .max_header_list_size(HEADER_LIST_MOST)
             .initial_max_send_streams(self.max_streams)
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
             .reset_stream_duration(REMEMBERED_FOR)
@@ -97,14 +106,14 @@ impl Settings {
         builder
     }
 
-    pub(super) fn server(&self) -> server::Builder {
+    pub(super) fn server(&self, window: u32) -> server::Builder {
         let mut builder = server::Builder::new();
         builder
             .initial_window_size(self.stream_window)
-            .initial_connection_window_size(self.connection_window)
+            .initial_connection_window_size(window)
             .max_frame_size(self.max_frame)
             .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(HEADER_LIST)
+            .max_header_list_size(HEADER_LIST_MOST)
             .max_concurrent_streams(u32::try_from(self.max_streams).unwrap_or(u32::MAX))
             .max_concurrent_reset_streams(REMEMBERED_RESETS)
             .reset_stream_duration(REMEMBERED_FOR)

@@ -9,7 +9,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use super::Settings;
+use super::{Settings, buffers::Growth};
 
 /// What the streams of a tunnel have taken and not acknowledged. Clones count together.
 #[derive(Clone, Debug, Default)]
@@ -58,18 +58,21 @@ const STEP: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Window {
     unread: Unread,
+    growth: Growth,
     least: u32,
     most: u32,
     now: u32,
 }
 
 impl Window {
-    pub(super) fn new(unread: Unread, settings: &Settings) -> Self {
+    pub(super) fn new(unread: Unread, growth: Growth, settings: &Settings) -> Self {
+        let least = growth.window(settings);
         Self {
             unread,
-            least: settings.connection_window,
+            growth,
+            least,
             most: settings.connection_window_most,
-            now: settings.connection_window,
+            now: least,
         }
     }
 
@@ -77,8 +80,11 @@ impl Window {
     /// so also before it takes in more: what it does not know of yet is one turn's bytes, far below the least window.
     pub(super) fn change(&mut self) -> Option<u32> {
         let unread = self.unread.0.load(Relaxed) / STEP * STEP;
-        let wanted = u32::try_from(unread).unwrap_or(u32::MAX);
-        let next = self.least.saturating_add(wanted).min(self.most);
+        let most = self.most.saturating_sub(self.least) as usize;
+        let grown = self.growth.resize(unread.min(most));
+        let next = self
+            .least
+            .saturating_add(u32::try_from(grown).unwrap_or(u32::MAX));
         (next != self.now).then(|| {
             self.now = next;
             next
@@ -88,14 +94,23 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::{
+        super::{Buffers, Pair},
+        *,
+    };
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const PAIR: Pair = (HERE, HERE);
 
     #[test]
     fn it_opens_by_what_is_unread_up_to_its_bound_and_closes_again() {
         let settings = Settings::default();
         let (least, most) = (settings.connection_window, settings.connection_window_most);
         let unread = Unread::default();
-        let mut window = Window::new(unread.clone(), &settings);
+        let growth = Buffers::new(1 << 30, 1 << 30).tunnel(PAIR);
+        let mut window = Window::new(unread.clone(), growth, &settings);
         assert_eq!(window.change(), None);
         let (mut one, mut other) = (unread.part(), unread.part());
         one.taken(STEP - 1);

@@ -10,6 +10,7 @@ pub mod load;
 pub mod maps;
 pub mod pins;
 pub mod preflight;
+pub mod privileges;
 pub mod selftest;
 pub mod takeover;
 pub mod verify;

@@ -1,7 +1,9 @@
 //! What the machine must offer, asked before anything is loaded. Each answer is one line with the mend.
 
 use std::{
-    fs, io,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,8 +19,8 @@ use super::{link::is_bpffs, pins::Pins};
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
 
 /// Capabilities by their bit (linux/capability.h). CAP_SYS_RESOURCE is not among them: since 5.11 the kernel charges
-/// maps to the memory cgroup and no RLIMIT_MEMLOCK has to be raised.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
+/// maps to the memory cgroup and no RLIMIT_MEMLOCK has to be raised. All others are given up (`privileges`).
+pub(super) const CAPABILITIES: [(u32, &str, &str); 4] = [
     (12, "CAP_NET_ADMIN", "attaches programs to network namespaces"),
     (
         19,
@@ -150,7 +152,10 @@ pub fn pin_dir(path: &Path) -> Result<(), PreflightError> {
         .ancestors()
         .find(|ancestor| ancestor.exists())
         .unwrap_or(path);
-    if is_bpffs(there).unwrap_or(false) && fs::create_dir_all(path).is_ok() {
+    // Also one that an earlier version made: pins are nobody else's to read.
+    let private =
+        || fs::create_dir_all(path).and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o700)));
+    if is_bpffs(there).unwrap_or(false) && private().is_ok() {
         return if Pins::new(path.to_owned()).is_mount_point().unwrap_or(true) {
             Err(PreflightError::SharedPins {
                 path: path.to_owned(),

@@ -5,6 +5,7 @@ mod authorize;
 mod endpoints;
 mod flow;
 mod index;
+mod limit;
 mod names;
 mod policy;
 mod refusal;
@@ -21,6 +22,7 @@ pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
 pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
 pub use index::{Mesh, MeshParts};
+pub use limit::Limit;
 pub use names::{Host, Lookup, Wanted, resolve};
 pub use policy::{
     Action, Clause, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy, PolicyKey,

@@ -1,13 +1,10 @@
 //! Every reason for which weft refuses a connection, and what each means on the wire, in the log and in the metrics.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::{fmt, net::SocketAddr};
 
 use thiserror::Error;
 
-use super::{MtlsSetting, PolicyKey, ServiceKey};
+use super::{Limit, MtlsSetting, PolicyKey, ServiceKey};
 
 /// How many ALLOW policies a refusal names; the rest are counted.
 const NAMED_POLICIES: usize = 4;
@@ -60,9 +57,9 @@ pub enum Refusal {
     /// An `:authority` that names somebody else.
     #[error("{0} is not this workload")]
     NotThisWorkload(String),
-    /// A peer that has too many of something, such as handshakes that it begins and does not end.
-    #[error("{1} has too many {0}")]
-    TooMany(&'static str, IpAddr),
+    /// A bound is reached, such as that on handshakes which a peer begins and does not end.
+    #[error("{0}")]
+    OverLimit(Limit),
     /// The pod that was dialled is not one of ours any more.
     #[error("the workload is not known here")]
     UnknownWorkload,
@@ -73,6 +70,8 @@ impl Refusal {
     /// not available.
     pub fn http_status(&self) -> u16 {
         match self {
+            // RFC 6585 5.
+            Self::OverLimit(Limit::HeaderBytes) => 431,
             Self::NotConnect | Self::BadAuthority(_) | Self::NotThisWorkload(_) | Self::OwnPort(_) => 400,
             Self::DeniedBy(_)
             | Self::NotAllowed(_)
@@ -85,7 +84,7 @@ impl Refusal {
             | Self::NoHealthyEndpoint(_)
             | Self::NoEndpointInScope(_)
             | Self::WaypointUnavailable(_)
-            | Self::TooMany(..)
+            | Self::OverLimit(_)
             | Self::UnknownWorkload => 503,
         }
     }

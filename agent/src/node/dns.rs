@@ -29,8 +29,6 @@ use crate::{
 const WAITING_OF_POD: usize = 256;
 /// How many of these each pod has for itself.
 const RESERVED: usize = 16;
-/// How many others there are, of all pods together.
-const WAITING: usize = 4096;
 /// TCP connections to DNS servers that a pod may have open.
 const STREAMS_OF_POD: usize = 64;
 
@@ -42,8 +40,9 @@ pub(super) const SERVER_PORT: u16 = crate::kernel::dns::SERVER_PORT;
 pub(super) struct Places(Arc<Semaphore>);
 
 impl Places {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(WAITING)))
+    /// `waiting` are the queries that wait beyond those that each pod has for itself.
+    pub(super) fn new(waiting: usize) -> Self {
+        Self(Arc::new(Semaphore::new(waiting)))
     }
 
     pub(super) fn of_pod(&self) -> Limits {
@@ -233,9 +232,11 @@ impl Asking {
 mod tests {
     use super::*;
 
+    const WAITING: usize = 4096;
+
     #[test]
     fn pods_that_take_all_places_leave_others_theirs() {
-        let places = Places::new();
+        let places = Places::new(WAITING);
         let take = |limits: &Limits| std::iter::from_fn(|| limits.wait()).collect::<Vec<_>>();
         let greedy: Vec<_> = (0..20).map(|_| take(&places.of_pod())).collect();
         let counts: Vec<_> = greedy.iter().map(Vec::len).collect();

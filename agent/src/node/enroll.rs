@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{dns, pod::Pod, worker::Serve};
+use super::{dns, places::Places, pod::Pod, worker::Serve};
 use crate::{
     kernel::{
         dns::DNS_SLOTS,
@@ -85,6 +85,7 @@ pub(super) struct Enrolment {
     workers: Vec<mpsc::Sender<Serve>>,
     captured: BTreeMap<Arc<str>, Captured>,
     dns_places: dns::Places,
+    places: Places,
 }
 
 /// What one turn of the loop changed and what it could not.
@@ -99,14 +100,19 @@ pub(super) struct Turn {
 
 impl Enrolment {
     /// Takes over the kernel's maps. What an earlier agent captured stays captured, and refuses, until the first turn.
-    pub(super) fn new(kernel: Kernel, workers: Vec<mpsc::Sender<Serve>>) -> Result<Self, LoadError> {
+    pub(super) fn new(
+        kernel: Kernel,
+        workers: Vec<mpsc::Sender<Serve>>,
+        places: Places,
+    ) -> Result<Self, LoadError> {
         let maps = kernel.maps()?;
         let mut enrolment = Self {
             kernel,
             maps,
             workers,
             captured: BTreeMap::new(),
-            dns_places: dns::Places::new(),
+            dns_places: dns::Places::new(places.limits().dns_queries),
+            places,
         };
         enrolment.spread_over_fewer_workers()?;
         Ok(enrolment)
@@ -235,6 +241,7 @@ impl Enrolment {
             netns,
             addresses: desired.addresses.clone(),
             dns: desired.dns.then(|| self.dns_places.of_pod()),
+            places: self.places.of_pod(),
         };
         let for_dns = listen_for_dns(&mut pod)?;
         let pod = Arc::new(pod);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     connections::{Asked, Carried},
     dial::dial_app,
-    peers::Held,
+    places::Place,
     pod::Pod,
     target,
     worker::Worker,
@@ -39,7 +39,7 @@ pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: 
     };
     let mut flow = Flow::new(Direction::Inbound, source, Party::default());
     match admit_plaintext(&worker, &pod, &client, peer, &mut flow).await {
-        Ok((app, asked)) => {
+        Ok(Admitted { app, asked, _places }) => {
             let carried = Carried::open(&worker.shared, flow, since, Some(asked));
             let copied = carried
                 .unless_refused(copy_tcp(client, app, carried.counts()))
@@ -60,7 +60,8 @@ async fn admit_plaintext(
     client: &TcpStream,
     peer: SocketAddr,
     flow: &mut Flow,
-) -> Result<(TcpStream, Asked), Outcome> {
+) -> Result<Admitted, Outcome> {
+    let accepted = pod.places.socket()?;
     let destination = client
         .local_addr()
         .map(super::worker::canonical)
@@ -80,7 +81,9 @@ async fn admit_plaintext(
         source_ip: peer.ip(),
         destination,
     };
-    admit(worker, pod, &mesh, workload, question, peer, flow).await
+    let mut admitted = admit(worker, pod, &mesh, workload, question, peer, flow).await?;
+    admitted._places.push(accepted);
+    Ok(admitted)
 }
 
 /// Serves one tunnel: the handshake, and then each of its streams as a connection of its own.
@@ -95,8 +98,8 @@ pub(super) async fn serve_tunnel(
 ) {
     let since = Instant::now();
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
-    match accept_tunnel(&worker, &pod, tcp, peer, gateway).await {
-        Ok((stream, identity, _held)) => {
+    match accept_tunnel(&worker, &pod, tcp, peer).await {
+        Ok((stream, identity, _places)) => {
             let tunnel = Arc::new(InboundTunnel {
                 worker: Arc::clone(&worker),
                 pod,
@@ -122,18 +125,17 @@ pub(super) async fn serve_tunnel(
 }
 
 /// TLS with the certificate of the pod that was dialled.
-async fn accept_tunnel<'a>(
-    worker: &'a Worker,
+async fn accept_tunnel(
+    worker: &Worker,
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
-    gateway: Option<SocketAddr>,
-) -> Result<(tls::ServerStream, SpiffeId, Held<'a>), Outcome> {
-    let at = gateway.ok_or(Refusal::NotCaptured)?.ip();
-    let _underway = worker.handshakes.hold(peer.ip(), at)?;
+) -> Result<(tls::ServerStream, SpiffeId, [Place; 2]), Outcome> {
+    let socket = pod.places.socket()?;
+    let _underway = pod.places.handshake(peer.ip())?;
     let config = server_config(worker, pod)?;
     tune_tunnel(&tcp);
-    let accepted = tls::accept(tcp, config, Settings::default().handshake_timeout).await;
+    let accepted = tls::accept(tcp, config, worker.tunnel_settings.handshake_timeout).await;
     let (stream, identity) = accepted.map_err(|error| {
         let kind = if error.is_identity() {
             FailureKind::Identity
@@ -142,8 +144,7 @@ async fn accept_tunnel<'a>(
         };
         Outcome::Failed(kind, chain(&error))
     })?;
-    let held = worker.inbound_tunnels.hold(peer.ip(), at)?;
-    Ok((stream, identity, held))
+    Ok((stream, identity, [socket, pod.places.tunnel(peer.ip())?]))
 }
 
 /// TLS as the pod that was dialled speaks it.
@@ -180,10 +181,12 @@ impl InboundTunnel {
         };
         let settings = Settings {
             drain_timeout: self.worker.drain.timeout,
-            ..Settings::default()
+            ..self.worker.tunnel_settings.clone()
         };
+        let here = self.gateway.map_or(self.peer.ip(), |gateway| gateway.ip());
+        let pair = (self.peer.ip(), here);
         let each = |request| drop(tokio::spawn(Arc::clone(&self).serve_stream(request)));
-        if let Err(error) = hbone::serve(stream, &settings, drain, each).await {
+        if let Err(error) = hbone::serve(stream, &settings, pair, drain, each).await {
             let (peer, identity, pod) = (self.peer, &self.identity, &self.pod.uid);
             tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
         }
@@ -214,7 +217,7 @@ impl InboundTunnel {
             }
         };
         match admitted {
-            Ok((app, asked)) => self.carry(request, app, asked, flow, since).await,
+            Ok(admitted) => self.carry(request, admitted, flow, since).await,
             Err(outcome) => {
                 request.respond.refuse(status_of(&outcome));
                 flow.outcome = outcome;
@@ -237,7 +240,7 @@ impl InboundTunnel {
         host: Option<String>,
         client: SocketAddr,
         flow: &mut Flow,
-    ) -> Result<(TcpStream, Asked), Outcome> {
+    ) -> Result<Admitted, Outcome> {
         let mesh = self.worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
         let workload = mesh.workload(&self.pod.uid).ok_or(Refusal::UnknownWorkload)?;
         flow.destination.workload = Some(Arc::clone(workload));
@@ -261,7 +264,8 @@ impl InboundTunnel {
         admit(&self.worker, &self.pod, &mesh, workload, question, client, flow).await
     }
 
-    async fn carry(&self, request: Request, app: TcpStream, asked: Asked, flow: Flow, since: Instant) {
+    async fn carry(&self, request: Request, admitted: Admitted, flow: Flow, since: Instant) {
+        let Admitted { app, asked, _places } = admitted;
         let baggage = flow
             .destination
             .workload
@@ -281,6 +285,14 @@ impl InboundTunnel {
     }
 }
 
+/// A connection whose way is clear.
+struct Admitted {
+    app: TcpStream,
+    asked: Asked,
+    /// Held for as long as it is open.
+    _places: Vec<Place>,
+}
+
 /// Asks `authorize`, and dials the app when the answer is yes.
 async fn admit(
     worker: &Worker,
@@ -290,7 +302,7 @@ async fn admit(
     question: Inbound,
     client: SocketAddr,
     flow: &mut Flow,
-) -> Result<(TcpStream, Asked), Outcome> {
+) -> Result<Admitted, Outcome> {
     for policy in dry_run_matches(mesh, workload, &question) {
         worker.shared.metrics.dry_run_matched(policy);
         let (policy, action) = (&policy.key, policy.action);
@@ -300,6 +312,8 @@ async fn admit(
         Verdict::Allow { policy } => flow.policy = policy,
         Verdict::Deny(refusal) => return Err(refusal.into()),
     }
+    // The client's own address may be anything; who is asked about is whom the kernel saw.
+    let places = vec![pod.places.connection(question.source_ip)?, pod.places.socket()?];
     let destination = question.destination;
     let app = dial_app(&worker.sockets, pod, destination, client)
         .await
@@ -309,13 +323,12 @@ async fn admit(
                 format!("the app does not take {destination}: {error}"),
             )
         })?;
-    Ok((
+    let uid = Arc::clone(&pod.uid);
+    Ok(Admitted {
         app,
-        Asked {
-            uid: Arc::clone(&pod.uid),
-            question,
-        },
-    ))
+        asked: Asked { uid, question },
+        _places: places,
+    })
 }
 
 /// The answer to a CONNECT that was not admitted.

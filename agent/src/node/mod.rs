@@ -9,8 +9,9 @@ mod dial;
 mod dns;
 mod enroll;
 mod inbound;
+mod limits;
 mod outbound;
-mod peers;
+mod places;
 mod pod;
 mod state;
 mod target;
@@ -28,16 +29,20 @@ use arc_swap::ArcSwapOption;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::limits::LimitSettings;
 use self::{
     connections::Connections,
     control::{Control, desired, identities},
     enroll::Enrolment,
+    limits::Limits,
+    places::Places,
     state::State,
     worker::Drain,
 };
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
     feed::{FileWatch, MeshFile, OnDemand, on_demand},
+    hbone,
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
@@ -76,6 +81,10 @@ pub struct NodeConfig {
     pub drain_timeout: Duration,
     /// Whether pods' DNS queries are captured, where a pod does not say otherwise.
     pub dns_capture: bool,
+    /// What bounds peers and pods.
+    pub limits: LimitSettings,
+    /// Files that the process may open.
+    pub open_files: usize,
     /// The agent's own ports.
     pub admin: AdminAddrs,
 }
@@ -122,8 +131,13 @@ pub async fn run(
     if let Some(decisions) = kernel.decision_log() {
         tokio::spawn(log_decisions(decisions));
     }
-    let workers = Workers::start(&config, &kernel, &shared, &shutdown)?;
-    let enrolment = Enrolment::new(kernel, workers.commands.clone())?;
+    let (limits, too_many) = Limits::new(&config.limits, config.open_files);
+    too_many.iter().for_each(|text| tracing::warn!("{text}"));
+    let tunnels = config.limits.tunnels();
+    let buffers = tunnels.buffers.clone();
+    shared.metrics.count_limits(Box::new(move || buffers.refused()));
+    let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
+    let enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
     let state = Arc::new(State::new(&config, &shared, enrolment.kernel()));
     let admin = Admin {
         source: Arc::clone(&state) as _,
@@ -191,6 +205,7 @@ impl Workers {
         config: &NodeConfig,
         kernel: &Kernel,
         shared: &Shared,
+        tunnels: &hbone::Settings,
         drain: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let mut workers = Self {
@@ -203,7 +218,7 @@ impl Workers {
                 begins: drain.clone(),
                 timeout: config.drain_timeout,
             };
-            let (commands, thread) = worker::start(number, shared.clone(), sockets, drain)
+            let (commands, thread) = worker::start(number, shared.clone(), sockets, tunnels.clone(), drain)
                 .with_context(|| format!("start worker {number}"))?;
             workers.commands.push(commands);
             workers.threads.push(thread);

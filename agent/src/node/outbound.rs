@@ -1,6 +1,6 @@
 //! A connection that an app in a captured pod makes: from the steered socket to the other node's agent.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
 use tokio::net::TcpStream;
 
@@ -8,12 +8,16 @@ use super::{
     connections::Carried,
     dial::{dial, dial_app},
     dns,
+    places::Place,
     pod::Pod,
     worker::Worker,
 };
 use crate::{
     feed::Answer,
-    hbone::{self, AppSide, Authority, Baggage, ConnectRequest, Forwarded, TraceParent, TunnelKey},
+    hbone::{
+        self, AppSide, Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent,
+        TunnelKey,
+    },
     mesh::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel,
         reroute, route,
@@ -27,7 +31,8 @@ const ATTEMPTS: usize = 3;
 
 /// What a connection was carried over to.
 pub(super) enum Upstream {
-    Tcp(TcpStream),
+    /// And the place that its socket has.
+    Tcp(TcpStream, Place),
     Tunnel(hbone::Stream),
 }
 
@@ -37,11 +42,39 @@ struct Unreached {
     retry: bool,
 }
 
+impl Unreached {
+    fn for_good(refusal: Refusal) -> Self {
+        Self {
+            outcome: refusal.into(),
+            retry: false,
+        }
+    }
+
+    /// A tunnel that could not be had; a refusal of ours among the reasons is one.
+    fn through(error: &ConnectError) -> Self {
+        if let ConnectError::Dial { source, .. } = error
+            && let Some(inner) = source.get_ref()
+            && let Some(refusal) = inner.downcast_ref::<Refusal>()
+        {
+            return Self::for_good(refusal.clone());
+        }
+        Self {
+            outcome: Outcome::Failed(error.kind(), chain(error)),
+            retry: error.may_retry(),
+        }
+    }
+}
+
 /// Serves one connection, from accept to close, and records it once.
 pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
     let since = Instant::now();
     let destination = worker.sockets.original_destination(&app);
-    if let (Some(limits), Some(server)) = (&pod.dns, destination.filter(|it| it.port() == dns::SERVER_PORT)) {
+    let place = pod.places.socket();
+    if let (Ok(_), Some(limits), Some(server)) = (
+        &place,
+        &pod.dns,
+        destination.filter(|it| it.port() == dns::SERVER_PORT),
+    ) {
         let limits = limits.clone();
         return Box::pin(dns::serve_stream(worker, pod, limits, app, (client, server))).await;
     }
@@ -50,10 +83,11 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
         ..Party::default()
     };
     let mut flow = Flow::new(Direction::Outbound, source, Party::default());
-    let reached = match destination {
+    let reached = match (&place, destination) {
         // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
-        Some(destination) => Box::pin(reach(&worker, &pod, destination, &mut flow)).await,
-        None => Err(Refusal::NotCaptured.into()),
+        (Ok(_), Some(destination)) => Box::pin(reach(&worker, &pod, destination, &mut flow)).await,
+        (Ok(_), None) => Err(Refusal::NotCaptured.into()),
+        (Err(refusal), _) => Err(refusal.clone().into()),
     };
     match reached {
         Ok(upstream) => carry(&worker, app, upstream, flow, since).await,
@@ -145,17 +179,14 @@ async fn reach_once(
 ) -> Result<Upstream, Unreached> {
     flow.service = route.service;
     match route.next {
-        NextHop::Refuse(refusal) => Err(Unreached {
-            outcome: refusal.into(),
-            retry: false,
-        }),
+        NextHop::Refuse(refusal) => Err(Unreached::for_good(refusal)),
         NextHop::Direct { addr, workload } => {
             flow.destination = Party {
                 addr: Some(addr),
                 workload,
                 identity: None,
             };
-            dial_direct(worker, pod, addr, flow).await.map(Upstream::Tcp)
+            dial_direct(worker, pod, addr, flow).await
         }
         NextHop::Tunnel(tunnel) => {
             flow.destination = Party {
@@ -177,7 +208,8 @@ async fn dial_direct(
     pod: &Pod,
     addr: SocketAddr,
     flow: &Flow,
-) -> Result<TcpStream, Unreached> {
+) -> Result<Upstream, Unreached> {
+    let place = pod.places.socket().map_err(Unreached::for_good)?;
     let itself = flow
         .destination
         .workload
@@ -190,10 +222,11 @@ async fn dial_direct(
             dial(&worker.sockets, pod, source, addr).await
         }
     };
-    dialled.map_err(|error| Unreached {
+    let tcp = dialled.map_err(|error| Unreached {
         outcome: Outcome::Failed(FailureKind::Connect, format!("{addr} cannot be reached: {error}")),
         retry: true,
-    })
+    })?;
+    Ok(Upstream::Tcp(tcp, place))
 }
 
 /// A stream to the workload or waypoint at the tunnel's end, over a tunnel that is there or over a new one.
@@ -238,15 +271,17 @@ async fn dial_tunnel(
     let config = || tls::client_config(Arc::clone(&svid.cert), &trust, Arc::clone(&tunnel.identities));
     let (dialler, from, gateway) = (Arc::clone(worker), Arc::clone(pod), tunnel.addr);
     let source_ip = client.ip();
-    let dial = move || async move { dial(&dialler.sockets, &from, source_ip, gateway).await };
+    let dial = move || async move {
+        let place = from.places.socket().map_err(io::Error::other)?;
+        let tcp = dial(&dialler.sockets, &from, source_ip, gateway).await?;
+        let held = Box::new(place);
+        Ok(Dialled { tcp, held })
+    };
     let stream = worker
         .tunnels
         .connect(key, config, dial, request)
         .await
-        .map_err(|error| Unreached {
-            outcome: Outcome::Failed(error.kind(), chain(&error)),
-            retry: error.may_retry(),
-        })?;
+        .map_err(|error| Unreached::through(&error))?;
     flow.mutual_tls = true;
     flow.source.identity = Some(source.identity.clone());
     flow.destination.identity = stream.identity().cloned();
@@ -257,7 +292,7 @@ async fn dial_tunnel(
 async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Flow, since: Instant) {
     let carried = Carried::open(&worker.shared, flow, since, None);
     let copied = match upstream {
-        Upstream::Tcp(upstream) => copy_tcp(app, upstream, carried.counts()).await,
+        Upstream::Tcp(upstream, _place) => copy_tcp(app, upstream, carried.counts()).await,
         Upstream::Tunnel(stream) => hbone::copy(app, stream, AppSide::Dialled, carried.counts()).await,
     };
     carried.close(match copied {

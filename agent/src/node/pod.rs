@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
-use super::dns;
+use super::{dns, places::PodPlaces};
 use crate::{
     kernel::maps::ListenerKind,
     net::{
@@ -22,6 +22,8 @@ pub(super) struct Pod {
     pub(super) addresses: Vec<IpAddr>,
     /// What bounds its DNS queries; none when it asks its servers itself.
     pub(super) dns: Option<dns::Limits>,
+    /// What bounds its connections.
+    pub(super) places: Arc<PodPlaces>,
 }
 
 /// A listening socket in a pod, and which SYNs it is for.

@@ -235,6 +235,7 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
         "pinDir": config.load.pin_dir,
         "workers": config.workers,
         "dnsCapture": config.dns_capture,
+        "limits": config.limits.dump(),
         "adminAddress": config.admin.admin,
         "metricsAddress": config.admin.metrics,
         "readyAddress": config.admin.ready,

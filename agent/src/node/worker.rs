@@ -18,7 +18,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Shared, dns, inbound, outbound,
-    peers::PerPeer,
     pod::{Pod, PodListener},
 };
 use crate::{
@@ -67,8 +66,8 @@ pub(super) struct Worker {
     pub(super) shared: Shared,
     pub(super) sockets: SocketStates,
     pub(super) tunnels: hbone::Pool,
-    pub(super) handshakes: PerPeer,
-    pub(super) inbound_tunnels: PerPeer,
+    /// Of tunnels, in both directions.
+    pub(super) tunnel_settings: hbone::Settings,
     pub(super) dns: dns::Dns,
     /// How the agent shuts down.
     pub(super) drain: Drain,
@@ -101,6 +100,7 @@ pub(super) fn start(
     number: u16,
     shared: Shared,
     (sockets, servers): (SocketStates, DnsServers),
+    tunnel_settings: hbone::Settings,
     drain: Drain,
 ) -> io::Result<(mpsc::Sender<Serve>, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -114,9 +114,8 @@ pub(super) fn start(
             let worker = Worker {
                 shared,
                 sockets,
-                tunnels: hbone::Pool::new(hbone::Settings::default()),
-                handshakes: PerPeer::handshakes(),
-                inbound_tunnels: PerPeer::tunnels(),
+                tunnels: hbone::Pool::new(tunnel_settings.clone()),
+                tunnel_settings,
                 dns: dns::Dns::new(servers),
                 drain,
                 draws: Draws::default(),

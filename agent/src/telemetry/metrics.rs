@@ -23,6 +23,7 @@ use crate::mesh::{Flow, Policy, Workload};
 mod connections;
 mod dns;
 mod labels;
+mod limits;
 mod policies;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,8 @@ use connections::Connections;
 pub use connections::{ByteCounts, OpenConnection};
 use dns::Dns;
 pub use dns::DnsLabels;
+pub use limits::Elsewhere;
+use limits::Limits;
 use policies::DryRuns;
 
 /// What [`Metrics::encode`] writes, for a `Content-Type` header.
@@ -46,6 +49,7 @@ struct Registered {
     connections: Arc<Connections>,
     dns: Dns,
     dry_runs: DryRuns,
+    limits: Arc<Limits>,
     active_proxies: Gauge,
     pending_proxies: Gauge,
     proxies_started: Counter,
@@ -65,6 +69,7 @@ impl Metrics {
             connections: Arc::default(),
             dns: Dns::default(),
             dry_runs: DryRuns::default(),
+            limits: Arc::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
             proxies_started: Counter::default(),
@@ -88,6 +93,12 @@ impl Metrics {
     /// Counts a connection that was refused or failed before it was open.
     pub fn refused(&self, flow: &Flow) {
         self.0.connections.refused(flow);
+        self.0.limits.refused(flow);
+    }
+
+    /// Asks `elsewhere` too how often limits were reached. To be called once.
+    pub fn count_limits(&self, elsewhere: Elsewhere) {
+        let _ = self.0.limits.elsewhere.set(elsewhere);
     }
 
     /// Counts a connection that a dry-run policy matched.
@@ -237,6 +248,7 @@ impl Registered {
             "Addresses of the cluster that were dialled and that the mesh did not have, by how looking them up ended",
             self.lookups.clone(),
         );
+        weft.register_collector(Box::new(limits::Collected(self.limits.clone())));
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));
     }
 }

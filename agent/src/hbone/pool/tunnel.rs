@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc,
@@ -19,18 +19,15 @@ use std::{
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use rustls::ClientConfig;
-use tokio::{
-    net::TcpStream,
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     super::{
+        buffers::Growth,
         keepalive,
         window::{Unread, Window},
     },
-    ConnectError, Settings,
+    ConnectError, Dialled, Settings,
 };
 use crate::{
     mesh::SpiffeId,
@@ -43,6 +40,8 @@ pub(super) type Sender = SendRequest<Bytes>;
 #[derive(Debug)]
 pub(super) struct Tunnel {
     peer: SocketAddr,
+    /// Our own end.
+    from: IpAddr,
     state: watch::Sender<State>,
     /// Places taken: streams, and those that wait for the handshake to open one.
     streams: AtomicUsize,
@@ -53,6 +52,9 @@ pub(super) struct Tunnel {
     /// Places ever taken: tells a tunnel of short streams from an idle one.
     taken: AtomicUsize,
 }
+
+/// An open tunnel: what opens streams, what is to be driven, and who is there.
+type Opened = (Sender, Connection<tls::ClientStream>, SpiffeId);
 
 enum State {
     Opening,
@@ -139,9 +141,10 @@ impl Drop for Slot {
 
 impl Tunnel {
     /// A tunnel that is about to be opened, with its first place taken.
-    pub(super) fn new(peer: SocketAddr) -> (Arc<Self>, Slot) {
+    pub(super) fn new((peer, from): (SocketAddr, IpAddr)) -> (Arc<Self>, Slot) {
         let tunnel = Arc::new(Self {
             peer,
+            from,
             state: watch::Sender::new(State::Opening),
             streams: 1.into(),
             unread: Unread::default(),
@@ -201,7 +204,7 @@ impl Tunnel {
     }
 
     /// Opens the tunnel and keeps it running to its end. `remove` takes it out of the pool.
-    pub(super) async fn run<D, F>(
+    pub(super) async fn run<D, F, C>(
         self: &Arc<Self>,
         settings: &Settings,
         config: Arc<ClientConfig>,
@@ -209,16 +212,20 @@ impl Tunnel {
         remove: impl Fn(),
     ) where
         D: FnOnce() -> F + Send,
-        F: Future<Output = io::Result<TcpStream>> + Send,
+        F: Future<Output = io::Result<C>> + Send,
+        C: Into<Dialled> + Send,
     {
-        let (sender, connection, identity) = match self.handshake(settings, config, dial).await {
-            Ok(open) => open,
-            Err(err) => {
-                remove();
-                self.state.send_replace(State::Closed(err));
-                return;
-            }
-        };
+        let growth = settings.buffers.tunnel((self.peer.ip(), self.from));
+        let window = growth.window(settings);
+        let ((sender, connection, identity), _held) =
+            match self.handshake(settings, window, config, dial).await {
+                Ok(open) => open,
+                Err(err) => {
+                    remove();
+                    self.state.send_replace(State::Closed(err));
+                    return;
+                }
+            };
         let open = self.state.send_if_modified(|state| match state {
             State::Opening => {
                 *state = State::Open(sender, identity);
@@ -227,26 +234,30 @@ impl Tunnel {
             _ => false,
         });
         tracing::debug!(peer = %self.peer, open, "tunnel opened");
-        self.keep(settings, connection, remove).await;
+        self.keep(settings, growth, connection, remove).await;
     }
 
-    async fn handshake<D, F>(
+    async fn handshake<D, F, C>(
         &self,
         settings: &Settings,
+        window: u32,
         config: Arc<ClientConfig>,
         dial: D,
-    ) -> Result<(Sender, Connection<tls::ClientStream>, SpiffeId), ConnectError>
+    ) -> Result<(Opened, Box<dyn Send>), ConnectError>
     where
         D: FnOnce() -> F,
-        F: Future<Output = io::Result<TcpStream>>,
+        F: Future<Output = io::Result<C>>,
+        C: Into<Dialled>,
     {
         let peer = self.peer;
         let dialled = timeout(settings.dial_timeout, dial()).await;
         let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let tcp = dialled.map_err(|source| ConnectError::Dial {
-            peer,
-            source: source.into(),
-        })?;
+        let Dialled { tcp, held } = dialled
+            .map_err(|source| ConnectError::Dial {
+                peer,
+                source: source.into(),
+            })?
+            .into();
         tune_tunnel(&tcp);
         let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
             .await
@@ -254,19 +265,23 @@ impl Tunnel {
                 peer,
                 source: source.into(),
             })?;
-        let preface = timeout(settings.handshake_timeout, settings.client().handshake(stream));
+        let preface = timeout(
+            settings.handshake_timeout,
+            settings.client(window).handshake(stream),
+        );
         let preface = preface.await.map_err(|_| ConnectError::Closed { peer })?;
         let (sender, connection) = preface.map_err(|source| ConnectError::H2 {
             peer,
             source: source.into(),
         })?;
-        Ok((sender, connection, identity))
+        Ok(((sender, connection, identity), held))
     }
 
     /// Drives the connection until it ends, is silent for too long, or has been idle for too long.
     async fn keep(
         &self,
         settings: &Settings,
+        growth: Growth,
         mut connection: Connection<tls::ClientStream>,
         remove: impl Fn(),
     ) {
@@ -274,7 +289,7 @@ impl Tunnel {
         let silence = keepalive::silence(pings, settings);
         let idle = self.idle(settings);
         tokio::pin!(silence, idle);
-        let mut window = Window::new(self.unread.clone(), settings);
+        let mut window = Window::new(self.unread.clone(), growth, settings);
         let mut driven = poll_fn(|cx| {
             if let Some(size) = window.change() {
                 connection.set_target_window_size(size);
@@ -307,14 +322,9 @@ impl Tunnel {
 
     /// Resolves when there has been no stream for as long as is allowed.
     async fn idle(&self, settings: &Settings) {
-        // Looked at four times in that span rather than woken by each stream: it costs the data path nothing.
-        let look = settings.idle_timeout / 4;
-        let (mut idle_looks, mut taken) = (0, 0);
-        while idle_looks < 4 {
-            sleep(look).await;
-            let before = std::mem::replace(&mut taken, self.taken.load(Acquire));
-            let idle = self.streams() == 0 && taken == before;
-            idle_looks = if idle { idle_looks + 1 } else { 0 };
-        }
+        keepalive::idle(settings.idle_timeout, || {
+            (self.streams() == 0, self.taken.load(Acquire))
+        })
+        .await;
     }
 }

@@ -418,7 +418,7 @@ async fn deadlines_end_what_hangs() {
     let world = World::with(settings, move |request| held.lock().unwrap().push(request)).await;
     let config = || Ok(world.client_config());
 
-    let never = || std::future::pending();
+    let never = || std::future::pending::<std::io::Result<tokio::net::TcpStream>>();
     let err = soon(world.pool.connect(world.key(), config, never, request(nowhere())))
         .await
         .unwrap_err();

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     hbone::{
-        AppSide, Authority, Baggage, ConnectError, ConnectRequest, Drain, Pool, Request, ServeError,
+        AppSide, Authority, Baggage, ConnectError, ConnectRequest, Drain, Pair, Pool, Request, ServeError,
         Settings, Stream, TunnelKey, copy, serve,
     },
     net::{
@@ -31,6 +31,8 @@ use crate::{
 
 pub(super) const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 pub(super) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/stock";
+
+const HERE: Pair = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST));
 
 /// Nothing in these tests takes longer unless it hangs.
 pub(super) async fn soon<F: Future>(future: F) -> F::Output {
@@ -181,7 +183,7 @@ impl Server {
                     let Ok((stream, _)) = tls::accept(tcp, config, Duration::from_secs(5)).await else {
                         return;
                     };
-                    let _ = ends.try_send(serve(stream, &settings, token, on_request).await);
+                    let _ = ends.try_send(serve(stream, &settings, HERE, token, on_request).await);
                 });
                 accepted.lock().unwrap().push(Tunnel {
                     drain,

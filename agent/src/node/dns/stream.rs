@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     dns::{Frames, Protocol, UPSTREAM_TIMEOUT, framed},
-    mesh::{Direction, FailureKind, Flow, Outcome, Party},
+    mesh::{Direction, FailureKind, Flow, Outcome, Party, Refusal},
     net::{copy::Count as _, socket::abort_on_close},
 };
 
@@ -223,10 +223,14 @@ async fn reach_server(
 ) -> Result<Upstream, Outcome> {
     let source = flow.source.addr.map_or(server.ip(), |client| client.ip());
     match reach(worker, pod, server, flow).await {
-        Err(Outcome::Refused(_)) => dial(&worker.sockets, pod, source, server)
-            .await
-            .map(Upstream::Tcp)
-            .map_err(|error| unreached(server, &error.to_string())),
+        Err(Outcome::Refused(Refusal::OverLimit(limit))) => Err(Refusal::OverLimit(limit).into()),
+        Err(Outcome::Refused(_)) => {
+            let place = pod.places.socket()?;
+            dial(&worker.sockets, pod, source, server)
+                .await
+                .map(|tcp| Upstream::Tcp(tcp, place))
+                .map_err(|error| unreached(server, &error.to_string()))
+        }
         reached => reached,
     }
 }
@@ -238,7 +242,7 @@ fn unreached(server: SocketAddr, why: &str) -> Outcome {
 impl Upstream {
     async fn write_all(&mut self, bytes: Bytes) -> Result<(), String> {
         match self {
-            Self::Tcp(stream) => stream.write_all(&bytes).await.map_err(|error| error.to_string()),
+            Self::Tcp(stream, _) => stream.write_all(&bytes).await.map_err(|error| error.to_string()),
             Self::Tunnel(stream) => stream.write_all(bytes).await.map_err(|error| error.to_string()),
         }
     }
@@ -246,7 +250,7 @@ impl Upstream {
     /// How many bytes came; 0 at the end.
     async fn read(&mut self, room: &mut BytesMut) -> Result<usize, String> {
         match self {
-            Self::Tcp(stream) => stream.read_buf(room).await.map_err(|error| error.to_string()),
+            Self::Tcp(stream, _) => stream.read_buf(room).await.map_err(|error| error.to_string()),
             Self::Tunnel(stream) => {
                 let read = stream.read().await.map_err(|error| error.to_string())?;
                 let bytes = read.unwrap_or_default();
@@ -259,7 +263,7 @@ impl Upstream {
     /// Ends our side and waits for the other's end.
     async fn finish(&mut self) -> Result<(), String> {
         match self {
-            Self::Tcp(stream) => stream.shutdown().await.map_err(|error| error.to_string())?,
+            Self::Tcp(stream, _) => stream.shutdown().await.map_err(|error| error.to_string())?,
             Self::Tunnel(stream) => stream.shutdown().map_err(|error| error.to_string())?,
         }
         let mut rest = BytesMut::new();

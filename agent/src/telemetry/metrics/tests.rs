@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    mesh::{Action, Direction, FailureKind, Outcome, Refusal, Scope},
+    mesh::{Action, Direction, FailureKind, Limit, Outcome, Party, Refusal, Scope},
     telemetry::sample,
 };
 
@@ -267,8 +267,10 @@ fn the_other_metrics() {
             "workload_manager_proxies_stopped_total 1",
         ]
     );
+    let own = samples(&metrics, "weft");
+    let limits = |line: &&String| !line.starts_with("weft_limit_rejections");
     assert_eq!(
-        samples(&metrics, "weft"),
+        own.iter().filter(limits).collect::<Vec<_>>(),
         [
             "weft_access_log_dropped_total 0",
             "weft_captured_pods 3",
@@ -277,6 +279,32 @@ fn the_other_metrics() {
             "weft_mesh_rejected_total 1",
         ]
     );
+}
+
+#[test]
+fn every_limit_is_counted_from_zero_and_elsewhere_too() {
+    let metrics = metrics();
+    let lines = samples(&metrics, "weft_limit_rejections_total");
+    assert_eq!(lines.len(), Limit::ALL.len());
+    assert!(lines.iter().all(|line| line.ends_with(" 0")), "{lines:#?}");
+    metrics.count_limits(Box::new(|| {
+        [(Limit::BufferedBytes, 3), (Limit::PeerBufferedBytes, 4)]
+    }));
+    let mut flow = Flow::new(Direction::Inbound, Party::default(), Party::default());
+    flow.outcome = Refusal::OverLimit(Limit::PeerHandshakes).into();
+    metrics.refused(&flow);
+    flow.outcome = Refusal::NoMesh.into();
+    metrics.refused(&flow);
+    let lines = samples(&metrics, "weft_limit_rejections_total");
+    for (label, count) in [
+        ("peer_handshakes", 1),
+        ("buffered_bytes", 3),
+        ("peer_buffered_bytes", 4),
+        ("sockets", 0),
+    ] {
+        let line = format!("weft_limit_rejections_total{{limit=\"{label}\"}} {count}");
+        assert!(lines.contains(&line), "{line} is not in {lines:#?}");
+    }
 }
 
 #[test]
