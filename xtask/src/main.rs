@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod fuzz;
 mod mutate;
 mod preflight;
 mod setup;
@@ -12,7 +13,7 @@ mod shell;
 mod test;
 mod tidy;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -92,6 +93,20 @@ enum Command {
     },
     /// Check the house rules: layers, lengths, headers, unsafe, dead files, words
     Tidy,
+    /// Feed what reads others' bytes with inputs that nobody thought of; ends in `N passed, N failed`
+    Fuzz {
+        /// Only this target; without it, all of them
+        target: Option<String>,
+        /// How long each target is fed
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        seconds: u32,
+        /// Run the target with this one input, such as one that broke it
+        #[arg(long, value_name = "FILE", requires = "target")]
+        replay: Option<PathBuf>,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
     /// Prove that the safety tests can fail: break the code, see them go red (as root)
     Mutate {
         /// Only this mutation; without it, all of them
@@ -138,6 +153,17 @@ fn run(command: Command) -> anyhow::Result<()> {
         }),
         Command::Ci { no_install } => ci::run(!no_install),
         Command::Tidy => tidy::run(),
+        Command::Fuzz {
+            target,
+            seconds,
+            replay,
+            no_install,
+        } => fuzz::run(&fuzz::Options {
+            target: target.as_deref(),
+            seconds,
+            replay: replay.as_deref(),
+            install: !no_install,
+        }),
         Command::Mutate { name, list: true } => mutate::list(name.as_deref()),
         Command::Mutate { name, list: false } => mutate::run(name.as_deref()),
     }

@@ -27,8 +27,20 @@ pub(crate) struct Options {
 /// # Errors
 /// Something is missing: it could not be installed, or `install` is off. The commands are already printed.
 pub(crate) fn run(options: Options) -> Result<()> {
+    satisfy(needs::all(options.tests, options.dev), options.install)
+}
+
+/// Finds or installs what fuzzing needs besides what building does.
+///
+/// # Errors
+/// The same.
+pub(crate) fn fuzzer(install: bool) -> Result<()> {
+    satisfy(needs::fuzzer(), install)
+}
+
+fn satisfy(needs: Vec<Need>, install: bool) -> Result<()> {
     let mut missing = Vec::new();
-    for need in needs::all(options.tests, options.dev) {
+    for need in needs {
         match need.check.found() {
             Some(found) => println!("✓ {}: {found}", need.name),
             None => missing.push(need),
@@ -42,7 +54,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let packages = merged(&packages);
     let needs: Vec<_> = packages.into_iter().chain(others).collect();
     let mut unmet = 0;
-    if options.install
+    if install
         && needs
             .iter()
             .any(|need| need.ways.first().is_some_and(Way::unknown))
@@ -50,14 +62,14 @@ pub(crate) fn run(options: Options) -> Result<()> {
         update()?;
     }
     for need in &needs {
-        if !(options.install && meet(need)?) {
+        if !(install && meet(need)?) {
             unmet += 1;
             explain(need);
         }
     }
     match unmet {
         0 => Ok(()),
-        _ if options.install => {
+        _ if install => {
             bail!("setup could not install everything: do what is printed above, then run it again")
         }
         _ => bail!("something is missing: run the commands above, or leave out --no-install"),

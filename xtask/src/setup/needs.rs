@@ -69,6 +69,19 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
     needs
 }
 
+/// What `fuzz` needs.
+pub(crate) fn fuzzer() -> Vec<Need> {
+    vec![
+        packaged("C++ compiler (for libFuzzer)", &Check::Program("c++"), "g++"),
+        Need {
+            name: "cargo fuzz".to_owned(),
+            check: Check::Cargo("fuzz"),
+            ways: vec![Way::command(&["cargo", "install", "cargo-fuzz", "--locked"])],
+            mend: "install it with cargo from a machine that reaches the network",
+        },
+    ]
+}
+
 /// Name, check, Debian's package.
 const PACKAGES: [(&str, Check, &str); 8] = [
     ("C compiler (for aws-lc)", Check::Program("cc"), "gcc"),

@@ -28,10 +28,15 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
     .collect()
 }
 
-/// Files that cargo takes as the root of a target: `build.rs`, `src/lib.rs`, `src/main.rs`, `src/bin/x.rs`, `tests/x.rs`.
+/// Files that cargo takes as the root of a target: `build.rs`, `src/lib.rs`, `src/main.rs`, `src/bin/x.rs`, `tests/x.rs`;
+/// and those of the fuzzer's package, which lies in another.
 fn is_root(path: &str) -> bool {
     let parts: Vec<_> = path.split('/').collect();
-    matches!(
+    let fuzz = matches!(
+        parts.as_slice(),
+        ["tests", "fuzz", "src", "lib.rs"] | ["tests", "fuzz", "fuzz_targets", _]
+    );
+    fuzz || matches!(
         parts.as_slice(),
         [_, "build.rs"] | [_, "src", "lib.rs" | "main.rs"]
     ) || matches!(

@@ -1,0 +1,200 @@
+//! One function for each thing that weft reads and somebody else wrote. Each takes any bytes, panics on none, and asserts
+//! what must hold of whatever it understood. Called by the fuzzer, and with every seed by `tests/tests/fuzz_seeds.rs`.
+
+use std::{fmt::Display, path::Path, str::FromStr};
+
+use weft::{
+    dns::{self, Forward, Frames, Protocol},
+    feed,
+    hbone::{Authority, Baggage, Forwarded, Head, TraceParent},
+    mesh::{Host, Limit, Refusal, SpiffeId, TrustDomain},
+    net::tls::peer_identity,
+};
+
+/// A target by its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const ALL: [Target; 6] = [
+    ("connect_head", connect_head),
+    ("headers", headers),
+    ("mesh_file", mesh_file),
+    ("dns_message", dns_message),
+    ("spiffe_uri", spiffe_uri),
+    ("certificate_san", certificate_san),
+];
+
+/// The head of a request as HTTP/2 hands it over. The first line is method and authority; each other one is a header.
+pub fn connect_head(data: &[u8]) {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let first = lines.next().unwrap_or_default();
+    let space = first.iter().position(|byte| *byte == b' ').unwrap_or(first.len());
+    let (method, authority) = first.split_at(space);
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(authority.get(1..).unwrap_or_default());
+    for line in lines {
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let (name, value) = line.split_at(colon);
+        request = request.header(name, value.get(1..).unwrap_or_default());
+    }
+    let Ok(request) = request.body(()) else { return };
+    let (parts, ()) = request.into_parts();
+    match Head::read(&parts).target {
+        Ok(authority) => {
+            assert_eq!(parts.method, http::Method::CONNECT);
+            reads_back(&authority);
+        }
+        Err(Refusal::BadAuthority(shown)) => assert!(shown.chars().count() <= 128),
+        Err(refusal) => assert!(matches!(
+            refusal,
+            Refusal::NotConnect | Refusal::OverLimit(Limit::HeaderBytes)
+        )),
+    }
+}
+
+/// The texts that travel with a CONNECT.
+pub fn headers(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(baggage) = text.parse::<Baggage>() {
+        // One that is too long for a header is left out.
+        let header = baggage.header();
+        if !header.is_empty() {
+            let printed = header.to_str().expect("a header of ours is ASCII");
+            assert_eq!(printed.parse().as_ref(), Ok(&baggage));
+        }
+    }
+    if let Ok(forwarded) = text.parse::<Forwarded>() {
+        reads_back(&forwarded);
+        assert!(forwarded.header().is_some());
+    }
+    if let Ok(trace) = text.parse::<TraceParent>() {
+        reads_back(&trace);
+    }
+    if let Ok(authority) = text.parse::<Authority>() {
+        reads_back(&authority);
+    }
+}
+
+/// A mesh file.
+pub fn mesh_file(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    match feed::parse(text, Path::new("mesh.yaml"), "node-a") {
+        Ok(file) => {
+            for pod in &file.local_pods {
+                assert!(file.mesh.workload(&pod.uid).is_some(), "a pod without a workload");
+            }
+        }
+        Err(error) => {
+            assert!(!error.problems.is_empty(), "refused without a reason");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+/// A DNS message: as a query of a pod, as a server's response, and as what a stream brings.
+pub fn dns_message(data: &[u8]) {
+    match dns::parse(data) {
+        Ok(request) => query(&request),
+        Err(dns::Unanswerable::Malformed(reply)) => assert!(dns::parse(&reply).is_err()),
+        Err(dns::Unanswerable::Noise) => {}
+    }
+    let _ = dns::says_no_such_name(data);
+    let mut frames = Frames::default();
+    frames.room().extend_from_slice(data);
+    while let Some(message) = frames.take() {
+        assert_eq!(
+            dns::framed(&message).map(|framed| framed.len()),
+            Some(message.len() + 2)
+        );
+    }
+}
+
+fn query(request: &dns::Request<'_>) {
+    let _ = (request.asks_for_addresses(), request.is_transfer());
+    assert!(request.type_label().is_ascii());
+    let failure = dns::server_failure(request);
+    assert!(failure.len() >= 12 && dns::parse(&failure).is_err());
+    if let Ok(forward) = Forward::new(request) {
+        assert_eq!(forward.bytes().len(), request.bytes().len());
+        assert!(
+            forward.accept(forward.bytes().to_vec()).is_none(),
+            "a query answers itself"
+        );
+    }
+    let Some(ask) = request.ask() else { return };
+    let host = Host {
+        hostname: &ask.hostname,
+        zone: &ask.hostname,
+        addresses: vec![[10, 96, 0, 10].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 10].into()],
+    };
+    for protocol in [Protocol::Udp, Protocol::Tcp] {
+        for reply in [
+            dns::answer(request, &host, "cluster.local", protocol),
+            dns::no_data(request, &host, "cluster.local", protocol),
+        ] {
+            assert!(reply.len() <= dns::LARGEST_MESSAGE);
+            assert!(dns::parse(&reply).is_err(), "an answer that looks like a query");
+        }
+    }
+}
+
+/// A SPIFFE ID, and a trust domain.
+pub fn spiffe_uri(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(domain) = text.parse::<TrustDomain>() {
+        assert_eq!(domain.as_str(), text);
+    }
+    let Ok(id) = text.parse::<SpiffeId>() else { return };
+    assert_eq!(id.as_str(), text);
+    let domain: TrustDomain = id.trust_domain().parse().expect("its trust domain is one");
+    let again = SpiffeId::new(&domain, id.namespace(), id.service_account());
+    assert_eq!(again.as_ref().map(SpiffeId::as_str), Ok(text));
+    assert_eq!(format!("spiffe://{}", id.principal()), text);
+}
+
+/// The names in a certificate: a whole one, or what stands in place of the names of a good one.
+pub fn certificate_san(data: &[u8]) {
+    let read = |der: Vec<u8>| {
+        if let Ok(id) = peer_identity(&[der.into()]) {
+            assert_eq!(id.as_str().parse().as_ref(), Ok(&id));
+        }
+    };
+    read(data.to_vec());
+    read(with_names(data));
+}
+
+/// A certificate as short as X.509 allows with these bytes as its subject alternative name. Nobody signed it: who signed
+/// is verified before anybody asks for names.
+fn with_names(names: &[u8]) -> Vec<u8> {
+    let tlv = |tag: u8, parts: &[&[u8]]| {
+        let content = parts.concat();
+        let length = u32::try_from(content.len()).unwrap_or(u32::MAX).to_be_bytes();
+        [&[tag, 0x84], &length[..], &content].concat()
+    };
+    let algorithm = tlv(0x30, &[b"\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02"]);
+    let nobody = tlv(0x30, &[]);
+    let time = tlv(0x17, &[b"260101000000Z"]);
+    let key = tlv(0x30, &[&algorithm, b"\x03\x02\x00\x04"]);
+    let extension = tlv(0x30, &[b"\x06\x03\x55\x1d\x11", &tlv(0x04, &[names])]);
+    let extensions = tlv(0xa3, &[&tlv(0x30, &[&extension])]);
+    let body = tlv(
+        0x30,
+        &[
+            b"\xa0\x03\x02\x01\x02\x02\x01\x01",
+            &algorithm,
+            &nobody,
+            &tlv(0x30, &[&time, &time]),
+            &nobody,
+            &key,
+            &extensions,
+        ],
+    );
+    tlv(0x30, &[&body, &algorithm, b"\x03\x02\x00\x00"])
+}
+
+/// What was understood is printed as something that is understood the same.
+fn reads_back<T: FromStr + Display + PartialEq>(value: &T) {
+    let printed = value.to_string();
+    assert!(printed.parse().is_ok_and(|again: T| again == *value), "{printed}");
+}
