@@ -836,3 +836,25 @@ fn explain_gives_the_reason_that_the_access_log_gives() {
         Ok(())
     });
 }
+
+#[test]
+fn explain_knows_a_pod_that_is_not_captured() {
+    with_world(|world| {
+        let nowhere = json!("/run/netns/weft-there-is-no-such-namespace");
+        let lost = world.pod("a", PodSpec::new("lost").field("netns", nowhere))?;
+        let cast = Cast::start(world)?;
+        for (mode, expect) in [("PERMISSIVE", Met::Echo), ("STRICT", Met::Refused)] {
+            world.mesh_mut().peer_authentications.clear();
+            world.mesh_mut().mtls("demo", mode);
+            world.apply()?;
+            let (code, reason) = explained(world, "demo/lost", cast.web.addr(8080))?;
+            let met = dial(&lost, cast.web.addr(8080))?;
+            ensure!(met == expect, "{mode}: {met:?}");
+            ensure!(
+                (code == 0) == (met == Met::Echo),
+                "{mode}: {met:?}, but {code}: {reason}"
+            );
+        }
+        Ok(())
+    });
+}

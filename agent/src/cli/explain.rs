@@ -130,7 +130,7 @@ async fn print(
 fn from_file(file: &Path, args: &ExplainArgs) -> Result<Explanation, String> {
     // No node: which pods are captured where is not asked.
     let mesh = feed::load(file, "").map_err(|error| chain(&error))?.mesh;
-    explain(&mesh, &args.from, &args.to).map_err(|error| error.to_string())
+    explain(&mesh, &args.from, &args.to, |_| None).map_err(|error| error.to_string())
 }
 
 /// What a running agent says; or why nothing.

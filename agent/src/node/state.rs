@@ -14,7 +14,7 @@ use super::{
 use crate::{
     admin::StatusSource,
     kernel::load::Kernel,
-    mesh::Direction,
+    mesh::{Direction, Workload},
     svid::Svid,
     telemetry::{
         ExplainError, Explanation, explain,
@@ -154,6 +154,21 @@ impl State {
         }
     }
 
+    /// Why a pod of this node is not captured, where it should be.
+    fn uncaptured(&self, workload: &Workload) -> Option<String> {
+        let changing = self.changing();
+        let pod = changing
+            .pods
+            .iter()
+            .find(|pod| pod.namespace == *workload.namespace && pod.workload == *workload.name)?;
+        match (pod.state, &pod.message) {
+            (PodState::Failed, Some(message)) => Some(format!("failed: {message}")),
+            (PodState::Failed | PodState::Pending, None) => Some(pod.state.to_string()),
+            // One that waits for its certificate is captured: what it dials is refused until then.
+            (PodState::Captured | PodState::Pending | PodState::Unknown, _) => None,
+        }
+    }
+
     fn changing(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,7 +177,7 @@ impl State {
 impl StatusSource for State {
     fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError> {
         let mesh = self.shared.mesh.load_full().ok_or(ExplainError::NoMesh)?;
-        explain(&mesh, from, to)
+        explain(&mesh, from, to, |workload| self.uncaptured(workload))
     }
 
     fn config(&self) -> serde_json::Value {

@@ -141,6 +141,9 @@ pub struct Judgement {
     /// The policy that decided, as `namespace/name`, where a single one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// What a policy that decided looks at and no agent sees, such as `demo/by-path: paths, methods`: a DENY denies by
+    /// it, an ALLOW does not allow by it.
+    pub unseen: Vec<String>,
     /// The dry-run policies that match.
     pub dry_run_matches: Vec<DryRunMatch>,
     /// What would be said if the dry-run policies were enforced, where that is something else.

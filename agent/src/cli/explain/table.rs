@@ -109,6 +109,12 @@ fn route(hop: &Hop) -> String {
 
 fn verdict(page: &mut Page, verdict: &Judgement) {
     page.field("verdict", &verdict.reason);
+    for unseen in &verdict.unseen {
+        page.field(
+            "unseen",
+            &format!("{unseen} (only a waypoint sees what these look at)"),
+        );
+    }
     for matched in &verdict.dry_run_matches {
         page.field(
             "dry run",

@@ -52,6 +52,7 @@ fn allowed() -> Way {
             allowed: true,
             reason: "allowed by policy demo/web".to_owned(),
             policy: Some("demo/web".to_owned()),
+            unseen: Vec::new(),
             dry_run_matches: vec![DryRunMatch {
                 policy: "demo/trial".to_owned(),
                 action: "DENY".to_owned(),
@@ -94,6 +95,7 @@ fn connections_that_are_refused() {
             same_node: Some("tunnel".to_owned()),
             ..tunnel(Judgement {
                 reason: "no ALLOW policy matched: demo/a, demo/b".to_owned(),
+                unseen: vec!["demo/b: paths".to_owned()],
                 ..Judgement::default()
             })
         }],
@@ -117,6 +119,7 @@ fn connections_that_are_refused() {
         "✗ demo/web-1 at 10.2.0.1:8080\n",
         "    same node   tunnel\n",
         "    verdict     no ALLOW policy matched: demo/a, demo/b\n",
+        "    unseen      demo/b: paths (only a waypoint sees what these look at)\n",
         "✗ refused before it leaves the source\n    route       no healthy endpoint\n",
         "✓ demo/web-1 at 10.2.0.1:8080\n",
         "… and 3 more ways\n",

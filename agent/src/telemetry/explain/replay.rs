@@ -1,14 +1,15 @@
 //! Replays a connection: the questions of the data path, asked in its order. Pure.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use super::{DryRunMatch, End, ExplainError, Explanation, Hop, HopKind, Judgement, Security, Way};
 use crate::mesh::{
-    Inbound, Lookup, Mesh, NextHop, Outbound, Refusal, Tunnel, TunnelProtocol, Verdict, Wanted, Workload,
-    authorize, choices, dry_run_matches, is_own_port, rehearse, resolve, route,
+    Inbound, Lookup, Mesh, NextHop, Outbound, PolicyKey, Refusal, Tunnel, TunnelProtocol, Verdict, Wanted,
+    Workload, authorize, choices, dry_run_matches, is_own_port, rehearse, resolve, route,
 };
 
 /// How many paths to one address are looked at: that many endpoints.
@@ -21,11 +22,17 @@ const MOST_WAYS: usize = 8;
 const MOST_DRY_RUNS: usize = 16;
 
 /// Explains a connection `from` a workload (`namespace/name`) or an address, `to` an address or hostname and port.
+/// `uncaptured` says of a workload of the mesh why it is not captured, where that is known.
 ///
 /// # Errors
 /// When there is no such workload or hostname, or the texts are none.
-pub fn explain(mesh: &Mesh, from: &str, to: &str) -> Result<Explanation, ExplainError> {
-    let source = Source::find(mesh, from)?;
+pub fn explain(
+    mesh: &Mesh,
+    from: &str,
+    to: &str,
+    uncaptured: impl Fn(&Workload) -> Option<String>,
+) -> Result<Explanation, ExplainError> {
+    let source = Source::find(mesh, from, uncaptured)?;
     let dialled = dialled(mesh, &source, to)?;
     let service = dialled.iter().find_map(|addr| mesh.service_at(addr.ip()));
     let mut ways = Vec::new();
@@ -52,35 +59,38 @@ struct Source {
     workload: Option<Arc<Workload>>,
     /// The address that was named, or else every one it has.
     addresses: Vec<IpAddr>,
+    /// Why its connections are not weft's: they go in plaintext.
+    plain: Option<String>,
 }
 
 impl Source {
-    fn find(mesh: &Mesh, from: &str) -> Result<Self, ExplainError> {
-        if let Ok(address) = from.parse::<IpAddr>() {
-            let address = address.to_canonical();
-            return Ok(Self {
-                workload: mesh.workload_at(address).cloned(),
-                addresses: vec![address],
-            });
-        }
-        let named =
-            |workload: &&Arc<Workload>| from.split_once('/') == Some((&*workload.namespace, &*workload.name));
-        let workload = mesh.workloads().find(named);
-        let workload = workload.ok_or_else(|| ExplainError::NoSuchWorkload(from.to_owned()))?;
-        if workload.addresses.is_empty() {
-            return Err(ExplainError::NoAddress(from.to_owned()));
-        }
+    fn find(
+        mesh: &Mesh,
+        from: &str,
+        uncaptured: impl Fn(&Workload) -> Option<String>,
+    ) -> Result<Self, ExplainError> {
+        let (workload, addresses) = match from.parse::<IpAddr>() {
+            Ok(address) => {
+                let address = address.to_canonical();
+                (mesh.workload_at(address).cloned(), vec![address])
+            }
+            Err(_) => {
+                let workload = named(mesh, from)?;
+                (Some(workload.clone()), workload.addresses.clone())
+            }
+        };
+        let plain = match &workload {
+            Some(it) if it.tunnel_protocol == TunnelProtocol::Hbone && !it.host_network => uncaptured(it)
+                .map(|why| {
+                    format!("the source is not captured ({why}), so it dials as if it were not in the mesh")
+                }),
+            _ => Some("the source is not in the mesh".to_owned()),
+        };
         Ok(Self {
-            workload: Some(workload.clone()),
-            addresses: workload.addresses.clone(),
+            workload,
+            addresses,
+            plain,
         })
-    }
-
-    /// The workload, where its connections are captured.
-    fn captured(&self) -> Option<&Arc<Workload>> {
-        self.workload
-            .as_ref()
-            .filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone && !workload.host_network)
     }
 
     fn end(&self, towards: Option<IpAddr>) -> End {
@@ -94,23 +104,21 @@ impl Source {
 
     /// Every way that a connection may take: one for each endpoint that may be chosen.
     fn ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
-        let Some(workload) = self.captured() else {
-            return self.plain_ways(mesh, dialled);
-        };
-        let paths = paths(mesh, workload, dialled);
-        let hops = |path: &[Leg]| path.iter().map(|leg| leg.hop(mesh, self)).collect();
-        paths.iter().map(|path| way(hops(path))).collect()
+        match (&self.workload, &self.plain) {
+            (Some(workload), None) => {
+                let paths = paths(mesh, workload, dialled);
+                let hops = |path: &[Leg]| path.iter().map(|leg| leg.hop(mesh, self)).collect();
+                paths.iter().map(|path| way(hops(path))).collect()
+            }
+            (_, plain) => self.plain_ways(mesh, dialled, plain.as_deref().unwrap_or_default()),
+        }
     }
 
     /// Of a source that weft does not capture: it dials in plaintext, and what leads a service's address to an
     /// endpoint is not weft.
-    fn plain_ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
+    fn plain_ways(&self, mesh: &Mesh, dialled: SocketAddr, reason: &str) -> Vec<Way> {
         let Some(service) = mesh.service_at(dialled.ip()) else {
-            return vec![way(vec![self.plain_hop(
-                mesh,
-                dialled,
-                "the source is not in the mesh",
-            )])];
+            return vec![way(vec![self.plain_hop(mesh, dialled, reason)])];
         };
         let endpoints = mesh.endpoints(&service.key).iter();
         let addrs = endpoints.filter_map(|endpoint| {
@@ -118,9 +126,10 @@ impl Source {
             let address = address_towards(&endpoint.workload.addresses, dialled.ip())?;
             Some(SocketAddr::new(address, port))
         });
-        let reason = "the source is not in the mesh: the cluster's own load balancing chooses the endpoint";
+        let reason = format!("{reason}: the cluster's own load balancing chooses the endpoint");
         let mut ways: Vec<_> = addrs
-            .map(|addr| way(vec![self.plain_hop(mesh, addr, reason)]))
+            .take(MOST_PATHS)
+            .map(|addr| way(vec![self.plain_hop(mesh, addr, &reason)]))
             .collect();
         if ways.is_empty() {
             let refusal = Refusal::NoHealthyEndpoint(service.key.clone());
@@ -157,6 +166,18 @@ impl Source {
             ..Hop::default()
         }
     }
+}
+
+/// The workload of this `namespace/name`.
+fn named<'a>(mesh: &'a Mesh, from: &str) -> Result<&'a Arc<Workload>, ExplainError> {
+    let is_named =
+        |workload: &&Arc<Workload>| from.split_once('/') == Some((&*workload.namespace, &*workload.name));
+    let workload = mesh.workloads().find(is_named);
+    let workload = workload.ok_or_else(|| ExplainError::NoSuchWorkload(from.to_owned()))?;
+    if workload.addresses.is_empty() {
+        return Err(ExplainError::NoAddress(from.to_owned()));
+    }
+    Ok(workload)
 }
 
 /// What the destination stands for. The port is the app's.
@@ -260,7 +281,10 @@ impl Leg {
             NextHop::Refuse(refusal) => refused(refusal),
             NextHop::Direct { addr, workload } => direct(&self.source, *addr, workload.as_ref()),
             NextHop::Tunnel(tunnel) => {
-                let is_first = first.captured().is_some_and(|it| it.uid == self.source.uid);
+                let is_first = first
+                    .workload
+                    .as_ref()
+                    .is_some_and(|it| it.uid == self.source.uid);
                 let addresses = if is_first {
                     &first.addresses
                 } else {
@@ -350,6 +374,7 @@ fn judge(mesh: &Mesh, workload: &Workload, question: &Inbound) -> Judgement {
         allowed: matches!(verdict, Verdict::Allow { .. }),
         reason,
         policy,
+        unseen: unseen(mesh, &verdict),
         dry_run_matches: dry_run_matches(mesh, workload, question)
             .take(MOST_DRY_RUNS)
             .map(|policy| DryRunMatch {
@@ -359,6 +384,26 @@ fn judge(mesh: &Mesh, workload: &Workload, question: &Inbound) -> Judgement {
             .collect(),
         if_enforced: if_enforced.map(|verdict| shown(&verdict).0),
     }
+}
+
+/// What the policies that a refusal names look at and no agent sees.
+fn unseen(mesh: &Mesh, verdict: &Verdict) -> Vec<String> {
+    let policies = match verdict {
+        Verdict::Deny(Refusal::NotAllowed(in_scope)) => in_scope.named.as_slice(),
+        Verdict::Deny(refusal) => refusal.policy().map(std::slice::from_ref).unwrap_or_default(),
+        Verdict::Allow { .. } => &[],
+    };
+    let of_policy = |key: &PolicyKey| {
+        let clauses = mesh.policy(key)?.rules.iter().flat_map(|rule| &rule.clauses);
+        let matches = clauses.flat_map(|clause| &clause.matches);
+        let fields: BTreeSet<&str> = matches
+            .flat_map(|match_| match_.unseen.iter().chain(&match_.unreadable))
+            .map(|field| &**field)
+            .collect();
+        let fields: Vec<_> = fields.into_iter().collect();
+        (!fields.is_empty()).then(|| format!("{key}: {}", fields.join(", ")))
+    };
+    policies.iter().filter_map(of_policy).collect()
 }
 
 /// The reason, and the policy where a single one decided.

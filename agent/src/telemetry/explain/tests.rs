@@ -57,7 +57,8 @@ fn shown(explanation: &Explanation) -> Vec<String> {
 }
 
 fn check(from: &str, to: &str, allowed: bool, ways: &[&str]) {
-    let explanation = explain(&mesh(), from, to).unwrap_or_else(|error| panic!("{from} {to}: {error}"));
+    let explanation =
+        explain(&mesh(), from, to, |_| None).unwrap_or_else(|error| panic!("{from} {to}: {error}"));
     assert_eq!(shown(&explanation), ways, "{from} {to}");
     assert_eq!(explanation.allowed, allowed, "{from} {to}");
 }
@@ -175,8 +176,39 @@ fn through_a_waypoint() {
 }
 
 #[test]
+fn what_no_agent_sees_is_named() {
+    let explanation = explain(&mesh(), "demo/curl-1", "10.2.0.3:80", |_| None).unwrap();
+    let verdict = explanation.ways[0].hops[0].verdict.as_ref().unwrap();
+    assert_eq!(verdict.unseen, ["demo/by-path: paths"]);
+}
+
+#[test]
+fn a_pod_that_is_not_captured_dials_as_if_it_were_not_in_the_mesh() {
+    let failed = |workload: &crate::mesh::Workload| {
+        (&*workload.name == "curl-1").then(|| "failed: no such namespace".to_owned())
+    };
+    let explanation = explain(&mesh(), "demo/curl-1", "10.2.0.5:1", failed).unwrap();
+    let hop = &explanation.ways[0].hops[0];
+    assert_eq!((hop.kind, hop.security), (HopKind::Direct, Security::Plaintext));
+    let reason =
+        "the source is not captured (failed: no such namespace), so it dials as if it were not in the mesh";
+    assert_eq!(hop.reason, reason);
+    assert!(!explanation.allowed, "{hop:?}");
+    let other = explain(&mesh(), "batch/cron-1", "10.2.0.5:1", failed).unwrap();
+    assert!(other.allowed, "{other:?}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_question_panics(from in ".{0,20}", to in "(.{0,20}|[0-9.:\\[\\]]{0,20}|web[.a-z]{0,10}:[0-9]{0,6})") {
+        let _ = explain(&mesh(), &from, &to, |_| None);
+        let _ = explain(&mesh(), "demo/curl-1", &to, |_| None);
+    }
+}
+
+#[test]
 fn every_field_of_a_tunnel() {
-    let explanation = explain(&mesh(), "demo/curl-1", "10.2.0.1:8080").unwrap();
+    let explanation = explain(&mesh(), "demo/curl-1", "10.2.0.1:8080", |_| None).unwrap();
     let hop = &explanation.ways[0].hops[0];
     assert_eq!(
         explanation.source.identity,
@@ -199,16 +231,16 @@ fn every_field_of_a_tunnel() {
         verdict.if_enforced.as_deref(),
         Some("denied by policy demo/trial")
     );
-    let same = explain(&mesh(), "demo/curl-1", "10.1.0.3:8080").unwrap();
+    let same = explain(&mesh(), "demo/curl-1", "10.1.0.3:8080", |_| None).unwrap();
     assert!(same.ways[0].hops[0].same_node.is_some());
-    let v6 = explain(&mesh(), "demo/curl-1", "[fd00:2::1]:8080").unwrap();
+    let v6 = explain(&mesh(), "demo/curl-1", "[fd00:2::1]:8080", |_| None).unwrap();
     assert_eq!(v6.source.address, "fd00:1::1".parse().ok());
 }
 
 #[test]
 fn questions_that_make_no_sense() {
     let check = |from: &str, to: &str, expect: &str| {
-        let error = explain(&mesh(), from, to).unwrap_err().to_string();
+        let error = explain(&mesh(), from, to, |_| None).unwrap_err().to_string();
         assert!(error.starts_with(expect), "{from} {to}: {error}");
     };
     check(
