@@ -9,6 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod hop;
+mod judge;
 mod replay;
 #[cfg(test)]
 mod tests;
@@ -30,10 +32,29 @@ pub struct Explanation {
     pub service: Option<String>,
     /// Whether every way is allowed.
     pub allowed: bool,
+    /// The endpoints of the service, or of its waypoint, and whether they are chosen. Some of them.
+    pub endpoints: Vec<EndpointStanding>,
+    /// Endpoints that are not listed.
+    pub more_endpoints: usize,
     /// The ways that a connection may take, one for each endpoint that may be chosen; refused ones first.
     pub ways: Vec<Way>,
     /// Ways that are not listed.
     pub more_ways: usize,
+}
+
+/// A workload behind the service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointStanding {
+    /// `namespace/name`.
+    pub workload: String,
+    /// Where it would be reached; nothing where it cannot be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// Whether a connection may be given to it at once.
+    pub chosen: bool,
+    /// How often it is chosen, or why it is not.
+    pub standing: String,
 }
 
 /// One way to one endpoint.

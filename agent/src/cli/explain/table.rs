@@ -10,6 +10,7 @@ pub(super) fn render(explanation: &Explanation, colour: bool) -> String {
     let mut page = Page::new(colour);
     summary(&mut page, explanation);
     source(&mut page, &explanation.source);
+    endpoints(&mut page, explanation);
     ways(&mut page, explanation);
     page.text
 }
@@ -42,6 +43,32 @@ fn source(page: &mut Page, source: &End) {
             &source.identity
         },
     );
+}
+
+/// Where there is a choice.
+fn endpoints(page: &mut Page, explanation: &Explanation) {
+    let all = explanation.endpoints.len() + explanation.more_endpoints;
+    if all < 2 {
+        return;
+    }
+    page.heading("ENDPOINTS", "");
+    let rows = explanation.endpoints.iter().map(|endpoint| {
+        let address = endpoint.address.map(|addr| addr.to_string()).unwrap_or_default();
+        let mark = if endpoint.chosen {
+            Mark::Good
+        } else {
+            Mark::Waiting
+        };
+        (
+            mark,
+            [endpoint.workload.clone(), address, endpoint.standing.clone()],
+        )
+    });
+    page.table(["WORKLOAD", "ADDRESS", "STANDING"], rows.collect());
+    if explanation.more_endpoints > 0 {
+        let more = format!("and {} more", explanation.more_endpoints);
+        page.line(Mark::Waiting, &more);
+    }
 }
 
 fn ways(page: &mut Page, explanation: &Explanation) {

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::telemetry::explain::{DryRunMatch, End, Hop, HopKind, Judgement, Security, Way};
+use crate::telemetry::explain::{DryRunMatch, End, EndpointStanding, Hop, HopKind, Judgement, Security, Way};
 
 fn end(name: &str, address: &str, node: &str) -> End {
     End {
@@ -40,6 +40,8 @@ fn explanation(ways: Vec<Way>) -> Explanation {
         dialled: vec![SocketAddr::from(([10, 96, 0, 1], 80))],
         service: Some("demo/web.demo.svc.cluster.local".to_owned()),
         allowed: ways.iter().all(|way| way.allowed),
+        endpoints: Vec::new(),
+        more_endpoints: 0,
         ways,
         more_ways: 0,
     }
@@ -112,8 +114,22 @@ fn connections_that_are_refused() {
     let mut mixed = explanation(vec![denied, early, allowed()]);
     mixed.more_ways = 3;
     mixed.source.identity = String::new();
+    let endpoint = |name: &str, address: &str, standing: &str| EndpointStanding {
+        workload: format!("demo/{name}"),
+        address: address.parse().ok(),
+        chosen: standing == "chosen",
+        standing: standing.to_owned(),
+    };
+    mixed.endpoints = vec![
+        endpoint("web-1", "10.2.0.1:8080", "chosen"),
+        endpoint("web-10", "", "it is not healthy"),
+    ];
+    mixed.more_endpoints = 2;
     let text = table::render(&mixed, false);
     for expect in [
+        "\nENDPOINTS\n  WORKLOAD     ADDRESS        STANDING\n\
+         ✓ demo/web-1   10.2.0.1:8080  chosen\n\
+         … demo/web-10  -              it is not healthy\n… and 2 more\n",
         "✗ demo/curl-1 is refused on 2 of 6 ways to web:80\n",
         "    identity    none: it is not in the mesh, so it can prove nothing\n",
         "✗ demo/web-1 at 10.2.0.1:8080\n",

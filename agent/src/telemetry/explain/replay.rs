@@ -1,15 +1,18 @@
 //! Replays a connection: the questions of the data path, asked in its order. Pure.
 
 use std::{
-    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use super::{DryRunMatch, End, ExplainError, Explanation, Hop, HopKind, Judgement, Security, Way};
+use super::{
+    End, EndpointStanding, ExplainError, Explanation, Hop, HopKind, Security, Way,
+    hop::{address_towards, direct, end, end_at, refused, through},
+    judge::{self, judge},
+};
 use crate::mesh::{
-    Inbound, Lookup, Mesh, NextHop, Outbound, PolicyKey, Refusal, Tunnel, TunnelProtocol, Verdict, Wanted,
-    Workload, authorize, choices, dry_run_matches, is_own_port, rehearse, resolve, route,
+    BalancingMode, Candidate, Inbound, Lookup, Mesh, NextHop, Outbound, Refusal, Service, Standing,
+    TunnelProtocol, Wanted, Workload, candidates, choices, is_own_port, resolve, route,
 };
 
 /// How many paths to one address are looked at: that many endpoints.
@@ -18,8 +21,8 @@ const MOST_PATHS: usize = 256;
 const MOST_ADDRESSES: usize = 64;
 /// How many ways are listed; the rest are counted.
 const MOST_WAYS: usize = 8;
-/// How many dry-run policies are listed.
-const MOST_DRY_RUNS: usize = 16;
+/// The same of endpoints.
+const MOST_ENDPOINTS: usize = 16;
 
 /// Explains a connection `from` a workload (`namespace/name`) or an address, `to` an address or hostname and port.
 /// `uncaptured` says of a workload of the mesh why it is not captured, where that is known.
@@ -34,7 +37,13 @@ pub fn explain(
 ) -> Result<Explanation, ExplainError> {
     let source = Source::find(mesh, from, uncaptured)?;
     let dialled = dialled(mesh, &source, to)?;
-    let service = dialled.iter().find_map(|addr| mesh.service_at(addr.ip()));
+    let service = dialled.iter().find_map(|addr| source.service(mesh, *addr));
+    let mut endpoints: Vec<_> = dialled
+        .iter()
+        .flat_map(|addr| source.endpoints(mesh, *addr))
+        .collect();
+    let more_endpoints = endpoints.len().saturating_sub(MOST_ENDPOINTS);
+    endpoints.truncate(MOST_ENDPOINTS);
     let mut ways = Vec::new();
     for addr in &dialled {
         ways.extend(source.ways(mesh, *addr));
@@ -48,6 +57,8 @@ pub fn explain(
         service: service.map(|service| service.key.to_string()),
         dialled,
         allowed: ways.iter().all(|way| way.allowed),
+        endpoints,
+        more_endpoints,
         ways: ways.into_iter().take(MOST_WAYS).collect(),
         more_ways,
     })
@@ -102,22 +113,46 @@ impl Source {
         }
     }
 
+    /// What `route` is asked, where it is.
+    fn question(&self, destination: SocketAddr) -> Option<Outbound> {
+        let source = self.workload.clone().filter(|_| self.plain.is_none())?;
+        Some(Outbound { source, destination })
+    }
+
+    fn service(&self, mesh: &Mesh, dialled: SocketAddr) -> Option<Arc<Service>> {
+        match self.question(dialled) {
+            Some(question) => route(mesh, &question, 0).service,
+            None => mesh.service_at(dialled.ip()).cloned(),
+        }
+    }
+
+    fn endpoints(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<EndpointStanding> {
+        let candidates = self.question(dialled).map(|question| candidates(mesh, &question));
+        let standing = |candidate: Candidate| EndpointStanding {
+            workload: candidate.workload.namespaced_name(),
+            address: candidate.addr,
+            chosen: matches!(candidate.standing, Standing::Chosen { .. }),
+            standing: candidate.standing.to_string(),
+        };
+        candidates.into_iter().flatten().map(standing).collect()
+    }
+
     /// Every way that a connection may take: one for each endpoint that may be chosen.
     fn ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
-        match (&self.workload, &self.plain) {
-            (Some(workload), None) => {
-                let paths = paths(mesh, workload, dialled);
-                let hops = |path: &[Leg]| path.iter().map(|leg| leg.hop(mesh, self)).collect();
-                paths.iter().map(|path| way(hops(path))).collect()
-            }
-            (_, plain) => self.plain_ways(mesh, dialled, plain.as_deref().unwrap_or_default()),
-        }
+        let Some(question) = self.question(dialled) else {
+            return self.plain_ways(mesh, dialled);
+        };
+        let paths = paths(mesh, &question);
+        let hops = |path: &[Leg]| path.iter().map(|leg| leg.hop(mesh, self)).collect();
+        paths.iter().map(|path| way(hops(path))).collect()
     }
 
     /// Of a source that weft does not capture: it dials in plaintext, and what leads a service's address to an
     /// endpoint is not weft.
-    fn plain_ways(&self, mesh: &Mesh, dialled: SocketAddr, reason: &str) -> Vec<Way> {
-        let Some(service) = mesh.service_at(dialled.ip()) else {
+    fn plain_ways(&self, mesh: &Mesh, dialled: SocketAddr) -> Vec<Way> {
+        let reason = self.plain.as_deref().unwrap_or_default();
+        let balanced = |service: &&Arc<Service>| service.load_balancing.mode != BalancingMode::Passthrough;
+        let Some(service) = mesh.service_at(dialled.ip()).filter(balanced) else {
             return vec![way(vec![self.plain_hop(mesh, dialled, reason)])];
         };
         let endpoints = mesh.endpoints(&service.key).iter();
@@ -143,7 +178,7 @@ impl Source {
         let in_mesh = workload.filter(|workload| workload.tunnel_protocol == TunnelProtocol::Hbone);
         let verdict = in_mesh.map(|workload| {
             if is_own_port(addr.port()) {
-                return refusal_judgement(&Refusal::OwnPort(addr.port()));
+                return judge::refused(&Refusal::OwnPort(addr.port()));
             }
             let source_ip = address_towards(&self.addresses, addr.ip()).unwrap_or(addr.ip());
             judge(
@@ -242,15 +277,19 @@ struct Leg {
 
 /// From a captured workload to the destination, or to where `route` refuses: every path that some draw leads along, in
 /// two steps where there is a waypoint.
-fn paths(mesh: &Mesh, source: &Arc<Workload>, dialled: SocketAddr) -> Vec<Vec<Leg>> {
+fn paths(mesh: &Mesh, question: &Outbound) -> Vec<Vec<Leg>> {
     let from_waypoint = |leg: Leg| match &leg.next {
         NextHop::Tunnel(tunnel) if tunnel.via_waypoint => {
-            let onward = legs(mesh, &tunnel.workload, dialled).into_iter();
+            let question = Outbound {
+                source: tunnel.workload.clone(),
+                destination: question.destination,
+            };
+            let onward = legs(mesh, &question).into_iter();
             onward.map(|next| vec![leg.clone(), next]).collect()
         }
         _ => vec![vec![leg]],
     };
-    legs(mesh, source, dialled)
+    legs(mesh, question)
         .into_iter()
         .flat_map(from_waypoint)
         .take(MOST_PATHS)
@@ -258,17 +297,13 @@ fn paths(mesh: &Mesh, source: &Arc<Workload>, dialled: SocketAddr) -> Vec<Vec<Le
 }
 
 /// Where `route` leads with every draw that it tells apart.
-fn legs(mesh: &Mesh, source: &Arc<Workload>, dialled: SocketAddr) -> Vec<Leg> {
-    let question = Outbound {
-        source: source.clone(),
-        destination: dialled,
-    };
-    let draws = choices(mesh, &question).min(MOST_PATHS as u64);
+fn legs(mesh: &Mesh, question: &Outbound) -> Vec<Leg> {
+    let draws = choices(mesh, question).min(MOST_PATHS as u64);
     let mut legs: Vec<Leg> = Vec::new();
     for draw in 0..draws {
-        let next = route(mesh, &question, draw).next;
+        let next = route(mesh, question, draw).next;
         if !legs.iter().any(|leg| leg.next == next) {
-            let source = source.clone();
+            let source = question.source.clone();
             legs.push(Leg { source, next });
         }
     }
@@ -296,136 +331,6 @@ impl Leg {
     }
 }
 
-fn refused(refusal: &Refusal) -> Hop {
-    Hop {
-        kind: HopKind::Refused,
-        reason: refusal.to_string(),
-        security: Security::Nothing,
-        ..Hop::default()
-    }
-}
-
-fn direct(source: &Workload, addr: SocketAddr, workload: Option<&Arc<Workload>>) -> Hop {
-    let (reason, security) = match workload {
-        Some(workload) if workload.uid == source.uid => (
-            "the pod dials itself: nothing leaves it, nobody is asked",
-            Security::InsidePod,
-        ),
-        Some(_) => (
-            "the destination is not in the mesh: no agent is there to ask",
-            Security::Plaintext,
-        ),
-        None => ("the address is outside of the mesh", Security::Plaintext),
-    };
-    Hop {
-        to: Some(end_at(workload, addr)),
-        kind: HopKind::Direct,
-        destination: Some(addr),
-        reason: reason.to_owned(),
-        security,
-        ..Hop::default()
-    }
-}
-
-/// A tunnel, and what the agent at its end says. At a waypoint that is asked by the request, which is not known here.
-fn through(mesh: &Mesh, source: &Workload, addresses: &[IpAddr], tunnel: &Tunnel) -> Hop {
-    let source_ip = address_towards(addresses, tunnel.addr.ip()).unwrap_or(tunnel.addr.ip());
-    let question = Inbound {
-        peer: Some(source.identity.clone()),
-        source_ip,
-        destination: tunnel.authority,
-    };
-    let (kind, reason, verdict) = if tunnel.via_waypoint {
-        let reason =
-            "the destination is bound to this waypoint, which judges each request by its own policies";
-        (HopKind::Waypoint, reason, None)
-    } else {
-        let verdict = judge(mesh, &tunnel.workload, &question);
-        (HopKind::Tunnel, "both ends are in the mesh", Some(verdict))
-    };
-    let (to, port) = (tunnel.addr.ip(), tunnel.addr.port());
-    Hop {
-        to: Some(end_at(Some(&tunnel.workload), tunnel.addr)),
-        kind,
-        destination: Some(tunnel.destination),
-        gateway: Some(tunnel.addr),
-        reason: reason.to_owned(),
-        identities: tunnel.identities.iter().map(ToString::to_string).collect(),
-        security: Security::MutualTls,
-        same_node: same_node(source, tunnel),
-        network_policy: Some(format!(
-            "must let {source_ip} reach {to} on TCP port {port}, whatever port the app has"
-        )),
-        verdict,
-    }
-}
-
-/// Where kernel path or tunnel will be told, and why. Today every connection of two pods goes through a tunnel.
-fn same_node(source: &Workload, tunnel: &Tunnel) -> Option<String> {
-    let same = !source.node.is_empty() && source.node == tunnel.workload.node;
-    same.then(|| "tunnel".to_owned())
-}
-
-fn judge(mesh: &Mesh, workload: &Workload, question: &Inbound) -> Judgement {
-    let verdict = authorize(mesh, workload, question);
-    let if_enforced = rehearse(mesh, workload, question).filter(|rehearsed| *rehearsed != verdict);
-    let (reason, policy) = shown(&verdict);
-    Judgement {
-        allowed: matches!(verdict, Verdict::Allow { .. }),
-        reason,
-        policy,
-        unseen: unseen(mesh, &verdict),
-        dry_run_matches: dry_run_matches(mesh, workload, question)
-            .take(MOST_DRY_RUNS)
-            .map(|policy| DryRunMatch {
-                policy: policy.key.to_string(),
-                action: policy.action.to_string(),
-            })
-            .collect(),
-        if_enforced: if_enforced.map(|verdict| shown(&verdict).0),
-    }
-}
-
-/// What the policies that a refusal names look at and no agent sees.
-fn unseen(mesh: &Mesh, verdict: &Verdict) -> Vec<String> {
-    let policies = match verdict {
-        Verdict::Deny(Refusal::NotAllowed(in_scope)) => in_scope.named.as_slice(),
-        Verdict::Deny(refusal) => refusal.policy().map(std::slice::from_ref).unwrap_or_default(),
-        Verdict::Allow { .. } => &[],
-    };
-    let of_policy = |key: &PolicyKey| {
-        let clauses = mesh.policy(key)?.rules.iter().flat_map(|rule| &rule.clauses);
-        let matches = clauses.flat_map(|clause| &clause.matches);
-        let fields: BTreeSet<&str> = matches
-            .flat_map(|match_| match_.unseen.iter().chain(&match_.unreadable))
-            .map(|field| &**field)
-            .collect();
-        let fields: Vec<_> = fields.into_iter().collect();
-        (!fields.is_empty()).then(|| format!("{key}: {}", fields.join(", ")))
-    };
-    policies.iter().filter_map(of_policy).collect()
-}
-
-/// The reason, and the policy where a single one decided.
-fn shown(verdict: &Verdict) -> (String, Option<String>) {
-    match verdict {
-        Verdict::Allow { policy: Some(policy) } => {
-            (format!("allowed by policy {policy}"), Some(policy.to_string()))
-        }
-        Verdict::Allow { policy: None } => ("allowed: no ALLOW policy covers the workload".to_owned(), None),
-        Verdict::Deny(refusal) => (refusal.to_string(), refusal.policy().map(ToString::to_string)),
-    }
-}
-
-fn refusal_judgement(refusal: &Refusal) -> Judgement {
-    let (reason, policy) = shown(&Verdict::Deny(refusal.clone()));
-    Judgement {
-        reason,
-        policy,
-        ..Judgement::default()
-    }
-}
-
 fn way(hops: Vec<Hop>) -> Way {
     let passes = |hop: &Hop| {
         hop.kind != HopKind::Refused && hop.verdict.as_ref().is_none_or(|verdict| verdict.allowed)
@@ -434,31 +339,4 @@ fn way(hops: Vec<Hop>) -> Way {
         allowed: hops.iter().all(passes),
         hops,
     }
-}
-
-/// Without its address.
-fn end(workload: &Workload) -> End {
-    let identity = match workload.tunnel_protocol {
-        TunnelProtocol::Hbone => workload.identity.to_string(),
-        TunnelProtocol::None => String::new(),
-    };
-    End {
-        workload: Some(workload.namespaced_name()),
-        address: None,
-        node: workload.node.to_string(),
-        identity,
-    }
-}
-
-fn end_at(workload: Option<&Arc<Workload>>, addr: SocketAddr) -> End {
-    End {
-        address: Some(addr.ip()),
-        ..workload.map(|workload| end(workload)).unwrap_or_default()
-    }
-}
-
-/// The address of the other's family; else any.
-fn address_towards(addresses: &[IpAddr], other: IpAddr) -> Option<IpAddr> {
-    let same_family = |address: &&IpAddr| address.is_ipv4() == other.is_ipv4();
-    addresses.iter().find(same_family).or(addresses.first()).copied()
 }

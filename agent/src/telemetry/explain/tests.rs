@@ -24,6 +24,7 @@ services:
 - {name: api, namespace: demo, vips: [10.96.0.3], ports: [{port: 80}], selector: {app: api}, waypoint: {service: demo/way}}
 - {name: way, namespace: demo, selector: {app: way}}
 - {name: none, namespace: demo, vips: [10.96.0.4], ports: [{port: 80}], endpoints: []}
+- {name: lazy, namespace: demo, vips: [10.96.0.5], ports: [{port: 80}], endpoints: [demo/web-1, demo/late-1]}
 - {name: heads, namespace: demo, ports: [{port: 8080}], selector: {app: web}}
 policies:
 - {name: not-cron, namespace: demo, action: DENY, selector: {app: web}, rules: [{from: [{namespaces: [batch]}]}]}
@@ -97,6 +98,33 @@ fn each_family_has_its_own_way() {
     ];
     check("demo/curl-1", "heads:8080", true, &v4);
     check("fd00:1::1", "heads:8080", true, &[v6]);
+}
+
+#[test]
+fn endpoints_have_a_standing() {
+    let standing = |from: &str, to: &str| -> Vec<String> {
+        let explanation = explain(&mesh(), from, to, |_| None).unwrap();
+        let shown = |it: &EndpointStanding| format!("{} {} {}", it.workload, it.chosen, it.standing);
+        explanation.endpoints.iter().map(shown).collect()
+    };
+    assert_eq!(
+        standing("demo/curl-1", "lazy:80"),
+        [
+            "demo/web-1 true chosen",
+            "demo/late-1 false it has no address that the client can reach"
+        ]
+    );
+    assert_eq!(
+        standing("demo/curl-1", "web:80"),
+        ["demo/web-1 true chosen, 1 of 2", "demo/web-2 true chosen, 1 of 2"]
+    );
+    assert!(standing("demo/curl-1", "10.2.0.1:8080").is_empty());
+    assert!(standing("demo/db-1", "web:80").is_empty());
+    let headless = explain(&mesh(), "demo/curl-1", "10.2.0.1:8080", |_| None).unwrap();
+    assert_eq!(
+        headless.service.as_deref(),
+        Some("demo/heads.demo.svc.cluster.local")
+    );
 }
 
 #[test]
