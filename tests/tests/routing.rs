@@ -331,6 +331,60 @@ fn a_service_of_one_family_is_reached_from_the_other() {
     });
 }
 
+/// There is no waypoint in these worlds, only a pod that is bound as one and refuses: so nothing arrives, from anybody but
+/// that pod itself.
+#[test]
+fn what_is_bound_to_a_waypoint_is_never_dialled_around_it() {
+    with_world(|world| {
+        let client = world.pod("a", PodSpec::new("client"))?;
+        let gate = world.pod("b", backing("gate", "gate"))?;
+        let by_address = json!({ "address": gate.v4() });
+        let web = world.pod("b", backing("web", "web"))?;
+        let alone = world.pod(
+            "b",
+            backing("alone", "alone").field("waypoint", by_address.clone()),
+        )?;
+        let db = world.pod("b", backing("db", "db"))?;
+        let services = &mut world.mesh_mut().services;
+        services.push(service(
+            "gate",
+            json!(["10.96.0.99"]),
+            "gate",
+            json!({ "ports": [] }),
+        ));
+        let by_service = json!({ "waypoint": { "service": "demo/gate" } });
+        services.push(service(
+            "web",
+            json!(["10.96.0.10", "fd00:96::10"]),
+            "web",
+            by_service,
+        ));
+        // Without a virtual address: its pod is dialled by its own.
+        services.push(service("db", json!([]), "db", json!({ "waypoint": by_address })));
+        let [a, _] = world.start_agents()?;
+        let servers = [serve(&web, "web")?, serve(&alone, "alone")?, serve(&db, "db")?];
+        let ways = [
+            addr(VIP4),
+            addr(VIP6),
+            alone.addr(8080),
+            alone.addr6(8080),
+            db.addr(8080),
+            db.addr6(8080),
+        ];
+        for way in ways {
+            reset_or_refused(&client, way)?;
+            error_line(&a, "outbound", way, "400")?;
+        }
+        ensure!(servers.iter().all(|server| server.accepted() == 0), "{servers:?}");
+        for (way, name) in ways.into_iter().zip(["web", "web", "alone", "alone", "db", "db"]) {
+            always(&gate, &way.to_string(), name)?;
+        }
+        // Another port of the pod is none of the service's.
+        let _other = Server::start(db.listen(9000)?, banner(b"other"))?;
+        always(&client, &db.addr(9000).to_string(), "other")
+    });
+}
+
 fn lookups(agent: &Agent, outcome: &str) -> Result<f64> {
     Ok(agent
         .metrics()?

@@ -15,7 +15,7 @@ pub(super) use self::{
     datagrams::{Datagrams, PodSocket, listen},
     stream::serve as serve_stream,
 };
-use super::{pod::Pod, worker::Worker};
+use super::{draws::Draws, pod::Pod, worker::Worker};
 use crate::{
     dns::{
         Forward, Protocol, Request, UPSTREAM_TIMEOUT, Unanswerable, answer, no_data, parse, server_failure,
@@ -137,7 +137,7 @@ fn next(worker: &Worker, pod: &Pod, limits: &Limits, bytes: &[u8], protocol: Pro
     let known = mesh.as_deref().zip(client).map(|(mesh, client)| Known {
         mesh,
         client,
-        draw: worker.draw(),
+        draws: &worker.draws,
         protocol,
     });
     let answered = known.and_then(|known| known.answer(&request));
@@ -152,7 +152,7 @@ fn next(worker: &Worker, pod: &Pod, limits: &Limits, bytes: &[u8], protocol: Pro
 struct Known<'a> {
     mesh: &'a Mesh,
     client: &'a Workload,
-    draw: u64,
+    draws: &'a Draws,
     protocol: Protocol,
 }
 
@@ -171,7 +171,7 @@ impl Known<'_> {
         let lookup = Lookup {
             hostname: &asked.hostname,
             wanted: asked.wanted,
-            draw: self.draw,
+            draw: self.draws.next((&asked.hostname, request.type_label())),
         };
         let host: Host<'_> = resolve(self.mesh, &lookup, self.client)?;
         let domain = self.mesh.cluster_domain();

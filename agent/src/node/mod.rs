@@ -7,6 +7,7 @@ mod connections;
 mod control;
 mod dial;
 mod dns;
+mod draws;
 mod enroll;
 mod inbound;
 mod limits;

@@ -109,7 +109,7 @@ pub(super) async fn reach(
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
-    let draw = worker.draw();
+    let draw = worker.draws.next(destination);
     let (mesh, question, mut next) = ask_or_look_up(worker, pod, destination, draw).await?;
     flow.source.workload = Some(Arc::clone(&question.source));
     let mut tried = Vec::with_capacity(ATTEMPTS);

@@ -17,7 +17,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared, dns, inbound, outbound,
+    Shared, dns,
+    draws::Draws,
+    inbound, outbound,
     pod::{Pod, PodListener},
 };
 use crate::{
@@ -71,19 +73,10 @@ pub(super) struct Worker {
     pub(super) dns: dns::Dns,
     /// How the agent shuts down.
     pub(super) drain: Drain,
-    draws: Draws,
+    pub(super) draws: Draws,
 }
 
-/// Numbers that endpoints are picked by: each endpoint of a service in turn.
-#[derive(Default)]
-struct Draws(std::sync::atomic::AtomicU64);
-
 impl Worker {
-    /// The next number to pick an endpoint by.
-    pub(super) fn draw(&self) -> u64 {
-        self.draws.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-    }
-
     /// Writes the one line of a connection that never opened, and counts it.
     pub(super) fn record_refused(&self, mut flow: Flow, since: Instant) {
         flow.duration = since.elapsed();
@@ -118,7 +111,7 @@ pub(super) fn start(
                 tunnel_settings,
                 dns: dns::Dns::new(servers),
                 drain,
-                draws: Draws::default(),
+                draws: Draws::new(),
             };
             runtime.block_on(run(Arc::new(worker), inbox));
         })?;
