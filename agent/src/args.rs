@@ -9,6 +9,7 @@ use crate::{
     cli::{ca::CaArgs, explain::ExplainArgs, release::ReleaseArgs, status::StatusArgs},
     kernel::load::LoadConfig,
     node::{LimitSettings, NodeConfig, default_ports},
+    svid::TrustFiles,
     telemetry::{LogFormat, log},
 };
 
@@ -57,12 +58,20 @@ pub struct AgentArgs {
     /// The mesh: workloads, services and policies, as YAML; read again whenever it changes
     #[arg(long, env = "WEFT_MESH_FILE", value_name = "FILE")]
     pub mesh_file: PathBuf,
-    /// Root certificate of the mesh, PEM
+    /// Root certificate of the mesh, PEM; more roots may follow it. Read again when it or the key changes: every pod gets
+    /// a certificate of the new one at once
     #[arg(long, env = "WEFT_CA_CERT", value_name = "FILE")]
     pub ca_cert: PathBuf,
     /// Private key of the root, PEM; the agent signs its pods' 24 h certificates with it
     #[arg(long, env = "WEFT_CA_KEY", value_name = "FILE")]
     pub ca_key: PathBuf,
+    /// More roots whose certificates are accepted, PEM, read again whenever it changes: the old and the new one while the
+    /// mesh's root is replaced. Connections of a root that is removed are closed
+    #[arg(long, env = "TRUST_BUNDLE", value_name = "FILE")]
+    pub trust_bundle: Option<PathBuf>,
+    /// Lists of revoked certificates, PEM, read again whenever it changes; connections of what is revoked are closed
+    #[arg(long, env = "CRL_PATH", value_name = "FILE")]
+    pub crl: Option<PathBuf>,
     /// The cgroup2 folder whose processes are hooked [default: the root of cgroup2, wherever it is mounted]
     #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -186,8 +195,12 @@ impl AgentArgs {
         NodeConfig {
             node: self.node.clone(),
             mesh_file: self.mesh_file.clone(),
-            ca_cert: self.ca_cert.clone(),
-            ca_key: self.ca_key.clone(),
+            trust: TrustFiles {
+                ca_cert: self.ca_cert.clone(),
+                ca_key: self.ca_key.clone(),
+                bundle: self.trust_bundle.clone(),
+                crl: self.crl.clone(),
+            },
             load: LoadConfig {
                 cgroup_root: self.cgroup_root.clone(),
                 pin_dir: self.pin_dir.clone(),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{SignalKind, signal},
@@ -48,6 +48,7 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
     let shutdown = CancellationToken::new();
     let open_files = raise_file_limit();
+    keep_memory_private();
     let runtime = runtime(2)?;
     runtime.block_on(async {
         tokio::spawn(cancel_on_signal(shutdown.clone()));
@@ -73,6 +74,13 @@ fn raise_file_limit() -> usize {
     };
     // None is no limit.
     files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX))
+}
+
+/// The pods' keys are in it: no core file, and no process without CAP_SYS_PTRACE can read it.
+fn keep_memory_private() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "cannot keep core files from holding keys");
+    }
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

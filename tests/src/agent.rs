@@ -148,7 +148,14 @@ impl Agent {
         let log = self.open_log()?;
         let mut command = self.0.place.command(&self.0.binary);
         // What the person running the tests has set for their own agents is not for these.
-        for name in ["RUST_LOG", "LOG_FORMAT", "WEFT_WORKERS", "WEFT_DNS_CAPTURE"] {
+        for name in [
+            "RUST_LOG",
+            "LOG_FORMAT",
+            "WEFT_WORKERS",
+            "WEFT_DNS_CAPTURE",
+            "CRL_PATH",
+            "TRUST_BUNDLE",
+        ] {
             command.env_remove(name);
         }
         command.args(&self.0.args).envs(self.0.envs.iter().cloned());

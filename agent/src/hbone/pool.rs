@@ -21,11 +21,13 @@ use std::{
 };
 
 use http::{HeaderValue, Method, Uri, Version};
-use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers};
-use crate::{mesh::SpiffeId, net::tls::TlsError};
+use crate::{
+    mesh::SpiffeId,
+    net::tls::{self, TlsError},
+};
 
 pub use error::ConnectError;
 pub(super) use tunnel::Slot;
@@ -120,7 +122,7 @@ impl Pool {
         request: ConnectRequest,
     ) -> Result<Stream, ConnectError>
     where
-        T: FnOnce() -> Result<Arc<ClientConfig>, TlsError>,
+        T: FnOnce() -> Result<tls::Client, TlsError>,
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: Into<Dialled> + Send,
@@ -136,10 +138,10 @@ impl Pool {
                     let Some((tls, dial)) = new.take() else {
                         return Err(turned_away);
                     };
-                    let config = tls().map_err(|source| ConnectError::Certificate {
+                    let client = tls().map_err(|source| ConnectError::Certificate {
                         source: source.into(),
                     })?;
-                    self.shared.open(&key, config, dial)
+                    self.shared.open(&key, client, dial)
                 }
             };
             match self.shared.ask(&key, slot, request.clone()).await {
@@ -188,7 +190,7 @@ impl Shared {
     }
 
     /// A new tunnel with one place taken. It is in the map at once, so that others wait for it.
-    fn open<D, F, C>(self: &Arc<Self>, key: &TunnelKey, config: Arc<ClientConfig>, dial: D) -> Slot
+    fn open<D, F, C>(self: &Arc<Self>, key: &TunnelKey, client: tls::Client, dial: D) -> Slot
     where
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<C>> + Send + 'static,
@@ -199,7 +201,7 @@ impl Shared {
         let (shared, key) = (self.clone(), key.clone());
         tokio::spawn(async move {
             tunnel
-                .run(&shared.settings, config, dial, || shared.remove(&key, &tunnel))
+                .run(&shared.settings, client, dial, || shared.remove(&key, &tunnel))
                 .await;
         });
         slot
@@ -222,8 +224,12 @@ impl Shared {
         request: http::Request<()>,
     ) -> Result<Stream, ConnectError> {
         let peer = key.gateway;
-        let (sender, identity) = slot.ready().await?;
-        let failed = |source| error::of_stream(peer, source);
+        let (sender, session) = slot.ready().await?;
+        let failed = |source| match session.is_rejected() {
+            // Cut by us: nothing of the app's was sent, and another tunnel's peer may have a better certificate.
+            true => ConnectError::Closed { peer },
+            false => error::of_stream(peer, source),
+        };
         let answered = timeout(self.settings.answer_timeout, async {
             let mut sender = sender.ready().await.map_err(failed)?;
             let (answer, send) = sender.send_request(request, false).map_err(failed)?;
@@ -245,7 +251,7 @@ impl Shared {
             send,
             recv,
             peer: baggage.map(Box::new),
-            identity: Some(identity),
+            session: Some(Arc::clone(&session)),
             unread: slot.unread(),
             slot: Some(slot),
             served: None,

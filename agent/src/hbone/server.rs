@@ -69,7 +69,7 @@ impl Responder {
             send,
             recv: self.recv,
             peer: None,
-            identity: None,
+            session: None,
             unread: self.unread,
             slot: None,
             served: Some(self.served),

@@ -19,9 +19,9 @@ use super::{
     pool::Slot,
     window::{Part, Unread},
 };
-use crate::{
-    mesh::SpiffeId,
-    net::copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+use crate::net::{
+    copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+    tls::Session,
 };
 
 /// An open stream: both ways, after the CONNECT was answered with 200.
@@ -33,8 +33,8 @@ pub struct Stream {
     pub(super) recv: RecvStream,
     /// What the other agent said about its workload.
     pub peer: Option<Box<Baggage>>,
-    /// Who proved to be at the tunnel's other end; known to the side that dialled.
-    pub(super) identity: Option<SpiffeId>,
+    /// The tunnel's; known to the side that dialled.
+    pub(super) session: Option<Arc<Session>>,
     /// The place on the tunnel that the stream holds; given back when it is dropped.
     pub(super) slot: Option<Slot>,
     /// Where what is not acknowledged yet is counted.
@@ -44,10 +44,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Who proved to be at the tunnel's other end. `None` on the side that was dialled, where the TLS handshake
-    /// (`net::tls::accept`) tells.
-    pub fn identity(&self) -> Option<&SpiffeId> {
-        self.identity.as_ref()
+    /// The tunnel's TLS session: who proved to be at the other end, and whether that still holds. `None` on the side
+    /// that was dialled, where the handshake (`net::tls::accept`) gives it.
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        self.session.as_ref()
     }
 }
 

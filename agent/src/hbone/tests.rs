@@ -2,5 +2,6 @@
 
 mod apps;
 mod floods;
+mod trust;
 mod tunnels;
 mod world;

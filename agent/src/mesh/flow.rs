@@ -59,6 +59,8 @@ pub enum FailureKind {
     H2Handshake,
     /// The peer proved another identity than the mesh gives for it, or we have no certificate.
     Identity,
+    /// The peer's certificate, or our own, is on a revocation list.
+    Revoked,
     /// The other agent's policy refused us.
     Denied,
     /// Cut off after it was open.
@@ -145,6 +147,7 @@ impl FailureKind {
             Self::Tls => "TLS_FAILURE",
             Self::H2Handshake => "H2_HANDSHAKE_FAILURE",
             Self::Identity => "IDENTITY_ERROR",
+            Self::Revoked => "CERT_REVOKED",
             Self::Denied => "DENY",
             Self::Broken => "-",
         }

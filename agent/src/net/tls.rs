@@ -1,23 +1,27 @@
 //! TLS as HBONE uses it: 1.3 only, mutual, ALPN `h2`, no SNI, identities instead of host names.
 //!
-//! Builds rustls configurations and runs handshakes; who may be at the other end is decided in [`identity`].
+//! Builds rustls configurations and runs handshakes; who may be at the other end is decided in [`identity`],
+//! whom it is believed from in [`trust`], and [`sessions`] ends what is not believed any more.
 //! It holds no keys of its own (see `svid`) and speaks no HTTP (see `hbone`). Called by `hbone::pool` to dial and by
 //! the roles that accept tunnels.
 
 mod identity;
 mod read_ahead;
+mod revocation;
 #[cfg(test)]
 pub(crate) mod sample;
+mod sessions;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, ServerConfig,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, ServerName},
     server::NoServerSessionStorage,
     sign::{CertifiedKey, SingleCertAndKey},
 };
@@ -29,51 +33,14 @@ use crate::mesh::{SpiffeId, TrustDomain};
 
 pub use identity::{IdentityError, is_identity_error, peer_identity};
 pub use read_ahead::ReadAhead;
+pub use revocation::Revocations;
+pub use sessions::{Ended, Proof, Session, Sessions};
+pub use trust::{CLOCK_SKEW, Purpose, Rejected, Trust, TrustBundle};
+
+use identity::Verdict;
 
 /// The one protocol that runs inside: HTTP/2, by its name in RFC 9113.
 const ALPN_H2: &[u8] = b"h2";
-
-/// The certificates that chains must end in. Several, while a root is being replaced.
-#[derive(Clone, Debug)]
-pub struct TrustBundle {
-    roots: Arc<RootCertStore>,
-}
-
-impl TrustBundle {
-    /// Reads every `CERTIFICATE` block of `pem`.
-    ///
-    /// # Errors
-    /// When a block is damaged or is not a certificate, or when there is none.
-    pub fn from_pem(pem: &[u8]) -> Result<Self, TlsError> {
-        let certs = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-        Self::from_der(certs.map_err(|err| TlsError::Bundle(err.to_string()))?)
-    }
-
-    /// Takes certificates that were read elsewhere.
-    ///
-    /// # Errors
-    /// When one of them cannot be parsed, or when there is none.
-    pub fn from_der(certs: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for cert in certs {
-            roots.add(cert).map_err(|err| TlsError::Bundle(err.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(TlsError::Bundle("it holds no certificate".into()));
-        }
-        Ok(Self { roots: roots.into() })
-    }
-
-    /// How many roots there are.
-    pub fn len(&self) -> usize {
-        self.roots.len()
-    }
-
-    /// Whether there is no root; never true of a bundle that was built.
-    pub fn is_empty(&self) -> bool {
-        self.roots.is_empty()
-    }
-}
 
 /// The project's one crypto provider: aws-lc-rs, AES-128-GCM first.
 ///
@@ -107,17 +74,76 @@ pub fn random<const N: usize>() -> Result<[u8; N], TlsError> {
     Ok(bytes)
 }
 
+/// The client's side of handshakes: what it presents, whom it takes, and the trust that both rest on.
+#[derive(Clone, Debug)]
+pub struct Client {
+    config: Arc<ClientConfig>,
+    side: Side,
+}
+
+/// The server's side of handshakes.
+#[derive(Clone, Debug)]
+pub struct Server {
+    config: Arc<ServerConfig>,
+    side: Side,
+}
+
+/// What a session is opened with after a handshake.
+#[derive(Clone, Debug)]
+struct Side {
+    sessions: Sessions,
+    /// What the handshake's verifier holds peers against.
+    trust: Arc<Trust>,
+    cert: Arc<CertifiedKey>,
+    purpose: Purpose,
+    verdict: Verdict,
+}
+
+impl Side {
+    fn new(sessions: &Sessions, cert: Arc<CertifiedKey>, purpose: Purpose) -> Self {
+        Self {
+            sessions: sessions.clone(),
+            trust: sessions.trust(),
+            cert,
+            purpose,
+            verdict: Verdict::default(),
+        }
+    }
+
+    fn open(&self, chain: Option<&[CertificateDer<'_>]>) -> Result<Arc<Session>, TlsError> {
+        let chain = chain.unwrap_or_default();
+        let peer = peer_identity(chain).map_err(TlsError::Identity)?;
+        let others = match self.purpose {
+            Purpose::Client => Purpose::Server,
+            Purpose::Server => Purpose::Client,
+        };
+        let ours = Proof::now(&self.cert.cert, self.purpose);
+        Ok(self
+            .sessions
+            .open(&self.trust, peer, ours, Proof::now(chain, others)))
+    }
+
+    fn failed(&self, err: io::Error) -> TlsError {
+        match self.verdict.take() {
+            Some(rejected) => TlsError::Rejected(rejected),
+            None => TlsError::of_handshake(err),
+        }
+    }
+}
+
 /// A client that presents `cert` and goes on only when the server proves one of the identities in `accept`.
 ///
 /// # Errors
 /// When rustls refuses the certificate or the settings.
-pub fn client_config(
+pub fn client(
+    sessions: &Sessions,
     cert: Arc<CertifiedKey>,
-    bundle: &TrustBundle,
     accept: Arc<[SpiffeId]>,
-) -> Result<Arc<ClientConfig>, TlsError> {
+) -> Result<Client, TlsError> {
     let provider = crypto_provider();
-    let verifier = identity::ServerVerifier::new(bundle.roots.clone(), accept, &provider);
+    let side = Side::new(sessions, Arc::clone(&cert), Purpose::Client);
+    let (trust, verdict) = (Arc::clone(&side.trust), side.verdict.clone());
+    let verifier = identity::ServerVerifier::new(trust, accept, &provider, verdict);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Config)?
@@ -128,20 +154,23 @@ pub fn client_config(
     config.enable_sni = false;
     // A ticket would outlive a revocation and mix the identities of a node; pooling gives the speed instead.
     config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
+    let config = Arc::new(config);
+    Ok(Client { config, side })
 }
 
 /// A server that presents `cert` and takes clients of `trust_domains` only.
 ///
 /// # Errors
 /// When rustls refuses the certificate or the settings.
-pub fn server_config(
+pub fn server(
+    sessions: &Sessions,
     cert: Arc<CertifiedKey>,
-    bundle: &TrustBundle,
     trust_domains: &[TrustDomain],
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<Server, TlsError> {
     let provider = crypto_provider();
-    let verifier = identity::ClientVerifier::new(bundle.roots.clone(), trust_domains, &provider)?;
+    let side = Side::new(sessions, Arc::clone(&cert), Purpose::Server);
+    let (trust, verdict) = (Arc::clone(&side.trust), side.verdict.clone());
+    let verifier = identity::ClientVerifier::new(trust, trust_domains, &provider, verdict);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Config)?
@@ -150,7 +179,8 @@ pub fn server_config(
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    let config = Arc::new(config);
+    Ok(Server { config, side })
 }
 
 /// The server's end of a tunnel.
@@ -168,20 +198,21 @@ const ENCRYPT_AHEAD: usize = 1024 * 1024;
 /// When the deadline passes, the handshake fails, or the client did not ask for `h2`.
 pub async fn accept(
     tcp: TcpStream,
-    config: Arc<ServerConfig>,
+    server: Server,
     deadline: Duration,
-) -> Result<(ServerStream, SpiffeId), TlsError> {
+) -> Result<(ServerStream, Arc<Session>), TlsError> {
+    let Server { config, side } = server;
     let handshake = timeout(deadline, TlsAcceptor::from(config).accept(ReadAhead::new(tcp)));
     let mut stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?
-        .map_err(TlsError::of_handshake)?;
+        .map_err(|err| side.failed(err))?;
     let session = stream.get_mut().1;
     session.set_buffer_limit(Some(ENCRYPT_AHEAD));
     // rustls refuses other protocols, but lets a client pass that names none.
     require_h2(session.alpn_protocol())?;
-    let peer = peer_identity(session.peer_certificates().unwrap_or_default()).map_err(TlsError::Identity)?;
-    Ok((stream, peer))
+    let session = side.open(session.peer_certificates())?;
+    Ok((stream, session))
 }
 
 /// The client's side of a handshake: the stream and who is there.
@@ -193,22 +224,23 @@ pub async fn accept(
 /// When the deadline passes, the handshake fails, or the server did not agree on `h2`.
 pub async fn connect(
     tcp: TcpStream,
-    config: Arc<ClientConfig>,
+    client: Client,
     server: IpAddr,
     deadline: Duration,
-) -> Result<(ClientStream, SpiffeId), TlsError> {
+) -> Result<(ClientStream, Arc<Session>), TlsError> {
+    let Client { config, side } = client;
     let name = ServerName::IpAddress(server.into());
     let connecting = TlsConnector::from(config).connect(name, ReadAhead::new(tcp));
     let handshake = timeout(deadline, connecting);
     let mut stream = handshake
         .await
         .map_err(|_| TlsError::TimedOut(deadline))?
-        .map_err(TlsError::of_handshake)?;
+        .map_err(|err| side.failed(err))?;
     let session = stream.get_mut().1;
     session.set_buffer_limit(Some(ENCRYPT_AHEAD));
     require_h2(session.alpn_protocol())?;
-    let peer = peer_identity(session.peer_certificates().unwrap_or_default()).map_err(TlsError::Identity)?;
-    Ok((stream, peer))
+    let session = side.open(session.peer_certificates())?;
+    Ok((stream, session))
 }
 
 fn require_h2(agreed: Option<&[u8]>) -> Result<(), TlsError> {
@@ -222,9 +254,14 @@ fn require_h2(agreed: Option<&[u8]>) -> Result<(), TlsError> {
 /// Why a configuration could not be built or a handshake failed.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// Roots that cannot be read, or none.
-    #[error("the trust bundle cannot be used: {0}")]
-    Bundle(String),
+    /// Roots or revocation lists that cannot be read, or none.
+    #[error("the {what} cannot be used: {why}")]
+    Unusable {
+        /// A trust bundle, or a CRL.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// rustls refused the settings or the certificate.
     #[error("TLS could not be set up")]
     Config(#[source] rustls::Error),
@@ -234,6 +271,9 @@ pub enum TlsError {
     /// The handshake failed, for another reason than who the peer is.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
+    /// The peer's chain is not believed.
+    #[error("the peer's certificate is not accepted")]
+    Rejected(#[source] Rejected),
     /// The peer's chain is good, but it is not who it should be.
     #[error("the peer is not who it should be")]
     Identity(#[source] IdentityError),
@@ -246,9 +286,24 @@ pub enum TlsError {
 }
 
 impl TlsError {
+    fn bundle(why: impl ToString) -> Self {
+        let (what, why) = ("trust bundle", why.to_string());
+        Self::Unusable { what, why }
+    }
+
+    fn crl(why: impl ToString) -> Self {
+        let (what, why) = ("CRL", why.to_string());
+        Self::Unusable { what, why }
+    }
+
     /// Whether the peer proved to be somebody else than it should be, as against any other failure.
     pub fn is_identity(&self) -> bool {
         matches!(self, Self::Identity(_))
+    }
+
+    /// Whether the peer's certificate has been revoked.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Rejected(Rejected::Revoked { .. }))
     }
 
     fn of_handshake(err: io::Error) -> Self {

@@ -14,7 +14,10 @@ use tokio::sync::Notify;
 use super::Shared;
 use crate::{
     mesh::{FailureKind, Flow, Inbound, Mesh, Outcome, Refusal, Verdict, authorize},
-    net::copy::CopyError,
+    net::{
+        copy::CopyError,
+        tls::{Ended, Session},
+    },
     telemetry::{
         chain, log,
         metrics::{ByteCounts, OpenConnection},
@@ -44,6 +47,8 @@ pub(super) struct Connection {
     /// When it was accepted.
     pub(super) since: Instant,
     asked: Option<Asked>,
+    /// The TLS session that it is inside of.
+    session: Option<Arc<Session>>,
     refused: OnceLock<Refusal>,
     wake: Notify,
 }
@@ -57,6 +62,23 @@ impl Connection {
                 return refusal.clone();
             }
             woken.await;
+        }
+    }
+
+    /// Waits until a change of the trust ends the session that the connection is inside of; for ever when none does.
+    async fn distrusted(&self) -> Outcome {
+        match &self.session {
+            Some(session) => end_of(&session.rejected().await),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What a copy that broke means: the tunnel may have been cut, and told us before we were woken for it.
+    fn broken(&self, error: &CopyError) -> Outcome {
+        let ended = self.session.as_ref().and_then(|session| session.ended());
+        match ended {
+            Some(ended) => end_of(&ended),
+            None => Outcome::Failed(FailureKind::Broken, chain(error)),
         }
     }
 
@@ -86,8 +108,14 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    /// Counts and lists a connection whose way is clear; `asked` for inbound ones.
-    pub(super) fn open(shared: &Shared, flow: Flow, since: Instant, asked: Option<Asked>) -> Self {
+    /// Counts and lists a connection whose way is clear; `asked` for inbound ones, `session` for those in a tunnel.
+    pub(super) fn open(
+        shared: &Shared,
+        flow: Flow,
+        since: Instant,
+        asked: Option<Asked>,
+        session: Option<Arc<Session>>,
+    ) -> Self {
         log::opened(&flow);
         let counts = shared.metrics.open(&flow);
         let connection = Connection {
@@ -95,6 +123,7 @@ impl Carried {
             counts: counts.byte_counts(),
             since,
             asked,
+            session,
             refused: OnceLock::new(),
             wake: Notify::new(),
         };
@@ -116,15 +145,17 @@ impl Carried {
         &self.counts
     }
 
-    /// Runs the copy to its end, or until a change of the mesh refuses the connection, which resets both sides.
+    /// Runs the copy to its end, or until a change of the mesh or of the trust refuses the connection, which resets both
+    /// sides.
     pub(super) async fn unless_refused(&self, copy: impl Future<Output = Result<(), CopyError>>) -> Outcome {
         tokio::select! {
             // First: a connection that is refused already copies nothing.
             biased;
             refusal = self.connection.refused() => Outcome::Refused(refusal),
+            outcome = self.connection.distrusted() => outcome,
             copied = copy => match copied {
                 Ok(()) => Outcome::Complete,
-                Err(error) => Outcome::Failed(FailureKind::Broken, chain(&error)),
+                Err(error) => self.connection.broken(&error),
             },
         }
     }
@@ -140,6 +171,16 @@ impl Carried {
         self.counts.close(&flow);
         log::access(&flow);
     }
+}
+
+/// What a connection inside of a session that was rejected ends with.
+pub(super) fn end_of(ended: &Ended) -> Outcome {
+    let kind = if ended.is_revoked() {
+        FailureKind::Revoked
+    } else {
+        FailureKind::Tls
+    };
+    Outcome::Failed(kind, ended.to_string())
 }
 
 impl Connections {

@@ -3,7 +3,7 @@
 //! Both end the same way: `authorize`, dial the app from inside the pod, copy. Policy is enforced here, at the
 //! destination, whatever the other side did or did not do.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
 
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -19,13 +19,13 @@ use super::{
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
     mesh::{
-        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, SpiffeId, Verdict, Workload,
-        authorize, dry_run_matches,
+        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Verdict, Workload, authorize,
+        dry_run_matches,
     },
     net::{
         copy::copy_tcp,
         socket::{abort_on_close, tune_tunnel},
-        tls,
+        tls::{self, Session},
     },
     telemetry::chain,
 };
@@ -40,7 +40,7 @@ pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: 
     let mut flow = Flow::new(Direction::Inbound, source, Party::default());
     match admit_plaintext(&worker, &pod, &client, peer, &mut flow).await {
         Ok(Admitted { app, asked, _places }) => {
-            let carried = Carried::open(&worker.shared, flow, since, Some(asked));
+            let carried = Carried::open(&worker.shared, flow, since, Some(asked), None);
             let copied = carried
                 .unless_refused(copy_tcp(client, app, carried.counts()))
                 .await;
@@ -99,13 +99,19 @@ pub(super) async fn serve_tunnel(
     let since = Instant::now();
     let gateway = tcp.local_addr().ok().map(super::worker::canonical);
     match accept_tunnel(&worker, &pod, tcp, peer).await {
-        Ok((stream, identity, _places)) => {
+        Ok(Accepted {
+            stream,
+            session,
+            replaced,
+            _places,
+        }) => {
             let tunnel = Arc::new(InboundTunnel {
                 worker: Arc::clone(&worker),
                 pod,
                 peer,
                 gateway,
-                identity,
+                session,
+                replaced,
             });
             tunnel.serve(stream, released).await;
         }
@@ -124,31 +130,47 @@ pub(super) async fn serve_tunnel(
     }
 }
 
+/// A tunnel after its handshake.
+struct Accepted {
+    stream: tls::ServerStream,
+    session: Arc<Session>,
+    /// Set when our certificate is not the pod's any more.
+    replaced: CancellationToken,
+    _places: [Place; 2],
+}
+
 /// TLS with the certificate of the pod that was dialled.
 async fn accept_tunnel(
     worker: &Worker,
     pod: &Pod,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Result<(tls::ServerStream, SpiffeId, [Place; 2]), Outcome> {
+) -> Result<Accepted, Outcome> {
     let socket = pod.places.socket()?;
     let _underway = pod.places.handshake(peer.ip())?;
-    let config = server_config(worker, pod)?;
+    let (server, replaced) = server(worker, pod)?;
     tune_tunnel(&tcp);
-    let accepted = tls::accept(tcp, config, worker.tunnel_settings.handshake_timeout).await;
-    let (stream, identity) = accepted.map_err(|error| {
+    let accepted = tls::accept(tcp, server, worker.tunnel_settings.handshake_timeout).await;
+    let (stream, session) = accepted.map_err(|error| {
         let kind = if error.is_identity() {
             FailureKind::Identity
+        } else if error.is_revoked() {
+            FailureKind::Revoked
         } else {
             FailureKind::Tls
         };
         Outcome::Failed(kind, chain(&error))
     })?;
-    Ok((stream, identity, [socket, pod.places.tunnel(peer.ip())?]))
+    Ok(Accepted {
+        stream,
+        session,
+        replaced,
+        _places: [socket, pod.places.tunnel(peer.ip())?],
+    })
 }
 
-/// TLS as the pod that was dialled speaks it.
-fn server_config(worker: &Worker, pod: &Pod) -> Result<Arc<rustls::ServerConfig>, Outcome> {
+/// TLS as the pod that was dialled speaks it, and until when it does.
+fn server(worker: &Worker, pod: &Pod) -> Result<(tls::Server, CancellationToken), Outcome> {
     let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
     let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
     let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
@@ -157,10 +179,14 @@ fn server_config(worker: &Worker, pod: &Pod) -> Result<Arc<rustls::ServerConfig>
             format!("no certificate for {} yet", workload.identity),
         )
     })?;
-    let trust = worker.shared.svids.trust();
     let trust_domains = std::slice::from_ref(mesh.trust_domain());
-    tls::server_config(Arc::clone(&svid.cert), &trust, trust_domains)
-        .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))
+    let server = tls::server(
+        worker.shared.svids.sessions(),
+        Arc::clone(&svid.cert),
+        trust_domains,
+    )
+    .map_err(|error| Outcome::Failed(FailureKind::Tls, chain(&error)))?;
+    Ok((server, svid.replaced.clone()))
 }
 
 /// A tunnel whose peer has proved who it is.
@@ -170,13 +196,15 @@ struct InboundTunnel {
     peer: SocketAddr,
     /// The address that the peer dialled.
     gateway: Option<SocketAddr>,
-    identity: SpiffeId,
+    session: Arc<Session>,
+    replaced: CancellationToken,
 }
 
 impl InboundTunnel {
     async fn serve(self: Arc<Self>, stream: tls::ServerStream, released: CancellationToken) {
+        let goaway = released.child_token();
         let drain = hbone::Drain {
-            goaway: released,
+            goaway: goaway.clone(),
             begins: self.worker.drain.begins.clone(),
         };
         let settings = Settings {
@@ -186,9 +214,23 @@ impl InboundTunnel {
         let here = self.gateway.map_or(self.peer.ip(), |gateway| gateway.ip());
         let pair = (self.peer.ip(), here);
         let each = |request| drop(tokio::spawn(Arc::clone(&self).serve_stream(request)));
-        if let Err(error) = hbone::serve(stream, &settings, pair, drain, each).await {
-            let (peer, identity, pod) = (self.peer, &self.identity, &self.pod.uid);
-            tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
+        // New streams are for a tunnel with the new certificate; open ones go on.
+        let renewed = async {
+            self.replaced.cancelled().await;
+            goaway.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        let (peer, identity, pod) = (self.peer, &self.session.peer, &self.pod.uid);
+        tokio::select! {
+            // First: nothing more is read from a peer that is not trusted any more.
+            biased;
+            why = self.session.rejected() => {
+                tracing::warn!(%peer, %pod, %why, "a tunnel was cut: it is not trusted any more");
+            }
+            served = hbone::serve(stream, &settings, pair, drain, each) => if let Err(error) = served {
+                tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
+            },
+            never = renewed => match never {},
         }
     }
 
@@ -199,7 +241,7 @@ impl InboundTunnel {
         let source = Party {
             addr: Some(client),
             workload: None,
-            identity: Some(self.identity.clone()),
+            identity: Some(self.session.peer.clone()),
         };
         let mut flow = Flow::new(Direction::Inbound, source, Party::default());
         flow.mutual_tls = true;
@@ -257,7 +299,7 @@ impl InboundTunnel {
         flow.destination.addr = Some(destination);
         flow.service = target.service;
         let question = Inbound {
-            peer: Some(self.identity.clone()),
+            peer: Some(self.session.peer.clone()),
             source_ip: self.peer.ip(),
             destination,
         };
@@ -271,7 +313,13 @@ impl InboundTunnel {
             .workload
             .as_ref()
             .map(|workload| Baggage::of(workload).header());
-        let carried = Carried::open(&self.worker.shared, flow, since, Some(asked));
+        let carried = Carried::open(
+            &self.worker.shared,
+            flow,
+            since,
+            Some(asked),
+            Some(Arc::clone(&self.session)),
+        );
         let stream = match request.respond.accept(baggage.as_ref()) {
             Ok(stream) => stream,
             Err(error) => {

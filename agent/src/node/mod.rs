@@ -52,7 +52,7 @@ use crate::{
         takeover::{Claim, ClaimError},
     },
     mesh::Mesh,
-    svid::{CertificateAuthority, LocalCa, StoreSettings, SvidStore},
+    svid::{FileSources, StoreSettings, SvidStore, TrustFiles},
     telemetry::{LogFilter, Metrics},
 };
 
@@ -68,10 +68,8 @@ pub struct NodeConfig {
     pub node: String,
     /// The mesh.
     pub mesh_file: PathBuf,
-    /// Root certificate of the local CA, PEM.
-    pub ca_cert: PathBuf,
-    /// Its private key, PEM.
-    pub ca_key: PathBuf,
+    /// What certificates and trust are made from.
+    pub trust: TrustFiles,
     /// Where the programs are attached and pinned.
     pub load: LoadConfig,
     /// Whether to replace an agent that runs.
@@ -112,17 +110,18 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     preflight::check()?;
-    let ca = LocalCa::load(&config.ca_cert, &config.ca_key)?;
+    let trust = FileSources::load(config.trust.clone())?;
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
     let first = feed.changed().await?;
     let (on_demand, lookups) = on_demand();
     let shared = Shared {
         mesh: Arc::default(),
         on_demand,
-        svids: SvidStore::spawn(CertificateAuthority::Local(ca), StoreSettings::default()),
+        svids: SvidStore::spawn(trust.sources(), StoreSettings::default()),
         metrics,
         connections: Connections::default(),
     };
+    tokio::spawn(trust.watch(shared.svids.clone()));
     // Last: an agent that cannot start has touched nothing.
     let claim = claim(&config, &shared, &first).await?;
     let ports = bind_ports(&config).await?;

@@ -22,7 +22,11 @@ use crate::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel,
         reroute, route,
     },
-    net::{copy::copy_tcp, socket::abort_on_close, tls},
+    net::{
+        copy::copy_tcp,
+        socket::abort_on_close,
+        tls::{self, Session},
+    },
     telemetry::chain,
 };
 
@@ -34,6 +38,16 @@ pub(super) enum Upstream {
     /// And the place that its socket has.
     Tcp(TcpStream, Place),
     Tunnel(hbone::Stream),
+}
+
+impl Upstream {
+    /// The TLS session that a tunnel is inside of.
+    fn session(&self) -> Option<Arc<Session>> {
+        match self {
+            Self::Tunnel(stream) => stream.session().cloned(),
+            Self::Tcp(..) => None,
+        }
+    }
 }
 
 /// Why there is no upstream, and whether another endpoint may be tried.
@@ -267,8 +281,8 @@ async fn dial_tunnel(
         }),
         traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
     };
-    let trust = worker.shared.svids.trust();
-    let config = || tls::client_config(Arc::clone(&svid.cert), &trust, Arc::clone(&tunnel.identities));
+    let sessions = worker.shared.svids.sessions();
+    let side = || tls::client(sessions, Arc::clone(&svid.cert), Arc::clone(&tunnel.identities));
     let (dialler, from, gateway) = (Arc::clone(worker), Arc::clone(pod), tunnel.addr);
     let source_ip = client.ip();
     let dial = move || async move {
@@ -279,24 +293,28 @@ async fn dial_tunnel(
     };
     let stream = worker
         .tunnels
-        .connect(key, config, dial, request)
+        .connect(key, side, dial, request)
         .await
         .map_err(|error| Unreached::through(&error))?;
     flow.mutual_tls = true;
     flow.source.identity = Some(source.identity.clone());
-    flow.destination.identity = stream.identity().cloned();
+    flow.destination.identity = stream.session().map(|session| session.peer.clone());
     Ok(stream)
 }
 
 /// Copies until both sides have ended.
 async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Flow, since: Instant) {
-    let carried = Carried::open(&worker.shared, flow, since, None);
+    let carried = Carried::open(&worker.shared, flow, since, None, upstream.session());
     let copied = match upstream {
-        Upstream::Tcp(upstream, _place) => copy_tcp(app, upstream, carried.counts()).await,
-        Upstream::Tunnel(stream) => hbone::copy(app, stream, AppSide::Dialled, carried.counts()).await,
+        Upstream::Tcp(upstream, _place) => {
+            carried
+                .unless_refused(copy_tcp(app, upstream, carried.counts()))
+                .await
+        }
+        Upstream::Tunnel(stream) => {
+            let copy = hbone::copy(app, stream, AppSide::Dialled, carried.counts());
+            carried.unless_refused(copy).await
+        }
     };
-    carried.close(match copied {
-        Ok(()) => Outcome::Complete,
-        Err(error) => Outcome::Failed(FailureKind::Broken, chain(&error)),
-    });
+    carried.close(copied);
 }

@@ -20,7 +20,7 @@ use crate::{
         ExplainError, Explanation, explain,
         status::{
             CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus,
-            PodState, PodStatus, ProgramStatus, Status, rfc3339,
+            PodState, PodStatus, ProgramStatus, Status, TrustStatus, rfc3339,
         },
     },
 };
@@ -143,6 +143,15 @@ impl State {
         }
     }
 
+    fn trust(&self) -> TrustStatus {
+        let trust = self.shared.svids.trust();
+        TrustStatus {
+            roots: trust.bundle().len(),
+            revocation_lists: trust.revocations().len(),
+            sessions: self.shared.svids.sessions().len(),
+        }
+    }
+
     fn connections(&self) -> ConnectionsStatus {
         let oldest = self.shared.connections.oldest(MOST_CONNECTIONS_LISTED);
         ConnectionsStatus {
@@ -212,6 +221,7 @@ impl StatusSource for State {
                 .iter()
                 .map(|svid| certificate(svid))
                 .collect(),
+            trust: self.trust(),
             connections: self.connections(),
         }
     }
@@ -244,8 +254,10 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
     serde_json::json!({
         "node": config.node,
         "meshFile": config.mesh_file,
-        "caCert": config.ca_cert,
-        "caKey": config.ca_key,
+        "caCert": config.trust.ca_cert,
+        "caKey": config.trust.ca_key,
+        "trustBundle": config.trust.bundle,
+        "crl": config.trust.crl,
         "cgroupRoot": config.load.cgroup_root,
         "pinDir": config.load.pin_dir,
         "workers": config.workers,

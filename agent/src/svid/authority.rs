@@ -1,24 +1,30 @@
-//! Whoever signs for the store. One kind so far: a CA of our own, for where there is no cluster.
+//! Whoever signs for the store: a CA of our own (`local_ca`), for where there is no cluster.
+
+use std::{fmt, pin::Pin};
 
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 
-use super::LocalCa;
 use crate::net::tls::{TlsError, TrustBundle};
 
 /// Signs certificate requests.
-#[derive(Debug)]
-pub enum CertificateAuthority {
-    /// A root certificate and its key, read from files.
-    Local(LocalCa),
+pub trait CertificateAuthority: fmt::Debug + Send + Sync {
+    /// Has a request, in PEM, signed. It may wait for the network.
+    fn sign<'a>(&'a self, csr_pem: &'a str) -> Signing<'a>;
+
+    /// The roots that are known before anything was signed.
+    fn trust(&self) -> TrustBundle;
 }
+
+/// The answer to come; an error when the CA refuses, fails, or cannot be reached.
+pub type Signing<'a> = Pin<Box<dyn Future<Output = Result<Signed, CaError>> + Send + 'a>>;
 
 /// What a CA answers.
 #[derive(Clone, Debug)]
 pub struct Signed {
     /// The certificate, then its issuers without the root: what a peer is sent.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The root that it ends in, and those of other workloads.
+    /// The roots that it and those of other workloads end in.
     pub trust: TrustBundle,
 }
 
@@ -43,23 +49,4 @@ pub enum CaError {
     /// No answer.
     #[error("the CA did not answer in time")]
     TimedOut,
-}
-
-impl CertificateAuthority {
-    /// Has a request signed. It may wait for the network.
-    ///
-    /// # Errors
-    /// When the CA refuses, fails, or cannot be reached.
-    pub async fn sign(&self, csr_pem: &str) -> Result<Signed, CaError> {
-        match self {
-            Self::Local(ca) => ca.sign(csr_pem).map_err(CaError::Local),
-        }
-    }
-
-    /// The roots that are known before anything was signed.
-    pub fn trust(&self) -> TrustBundle {
-        match self {
-            Self::Local(ca) => ca.trust(),
-        }
-    }
 }

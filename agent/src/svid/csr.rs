@@ -1,19 +1,26 @@
 //! Certificate requests: a fresh key and the identity it is for; and reading one, for whoever signs.
 
-use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256,
-    PublicKey, SanType,
-};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::fmt;
+
+use rcgen::{CertificateParams, CertificateSigningRequestParams, DistinguishedName, PublicKey, SanType};
 use thiserror::Error;
 
+use super::key::Key;
 use crate::mesh::{SpiffeId, SpiffeIdError};
 
 /// A request that has not been signed yet, and the key it is for.
 pub struct Csr {
     /// The request, as PEM: what a CA gets.
     pub pem: String,
-    key: KeyPair,
+    pub(super) key: Key,
+}
+
+impl fmt::Debug for Csr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Csr")
+            .field("pem", &self.pem)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Csr {
@@ -22,7 +29,7 @@ impl Csr {
     /// # Errors
     /// When the crypto library cannot make a key.
     pub fn new(id: &SpiffeId) -> Result<Self, CsrError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CsrError::Make)?;
+        let key = Key::generate().map_err(CsrError::Make)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![uri(id)?];
@@ -31,11 +38,6 @@ impl Csr {
             pem: request.pem().map_err(CsrError::Make)?,
             key,
         })
-    }
-
-    /// The key, for the certificate that came back. rustls wipes this copy from memory when it is dropped.
-    pub(super) fn into_key(self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
     }
 }
 

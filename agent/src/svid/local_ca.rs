@@ -3,7 +3,9 @@
 //! It signs whatever well-formed request it gets; who may ask is the caller's business.
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    future::ready,
+    io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -12,13 +14,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::{
-    Signed,
+    CaError, CertificateAuthority, Signed, Signing,
     csr::{CsrError, ReadCsr, uri},
+    key::Key,
 };
 use crate::{
     mesh::TrustDomain,
@@ -34,7 +38,7 @@ const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// A certificate that may sign, its key, and what leads from it to its root.
 pub struct LocalCa {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, Key>,
     not_after: SystemTime,
     /// From our own certificate up to the root, which is not part of it.
     intermediates: Vec<CertificateDer<'static>>,
@@ -72,13 +76,16 @@ impl LocalCa {
         Ok((cert.pem(), key.serialize_pem()))
     }
 
-    /// Reads the two files. The first certificate is the one that signs; where it is not a root itself, its issuers
-    /// follow it up to the root, which comes last.
+    /// Reads the two files. The first certificate is the one that signs. Of the others, those that have signed themselves
+    /// are more roots to be trusted, and the rest are the issuers of the first. Where none has signed itself the last is
+    /// trusted.
     ///
     /// # Errors
     /// When a file cannot be read, is not what it should be, or the two do not belong together; each says the mend.
     pub fn load(cert_path: &Path, key_path: &Path) -> Result<Self, LocalCaError> {
-        Self::from_pem(&read(cert_path)?, &read(key_path)?, cert_path, key_path)
+        let cert_pem = read(cert_path)?;
+        let key_pem = Zeroizing::new(read(key_path)?);
+        Self::from_pem(&cert_pem, &key_pem, cert_path, key_path)
     }
 
     fn from_pem(
@@ -95,7 +102,7 @@ impl LocalCa {
             path: key_path.into(),
             why,
         };
-        let mut chain = CertificateDer::pem_slice_iter(cert_pem)
+        let chain = CertificateDer::pem_slice_iter(cert_pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|err| bad_cert(err.to_string()))?;
         let first = chain
@@ -104,35 +111,32 @@ impl LocalCa {
             .clone();
         let (_, parsed) = X509Certificate::from_der(&first).map_err(|err| bad_cert(err.to_string()))?;
         let not_after = check_ca(&parsed).map_err(bad_cert)?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|err| bad_key(err.to_string()))?;
-        let key = KeyPair::try_from(&key).map_err(|err| bad_key(err.to_string()))?;
+        let key = Key::from_pem(key_pem).map_err(bad_key)?;
         if parsed.public_key().subject_public_key.data != key.der_bytes() {
             return Err(LocalCaError::Mismatch {
                 cert: cert_path.into(),
                 key: key_path.into(),
             });
         }
-        let root = chain.pop().unwrap_or_else(|| first.clone());
-        let trust = TrustBundle::from_der(vec![root]).map_err(|err| bad_cert(err.to_string()))?;
+        let (mut roots, mut intermediates): (Vec<_>, Vec<_>) = chain.into_iter().partition(is_root);
+        if roots.is_empty() {
+            roots.extend(intermediates.pop());
+        }
+        let trust = TrustBundle::from_der(roots).map_err(|err| bad_cert(err.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(&first, key).map_err(|err| bad_cert(err.to_string()))?;
         Ok(Self {
             issuer,
             not_after,
-            intermediates: chain,
+            intermediates,
             trust,
         })
-    }
-
-    /// The root.
-    pub fn trust(&self) -> TrustBundle {
-        self.trust.clone()
     }
 
     /// A certificate of 24 hours for the one name in the request, for both ends of a connection.
     ///
     /// # Errors
     /// When the request is not a good one, or the CA itself has expired.
-    pub fn sign(&self, csr_pem: &str) -> Result<Signed, LocalCaError> {
+    pub fn certify(&self, csr_pem: &str) -> Result<Signed, LocalCaError> {
         let csr = ReadCsr::from_pem(csr_pem).map_err(LocalCaError::Csr)?;
         let now = SystemTime::now();
         if self.not_after <= now {
@@ -165,6 +169,21 @@ impl LocalCa {
             trust: self.trust.clone(),
         })
     }
+}
+
+impl CertificateAuthority for LocalCa {
+    fn sign<'a>(&'a self, csr_pem: &'a str) -> Signing<'a> {
+        Box::pin(ready(self.certify(csr_pem).map_err(CaError::Local)))
+    }
+
+    fn trust(&self) -> TrustBundle {
+        self.trust.clone()
+    }
+}
+
+/// Whether a certificate has signed itself.
+fn is_root(cert: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(cert).is_ok_and(|(_, cert)| cert.verify_signature(None).is_ok())
 }
 
 /// RFC 5280 4.1.2.2: positive, at most 20 octets; 127 random bits cannot be guessed.
@@ -239,7 +258,7 @@ pub enum LocalCaError {
     #[error("the request was refused")]
     Csr(#[source] CsrError),
     /// The CA's own certificate has run out.
-    #[error("the CA's own certificate has expired; replace it and restart")]
+    #[error("the CA's own certificate has expired; replace it")]
     Expired,
     /// The crypto library failed.
     #[error("the crypto library failed")]

@@ -5,12 +5,15 @@
 
 mod authority;
 mod csr;
+mod files;
+mod key;
 mod local_ca;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use authority::{CaError, CertificateAuthority, Signed};
+pub use authority::{CaError, CertificateAuthority, Signed, Signing};
 pub use csr::{Csr, CsrError};
+pub use files::{FileSources, FilesError, TrustFiles};
 pub use local_ca::{LocalCa, LocalCaError};
-pub use store::{StoreSettings, Svid, SvidStore};
+pub use store::{Sources, StoreSettings, Svid, SvidStore};

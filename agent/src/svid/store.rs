@@ -1,8 +1,11 @@
 //! The one owner of the pods' keys: fetches a certificate for every identity that is wanted, renews it at half its
-//! life, drops it when nobody wants it any more.
+//! life, drops it when nobody wants it any more. And the one that says what is trusted.
 //!
-//! Level-triggered: [`SvidStore::desire`] says what should be there, a task makes it so. A certificate that is still
-//! good is never dropped because the CA fails. Readers take a snapshot and never wait.
+//! Level-triggered: [`SvidStore::desire`] and [`SvidStore::replace`] say what should be, a task (`owner`) makes it so. A
+//! certificate that is still good is never dropped because the CA fails. Readers take a snapshot and never wait.
+
+mod moment;
+mod owner;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,19 +16,15 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{Instant, sleep_until, timeout},
-};
-use tracing::{debug, warn};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{CaError, CertificateAuthority, Csr};
+use super::CertificateAuthority;
 use crate::{
     mesh::SpiffeId,
-    net::tls::{self, TrustBundle, crypto_provider},
+    net::tls::{Proof, Revocations, Sessions, Trust, TrustBundle},
 };
+use moment::Moment;
 
 /// A certificate and its key, for one identity.
 #[derive(Debug)]
@@ -34,6 +33,8 @@ pub struct Svid {
     pub id: SpiffeId,
     /// What rustls presents.
     pub cert: Arc<CertifiedKey>,
+    /// What is asked of a trust: whether peers that have it will take the certificate.
+    pub proof: Proof,
     /// The beginning of its validity.
     pub issued_at: SystemTime,
     /// The end of its validity.
@@ -42,15 +43,49 @@ pub struct Svid {
     pub serial: String,
     /// Grows with each certificate of the process: part of a tunnel's key.
     pub generation: u64,
-    /// `expires_at` on the clock that cannot be set.
-    expires: Instant,
+    /// Set when another certificate has taken its place, or none is wanted any more: what was begun with it goes on, and
+    /// nothing more is.
+    pub replaced: CancellationToken,
+    /// `expires_at`, as it was foreseen when the certificate came.
+    expires: Moment,
 }
 
 impl Svid {
-    /// Whether it may not be presented any more. By either clock: one can be set, the other stands still while a
-    /// machine sleeps.
+    /// Whether it may not be presented any more. By a clock that nobody can set: `SystemTime` may jump, and the
+    /// certificate is as good as before.
     pub fn is_expired(&self) -> bool {
-        Instant::now() >= self.expires || SystemTime::now() >= self.expires_at
+        self.expires.is_over()
+    }
+}
+
+/// What certificates and trust are made from. Replaced as a whole.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Who signs. Its roots are trusted.
+    pub ca: Arc<dyn CertificateAuthority>,
+    /// More roots: of other CAs, or of this one before and after it is replaced.
+    pub roots: Option<TrustBundle>,
+    /// What is not accepted in spite of its root.
+    pub revocations: Revocations,
+}
+
+impl Sources {
+    /// A CA, and nothing else.
+    pub fn of(ca: Arc<dyn CertificateAuthority>) -> Self {
+        Self {
+            ca,
+            roots: None,
+            revocations: Revocations::default(),
+        }
+    }
+
+    /// The trust when the CA's roots are these.
+    fn trust(&self, of_ca: &TrustBundle) -> Trust {
+        let roots = match &self.roots {
+            Some(more) => of_ca.merged(more),
+            None => of_ca.clone(),
+        };
+        Trust::new(roots, self.revocations.clone())
     }
 }
 
@@ -65,6 +100,9 @@ pub struct StoreSettings {
     pub backoff_cap: Duration,
     /// Requests to the CA at a time.
     pub concurrency: usize,
+    /// For how long, at most, the roots of a CA that was replaced are trusted while its certificates are replaced. What
+    /// is to go on for longer must be among [`Sources::roots`].
+    pub replacing: Duration,
 }
 
 impl Default for StoreSettings {
@@ -74,6 +112,7 @@ impl Default for StoreSettings {
             backoff: Duration::from_secs(1),
             backoff_cap: Duration::from_secs(60),
             concurrency: 8,
+            replacing: Duration::from_millis(500),
         }
     }
 }
@@ -83,11 +122,12 @@ impl Default for StoreSettings {
 pub struct SvidStore {
     shared: Arc<Shared>,
     desired: watch::Sender<HashSet<SpiffeId>>,
+    sources: watch::Sender<Sources>,
 }
 
 struct Shared {
     current: ArcSwap<HashMap<SpiffeId, Arc<Svid>>>,
-    trust: ArcSwap<TrustBundle>,
+    sessions: Sessions,
     revision: watch::Sender<u64>,
 }
 
@@ -101,23 +141,20 @@ impl fmt::Debug for SvidStore {
 
 impl SvidStore {
     /// Starts the store's task on the current runtime.
-    pub fn spawn(ca: CertificateAuthority, settings: StoreSettings) -> Self {
+    pub fn spawn(sources: Sources, settings: StoreSettings) -> Self {
         let shared = Arc::new(Shared {
             current: ArcSwap::default(),
-            trust: ArcSwap::from_pointee(ca.trust()),
+            sessions: Sessions::new(sources.trust(&sources.ca.trust())),
             revision: watch::Sender::new(0),
         });
         let (desired, wanted) = watch::channel(HashSet::new());
-        let owner = Owner {
-            ca: Arc::new(ca),
-            settings,
-            shared: shared.clone(),
-            entries: HashMap::new(),
-            signing: JoinSet::new(),
-            generation: 0,
-        };
-        tokio::spawn(owner.run(wanted));
-        Self { shared, desired }
+        let (sources, given) = watch::channel(sources);
+        owner::spawn(settings, Arc::clone(&shared), wanted, given);
+        Self {
+            shared,
+            desired,
+            sources,
+        }
     }
 
     /// The identities that are wanted, all of them: those that are missing are fetched, the others are dropped.
@@ -127,6 +164,12 @@ impl SvidStore {
             *desired = ids;
             changed
         });
+    }
+
+    /// What certificates and trust are made from, from now on. Another CA gives every identity a new certificate at once;
+    /// what is not trusted any more ends.
+    pub fn replace(&self, sources: Sources) {
+        self.sources.send_replace(sources);
     }
 
     /// The certificate of `id`, if there is one that is still good. Never waits.
@@ -146,12 +189,17 @@ impl SvidStore {
         all
     }
 
-    /// The roots to verify peers with.
-    pub fn trust(&self) -> Arc<TrustBundle> {
-        self.shared.trust.load_full()
+    /// What peers are verified with.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.shared.sessions.trust()
     }
 
-    /// Changes with every certificate that comes or goes.
+    /// The TLS sessions that rest on that trust.
+    pub fn sessions(&self) -> &Sessions {
+        &self.shared.sessions
+    }
+
+    /// Changes with every certificate that comes or goes, and with the trust.
     pub fn revision(&self) -> watch::Receiver<u64> {
         self.shared.revision.subscribe()
     }
@@ -172,218 +220,18 @@ impl SvidStore {
     }
 }
 
-/// The task's side.
-struct Owner {
-    ca: Arc<CertificateAuthority>,
-    settings: StoreSettings,
-    shared: Arc<Shared>,
-    entries: HashMap<SpiffeId, Entry>,
-    signing: JoinSet<(SpiffeId, Result<Fetched, CaError>)>,
-    generation: u64,
-}
-
-/// What is known of one identity that is wanted.
-struct Entry {
-    due: Due,
-    failures: u32,
-    in_flight: bool,
-}
-
-/// When to ask the CA: at the earlier of the two, because a machine that sleeps stops only the first.
-#[derive(Clone, Copy)]
-struct Due {
-    at: Instant,
-    wall: Option<SystemTime>,
-}
-
-impl Due {
-    fn is_over(self) -> bool {
-        Instant::now() >= self.at || self.wall.is_some_and(|wall| SystemTime::now() >= wall)
-    }
-}
-
-struct Fetched {
-    svid: Svid,
-    trust: TrustBundle,
-}
-
-/// The task looks at the clock at least this often, for a machine that slept.
-const LOOK: Duration = Duration::from_secs(60);
-
-impl Owner {
-    async fn run(mut self, mut wanted: watch::Receiver<HashSet<SpiffeId>>) {
-        loop {
-            self.start_due();
-            let next = self.next_look();
-            tokio::select! {
-                changed = wanted.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    let ids = wanted.borrow_and_update().clone();
-                    self.reconcile(&ids);
-                }
-                Some(done) = self.signing.join_next() => match done {
-                    Ok((id, result)) => self.settle(id, result),
-                    Err(err) => warn!(%err, "a request for a certificate was lost"),
-                },
-                () = sleep_until(next) => {}
-            }
-        }
-    }
-
-    fn reconcile(&mut self, wanted: &HashSet<SpiffeId>) {
-        self.entries.retain(|id, _| wanted.contains(id));
-        for id in wanted {
-            let new = || Entry {
-                due: Due {
-                    at: Instant::now(),
-                    wall: None,
-                },
-                failures: 0,
-                in_flight: false,
-            };
-            self.entries.entry(id.clone()).or_insert_with(new);
-        }
-        let current = self.shared.current.load();
-        if current.keys().any(|id| !wanted.contains(id)) {
-            let kept = current.iter().filter(|(id, _)| wanted.contains(*id));
-            self.publish(kept.map(|(id, svid)| (id.clone(), svid.clone())).collect());
-        }
-    }
-
+impl Shared {
     fn publish(&self, current: HashMap<SpiffeId, Arc<Svid>>) {
-        self.shared.current.store(Arc::new(current));
-        self.shared.revision.send_modify(|revision| *revision += 1);
-    }
-
-    fn start_due(&mut self) {
-        let free = self.settings.concurrency.saturating_sub(self.signing.len());
-        let due = self
-            .entries
-            .iter_mut()
-            .filter(|(_, entry)| !entry.in_flight && entry.due.is_over());
-        for (id, entry) in due.take(free) {
-            entry.in_flight = true;
-            let (ca, id, limit) = (self.ca.clone(), id.clone(), self.settings.sign_timeout);
-            self.signing.spawn(async move {
-                let fetched = timeout(limit, fetch(&ca, &id))
-                    .await
-                    .unwrap_or(Err(CaError::TimedOut));
-                (id, fetched)
-            });
-        }
-    }
-
-    fn next_look(&self) -> Instant {
-        let soonest = Instant::now() + LOOK;
-        let waiting = self
-            .entries
-            .values()
-            .filter(|entry| !entry.in_flight && !entry.due.is_over());
-        waiting.map(|entry| entry.due.at).fold(soonest, Instant::min)
-    }
-
-    /// An answer of the CA. Nobody may want it any more.
-    fn settle(&mut self, id: SpiffeId, result: Result<Fetched, CaError>) {
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
+        let before = self.current.swap(Arc::new(current));
+        let current = self.current.load();
+        let stays = |svid: &Svid| {
+            current
+                .get(&svid.id)
+                .is_some_and(|now| now.generation == svid.generation)
         };
-        entry.in_flight = false;
-        match result {
-            Ok(Fetched { mut svid, trust }) => {
-                entry.failures = 0;
-                entry.due = renewal(&svid);
-                self.generation += 1;
-                svid.generation = self.generation;
-                debug!(%id, serial = %svid.serial, "certificate issued");
-                let mut current = HashMap::clone(&self.shared.current.load());
-                current.insert(id, Arc::new(svid));
-                self.shared.trust.store(Arc::new(trust));
-                self.publish(current);
-            }
-            Err(err) => {
-                entry.failures += 1;
-                let pause = self
-                    .settings
-                    .backoff_cap
-                    .min(doubled(self.settings.backoff, entry.failures));
-                entry.due = Due {
-                    at: Instant::now() + pause.mul_f64(0.5 + 0.5 * draw()),
-                    wall: None,
-                };
-                let error = chain(&err);
-                warn!(%id, error, failures = entry.failures, "no certificate; the CA will be asked again");
-            }
+        for svid in before.values().filter(|svid| !stays(svid)) {
+            svid.replaced.cancel();
         }
+        self.revision.send_modify(|revision| *revision += 1);
     }
-}
-
-fn doubled(pause: Duration, failures: u32) -> Duration {
-    pause.saturating_mul(1 << failures.saturating_sub(1).min(16))
-}
-
-/// Between 0 and 1; a machine without randomness asks all at once.
-fn draw() -> f64 {
-    let bytes: [u8; 4] = tls::random().unwrap_or_default();
-    f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
-}
-
-/// Half of the life that is left, give or take a tenth: nodes that started together need not renew together.
-fn renewal(svid: &Svid) -> Due {
-    let left = svid.expires.saturating_duration_since(Instant::now());
-    let pause = left.mul_f64(0.45 + 0.1 * draw());
-    Due {
-        at: Instant::now() + pause,
-        wall: SystemTime::now().checked_add(pause),
-    }
-}
-
-/// An error and its causes, in one line.
-fn chain(err: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(err.source(), |&cause| cause.source());
-    causes.fold(err.to_string(), |line, cause| format!("{line}: {cause}"))
-}
-
-/// One round: a fresh key, a request, the CA, and a look at what it gave.
-async fn fetch(ca: &CertificateAuthority, id: &SpiffeId) -> Result<Fetched, CaError> {
-    let csr = Csr::new(id).map_err(CaError::Csr)?;
-    let signed = ca.sign(&csr.pem).await?;
-    let named = tls::peer_identity(&signed.chain).map_err(|err| CaError::Unusable(err.to_string()))?;
-    if named != *id {
-        return Err(CaError::Unusable(format!("it is for {named}")));
-    }
-    let leaf = signed
-        .chain
-        .first()
-        .ok_or_else(|| CaError::Unusable("there is none".into()))?;
-    let (_, leaf) = X509Certificate::from_der(leaf).map_err(|err| CaError::Unusable(err.to_string()))?;
-    let (issued_at, expires_at) = (at(leaf.validity().not_before), at(leaf.validity().not_after));
-    let serial = leaf
-        .raw_serial()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let left = expires_at.duration_since(SystemTime::now());
-    let left = left.map_err(|_| CaError::Unusable("it has expired already".into()))?;
-    let cert = CertifiedKey::from_der(signed.chain.clone(), csr.into_key(), &crypto_provider())
-        .map_err(CaError::Key)?;
-    let svid = Svid {
-        id: id.clone(),
-        cert: Arc::new(cert),
-        issued_at,
-        expires_at,
-        serial,
-        generation: 0,
-        expires: Instant::now() + left,
-    };
-    Ok(Fetched {
-        svid,
-        trust: signed.trust,
-    })
-}
-
-fn at(time: x509_parser::time::ASN1Time) -> SystemTime {
-    let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }

@@ -1,9 +1,12 @@
 //! The CA's files, what it signs, and the store that keeps it fresh.
 
-use std::{collections::HashSet, fs, path::PathBuf, time::Duration, time::SystemTime};
+use std::{collections::HashSet, fs, path::PathBuf, sync::Arc, time::Duration, time::SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+mod renewal;
+mod trust;
 
 use super::*;
 use crate::{mesh::SpiffeId, net::tls};
@@ -58,7 +61,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 fn a_certificate_is_what_the_field_expects() {
     let ca = new_ca();
     let csr = Csr::new(&cart()).unwrap();
-    let signed = ca.sign(&csr.pem).unwrap();
+    let signed = ca.certify(&csr.pem).unwrap();
     assert_eq!(signed.chain.len(), 1);
     assert_eq!(tls::peer_identity(&signed.chain).unwrap(), cart());
     let (_, cert) = X509Certificate::from_der(&signed.chain[0]).unwrap();
@@ -78,7 +81,7 @@ fn a_certificate_is_what_the_field_expects() {
         .collect();
     assert!(oids.contains(&"2.5.29.35".into()), "authority key identifier");
     assert!(oids.contains(&"2.5.29.14".into()), "subject key identifier");
-    let again = ca.sign(&csr.pem).unwrap();
+    let again = ca.certify(&csr.pem).unwrap();
     let (_, again) = X509Certificate::from_der(&again.chain[0]).unwrap();
     assert_ne!(cert.raw_serial(), again.raw_serial());
 }
@@ -95,7 +98,7 @@ fn any_kind_of_root_can_be_used() {
         let ca = Files::new(&root(&key, DAY, |_| {}), &key.serialize_pem())
             .load()
             .unwrap();
-        let signed = ca.sign(&Csr::new(&cart()).unwrap().pem).unwrap();
+        let signed = ca.certify(&Csr::new(&cart()).unwrap().pem).unwrap();
         assert_eq!(tls::peer_identity(&signed.chain).unwrap(), cart());
     }
 }
@@ -122,9 +125,30 @@ fn an_intermediate_is_sent_along_and_the_root_is_trusted() {
     let ca = Files::new(&format!("{}{}", middle.pem(), root.pem()), &key.serialize_pem())
         .load()
         .unwrap();
-    let signed = ca.sign(&Csr::new(&cart()).unwrap().pem).unwrap();
+    let signed = ca.certify(&Csr::new(&cart()).unwrap().pem).unwrap();
     assert_eq!(signed.chain[1..], [middle.der().clone()]);
     assert_eq!(ca.trust().len(), 1);
+}
+
+#[test]
+fn more_roots_may_follow_the_one_that_signs() {
+    let (key, old_key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let roots = root(&key, DAY, |_| {}) + &root(&old_key, DAY, |_| {});
+    let ca = Files::new(&roots, &key.serialize_pem()).load().unwrap();
+    assert_eq!(ca.trust().len(), 2);
+    let signed = ca.certify(&Csr::new(&cart()).unwrap().pem).unwrap();
+    assert_eq!((signed.chain.len(), signed.trust.len()), (1, 2));
+}
+
+#[test]
+fn keys_are_not_shown() {
+    let csr = Csr::new(&cart()).unwrap();
+    let shown = format!("{csr:?} {:?}", csr.key);
+    assert!(
+        !shown.contains("PRIVATE") && shown.contains("Key(not shown)"),
+        "{shown}"
+    );
+    assert!(!format!("{:?}", new_ca()).contains("key"));
 }
 
 #[test]
@@ -186,9 +210,9 @@ fn a_request_for_anything_but_one_workload_is_refused() {
             .unwrap()
             .pem()
             .unwrap();
-        assert!(matches!(ca.sign(&csr), Err(LocalCaError::Csr(_))));
+        assert!(matches!(ca.certify(&csr), Err(LocalCaError::Csr(_))));
     }
-    assert!(matches!(ca.sign("hello"), Err(LocalCaError::Csr(_))));
+    assert!(matches!(ca.certify("hello"), Err(LocalCaError::Csr(_))));
 }
 
 #[test]
@@ -201,7 +225,7 @@ fn a_request_that_asks_to_be_a_ca_gets_an_ordinary_certificate() {
         .unwrap()
         .pem()
         .unwrap();
-    let signed = new_ca().sign(&csr).unwrap();
+    let signed = new_ca().certify(&csr).unwrap();
     let (_, cert) = X509Certificate::from_der(&signed.chain[0]).unwrap();
     assert!(!cert.is_ca());
 }
@@ -214,7 +238,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn the_store_holds_what_is_desired() {
-    let store = SvidStore::spawn(CertificateAuthority::Local(new_ca()), StoreSettings::default());
+    let store = SvidStore::spawn(Sources::of(Arc::new(new_ca())), StoreSettings::default());
     let stock: SpiffeId = "spiffe://cluster.local/ns/shop/sa/stock".parse().unwrap();
     assert!(store.current(&cart()).is_none());
     store.desire(ids([cart(), stock.clone()]));
@@ -233,34 +257,4 @@ async fn the_store_holds_what_is_desired() {
         .unwrap();
     assert!(store.current(&cart()).is_none() && store.current(&stock).is_some());
     assert!(store.ready(&cart(), Duration::from_millis(10)).await.is_none());
-}
-
-/// A CA that will be gone in a few seconds, so that its certificates are as well: they are renewed while it lasts, kept
-/// when it fails, and given out no more once they have expired.
-#[tokio::test]
-async fn a_certificate_is_renewed_kept_when_the_ca_fails_and_gone_when_expired() {
-    let key = KeyPair::generate().unwrap();
-    let ca = Files::new(&root(&key, Duration::from_secs(3), |_| {}), &key.serialize_pem())
-        .load()
-        .unwrap();
-    let settings = StoreSettings {
-        backoff: Duration::from_millis(20),
-        ..StoreSettings::default()
-    };
-    let store = SvidStore::spawn(CertificateAuthority::Local(ca), settings);
-    store.desire(ids([cart()]));
-    let first = store.ready(&cart(), SOON).await.unwrap();
-    let mut revision = store.revision();
-    revision.borrow_and_update();
-    tokio::time::timeout(SOON, revision.changed())
-        .await
-        .unwrap()
-        .unwrap();
-    let second = store.current(&cart()).unwrap();
-    assert!(second.generation > first.generation && second.serial != first.serial);
-    while let Some(held) = store.current(&cart()) {
-        assert!(held.expires_at > SystemTime::now());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(store.all()[0].is_expired());
 }

@@ -46,6 +46,8 @@ pub struct Status {
     pub pods: Vec<PodStatus>,
     /// The certificates that the agent holds for its pods.
     pub certificates: Vec<CertificateStatus>,
+    /// Whom certificates are believed from.
+    pub trust: TrustStatus,
     /// The open connections.
     pub connections: ConnectionsStatus,
 }
@@ -59,6 +61,18 @@ impl Status {
             && !self.pods.iter().any(failed)
             && self.mesh.last_error.is_none()
     }
+}
+
+/// Whom certificates are believed from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TrustStatus {
+    /// Roots; more than one while one is being replaced.
+    pub roots: usize,
+    /// Revocation lists.
+    pub revocation_lists: usize,
+    /// Tunnels that are open, either way.
+    pub sessions: usize,
 }
 
 /// The mesh that is in force, and the last one that could not be.
@@ -332,6 +346,7 @@ mod tests {
                 "pods": [{"workload": "", "namespace": "", "addresses": [], "netns": "", "identity": "",
                     "state": "unknown"}],
                 "certificates": [], "connections": {"open": 0, "list": []},
+                "trust": {"roots": 0, "revocationLists": 0, "sessions": 0},
             })
         );
     }

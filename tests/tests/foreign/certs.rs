@@ -31,6 +31,10 @@ pub(crate) enum Validity {
     Today,
     Yesterday,
     Tomorrow,
+    /// From so long after now.
+    Begins(Duration),
+    /// Until so long before now.
+    Ended(Duration),
 }
 
 /// A certificate and its key.
@@ -88,6 +92,8 @@ impl Authority {
             Validity::Today => (now - Duration::from_secs(60), now + DAY),
             Validity::Yesterday => (now - 2 * DAY, now - DAY),
             Validity::Tomorrow => (now + DAY, now + 2 * DAY),
+            Validity::Begins(later) => (now + later, now + DAY),
+            Validity::Ended(ago) => (now - DAY, now - ago),
         };
         (params.not_before, params.not_after) = (from.into(), to.into());
         let key = KeyPair::generate()?;

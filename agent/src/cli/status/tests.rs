@@ -9,6 +9,7 @@ use tokio::{
 use super::*;
 use crate::telemetry::status::{
     CertificateStatus, ConnectionStatus, ConnectionsStatus, MeshStatus, PodState, PodStatus, ProgramStatus,
+    TrustStatus,
 };
 
 fn pod(workload: &str, address: &str, state: PodState, message: Option<&str>) -> PodStatus {
@@ -61,6 +62,10 @@ fn healthy() -> Status {
             expires_in_seconds: 82_800,
             ..CertificateStatus::default()
         }],
+        trust: TrustStatus {
+            roots: 1,
+            ..TrustStatus::default()
+        },
         connections: ConnectionsStatus {
             open: 2,
             list: vec![ConnectionStatus {

@@ -81,6 +81,7 @@ impl ConnectError {
         match self {
             Self::Certificate { .. } => FailureKind::Identity,
             Self::Tls { source, .. } if source.is_identity() => FailureKind::Identity,
+            Self::Tls { source, .. } if source.is_revoked() => FailureKind::Revoked,
             Self::Tls { .. } => FailureKind::Tls,
             Self::H2 { .. } | Self::Closed { .. } => FailureKind::H2Handshake,
             Self::Refused { status: 401, .. } => FailureKind::Denied,

@@ -18,7 +18,6 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
-use rustls::ClientConfig;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -29,9 +28,9 @@ use super::{
     },
     ConnectError, Dialled, Settings,
 };
-use crate::{
-    mesh::SpiffeId,
-    net::{socket::tune_tunnel, tls},
+use crate::net::{
+    socket::tune_tunnel,
+    tls::{self, Session},
 };
 
 /// What opens streams on a tunnel.
@@ -54,12 +53,12 @@ pub(super) struct Tunnel {
 }
 
 /// An open tunnel: what opens streams, what is to be driven, and who is there.
-type Opened = (Sender, Connection<tls::ClientStream>, SpiffeId);
+type Opened = (Sender, Connection<tls::ClientStream>, Arc<Session>);
 
 enum State {
     Opening,
     /// And who is there. Dropping the sender lets the connection end with its last stream.
-    Open(Sender, SpiffeId),
+    Open(Sender, Arc<Session>),
     Closed(ConnectError),
 }
 
@@ -120,11 +119,11 @@ impl Slot {
     }
 
     /// The tunnel's sender and who is there, once it is open.
-    pub(super) async fn ready(&self) -> Result<(Sender, SpiffeId), ConnectError> {
+    pub(super) async fn ready(&self) -> Result<(Sender, Arc<Session>), ConnectError> {
         let mut state = self.tunnel.state.subscribe();
         let state = state.wait_for(|state| !matches!(state, State::Opening)).await;
         match state.as_deref() {
-            Ok(State::Open(sender, identity)) => Ok((sender.clone(), identity.clone())),
+            Ok(State::Open(sender, session)) => Ok((sender.clone(), Arc::clone(session))),
             Ok(State::Closed(err)) => Err(err.clone()),
             Ok(State::Opening) | Err(_) => Err(ConnectError::Closed {
                 peer: self.tunnel.peer,
@@ -165,9 +164,10 @@ impl Tunnel {
     pub(super) fn is_usable(&self) -> bool {
         match &*self.state.borrow() {
             State::Opening => true,
-            State::Open(sender, _) => {
+            State::Open(sender, session) => {
                 let mut nobody = Context::from_waker(Waker::noop());
-                !matches!(sender.clone().poll_ready(&mut nobody), Poll::Ready(Err(_)))
+                !session.is_rejected()
+                    && !matches!(sender.clone().poll_ready(&mut nobody), Poll::Ready(Err(_)))
             }
             State::Closed(_) => false,
         }
@@ -207,7 +207,7 @@ impl Tunnel {
     pub(super) async fn run<D, F, C>(
         self: &Arc<Self>,
         settings: &Settings,
-        config: Arc<ClientConfig>,
+        client: tls::Client,
         dial: D,
         remove: impl Fn(),
     ) where
@@ -217,8 +217,8 @@ impl Tunnel {
     {
         let growth = settings.buffers.tunnel((self.peer.ip(), self.from));
         let window = growth.window(settings);
-        let ((sender, connection, identity), _held) =
-            match self.handshake(settings, window, config, dial).await {
+        let ((sender, connection, session), _held) =
+            match self.handshake(settings, window, client, dial).await {
                 Ok(open) => open,
                 Err(err) => {
                     remove();
@@ -228,20 +228,20 @@ impl Tunnel {
             };
         let open = self.state.send_if_modified(|state| match state {
             State::Opening => {
-                *state = State::Open(sender, identity);
+                *state = State::Open(sender, Arc::clone(&session));
                 true
             }
             _ => false,
         });
         tracing::debug!(peer = %self.peer, open, "tunnel opened");
-        self.keep(settings, growth, connection, remove).await;
+        self.keep(settings, growth, connection, &session, remove).await;
     }
 
     async fn handshake<D, F, C>(
         &self,
         settings: &Settings,
         window: u32,
-        config: Arc<ClientConfig>,
+        client: tls::Client,
         dial: D,
     ) -> Result<(Opened, Box<dyn Send>), ConnectError>
     where
@@ -259,7 +259,7 @@ impl Tunnel {
             })?
             .into();
         tune_tunnel(&tcp);
-        let (stream, identity) = tls::connect(tcp, config, peer.ip(), settings.handshake_timeout)
+        let (stream, session) = tls::connect(tcp, client, peer.ip(), settings.handshake_timeout)
             .await
             .map_err(|source| ConnectError::Tls {
                 peer,
@@ -274,21 +274,23 @@ impl Tunnel {
             peer,
             source: source.into(),
         })?;
-        Ok(((sender, connection, identity), held))
+        Ok(((sender, connection, session), held))
     }
 
-    /// Drives the connection until it ends, is silent for too long, or has been idle for too long.
+    /// Drives the connection until it ends, is not trusted any more, is silent for too long, or has been idle for too long.
     async fn keep(
         &self,
         settings: &Settings,
         growth: Growth,
         mut connection: Connection<tls::ClientStream>,
+        session: &Session,
         remove: impl Fn(),
     ) {
         let pings = connection.ping_pong();
         let silence = keepalive::silence(pings, settings);
         let idle = self.idle(settings);
-        tokio::pin!(silence, idle);
+        let rejected = session.rejected();
+        tokio::pin!(silence, idle, rejected);
         let mut window = Window::new(self.unread.clone(), growth, settings);
         let mut driven = poll_fn(|cx| {
             if let Some(size) = window.change() {
@@ -299,6 +301,12 @@ impl Tunnel {
         let mut retired = false;
         loop {
             tokio::select! {
+                // First: nothing more is read from a peer that is not trusted any more.
+                biased;
+                why = &mut rejected => {
+                    tracing::warn!(peer = %self.peer, %why, "tunnel cut: it is not trusted any more");
+                    break;
+                }
                 ended = &mut driven => {
                     tracing::debug!(peer = %self.peer, result = ?ended, "tunnel ended");
                     break;

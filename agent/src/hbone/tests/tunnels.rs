@@ -63,7 +63,7 @@ async fn a_request_carries_its_headers_and_the_answer_its_baggage() {
     connect.forwarded = Some(forwarded.clone());
     connect.traceparent = Some(TraceParent::new([7; 24], true));
     let gateway = world.server.addr;
-    let config = || Ok(world.client_config());
+    let config = || Ok(world.client());
     let stream = soon(
         world
             .pool
@@ -72,7 +72,7 @@ async fn a_request_carries_its_headers_and_the_answer_its_baggage() {
     .await
     .unwrap();
     assert_eq!(stream.peer.as_ref().unwrap().workload_name, "stock");
-    assert_eq!(stream.identity().unwrap().as_str(), super::world::SERVER);
+    assert_eq!(stream.session().unwrap().peer.as_str(), super::world::SERVER);
     let (target, baggage, got, trace) = seen.lock().unwrap().take().unwrap();
     assert_eq!(target, Ok(Authority::Addr(nowhere())));
     assert_eq!(baggage.unwrap().workload_name, "cart");
@@ -127,7 +127,7 @@ async fn the_first_caller_may_give_up_without_harm_to_the_others() {
     let (go, gateway) = (Arc::new(Notify::new()), world.server.addr);
     let dialling = Arc::new(Notify::new());
     let first = {
-        let (pool, key, config) = (world.pool.clone(), world.key(), world.client_config());
+        let (pool, key, config) = (world.pool.clone(), world.key(), world.client());
         let (go, dialling) = (go.clone(), dialling.clone());
         tokio::spawn(async move {
             let slow = move || async move {
@@ -212,7 +212,7 @@ async fn another_certificate_or_another_source_is_another_tunnel() {
     elsewhere.source_ip = [127, 0, 0, 2].into();
     let mut streams = Vec::new();
     for key in [base.clone(), renewed, elsewhere, base] {
-        let config = || Ok(world.client_config());
+        let config = || Ok(world.client());
         streams.push(
             soon(
                 world
@@ -311,21 +311,21 @@ async fn a_peer_that_falls_silent_is_given_up() {
     let world = World::with(settings.clone(), relay).await;
     // A server that finishes TLS and then does nothing.
     let (listener, addr) = listen().await;
-    let config = tls::server_config(
+    let side = tls::server(
+        &world.sessions,
         world.ca.svid(super::world::SERVER),
-        &world.ca.bundle(),
         &["cluster.local".parse().unwrap()],
     )
     .unwrap();
     let silent = tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
-        let held = tls::accept(tcp, config, Duration::from_secs(5)).await;
+        let held = tls::accept(tcp, side, Duration::from_secs(5)).await;
         std::future::pending::<()>().await;
         drop(held);
     });
     let mut key = world.key();
     key.gateway = addr;
-    let config = || Ok(world.client_config());
+    let config = || Ok(world.client());
     let err = soon(
         world
             .pool
@@ -370,19 +370,19 @@ async fn each_failure_has_its_kind() {
 
     let (listener, dead) = listen().await;
     drop(listener);
-    let err = attempt(&world, dead, || Ok(world.client_config())).await;
+    let err = attempt(&world, dead, || Ok(world.client())).await;
     assert!(matches!(err, ConnectError::Dial { .. }), "{err:?}");
     assert_eq!((err.kind(), err.may_retry()), (FailureKind::Connect, true));
 
     let other = ["spiffe://cluster.local/ns/shop/sa/pay".parse().unwrap()];
-    let config = || tls::client_config(world.ca.svid(CLIENT), &world.ca.bundle(), other.clone().into());
+    let config = || tls::client(&world.sessions, world.ca.svid(CLIENT), other.clone().into());
     let err = attempt(&world, world.server.addr, config).await;
     assert!(matches!(err, ConnectError::Tls { .. }), "{err:?}");
     assert_eq!(err.kind(), FailureKind::Identity);
 
     let foreign = tls::sample::Ca::new();
     let accept = || [super::world::SERVER.parse().unwrap()].into();
-    let config = || tls::client_config(foreign.svid(CLIENT), &world.ca.bundle(), accept());
+    let config = || tls::client(&world.sessions, foreign.svid(CLIENT), accept());
     let err = attempt(&world, world.server.addr, config).await;
     assert_eq!(err.kind(), FailureKind::Tls, "{err:?}");
 
@@ -395,7 +395,7 @@ async fn each_failure_has_its_kind() {
 async fn attempt(
     world: &World,
     gateway: SocketAddr,
-    config: impl FnOnce() -> Result<Arc<rustls::ClientConfig>, tls::TlsError>,
+    config: impl FnOnce() -> Result<tls::Client, tls::TlsError>,
 ) -> ConnectError {
     let mut key = world.key();
     key.gateway = gateway;
@@ -416,7 +416,7 @@ async fn deadlines_end_what_hangs() {
     };
     let held = Arc::new(Mutex::new(Vec::new()));
     let world = World::with(settings, move |request| held.lock().unwrap().push(request)).await;
-    let config = || Ok(world.client_config());
+    let config = || Ok(world.client());
 
     let never = || std::future::pending::<std::io::Result<tokio::net::TcpStream>>();
     let err = soon(world.pool.connect(world.key(), config, never, request(nowhere())))

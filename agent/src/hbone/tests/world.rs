@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ClientConfig, ServerConfig};
+use rustls::sign::CertifiedKey;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -25,7 +25,7 @@ use crate::{
     },
     net::{
         copy::{CopyError, Counters},
-        tls::{self, sample::Ca},
+        tls::{self, Sessions, sample::Ca},
     },
 };
 
@@ -51,6 +51,11 @@ pub(super) async fn until(condition: impl Fn() -> bool) {
 
 pub(super) struct World {
     pub(super) ca: Ca,
+    /// Of both ends.
+    pub(super) sessions: Sessions,
+    pub(super) server_cert: Arc<CertifiedKey>,
+    /// What the client presented last.
+    pub(super) presented: Mutex<Option<Arc<CertifiedKey>>>,
     pub(super) pool: Pool,
     pub(super) server: Server,
     pub(super) dials: Arc<AtomicUsize>,
@@ -80,11 +85,16 @@ impl World {
         on_request: impl Fn(Request) + Clone + Send + 'static,
     ) -> Self {
         let ca = Ca::new();
-        let config =
-            tls::server_config(ca.svid(SERVER), &ca.bundle(), &["cluster.local".parse().unwrap()]).unwrap();
-        let server = Server::start(config, settings.clone(), on_request).await;
+        let sessions = ca.sessions();
+        let server_cert = ca.svid(SERVER);
+        let domains = ["cluster.local".parse().unwrap()];
+        let side = tls::server(&sessions, server_cert.clone(), &domains).unwrap();
+        let server = Server::start(side, settings.clone(), on_request).await;
         Self {
             ca,
+            sessions,
+            server_cert,
+            presented: Mutex::default(),
             server,
             pool: Pool::new(settings),
             dials: Arc::default(),
@@ -102,9 +112,11 @@ impl World {
         }
     }
 
-    pub(super) fn client_config(&self) -> Arc<ClientConfig> {
+    pub(super) fn client(&self) -> tls::Client {
         let accept = [SERVER.parse().unwrap()].into();
-        tls::client_config(self.ca.svid(CLIENT), &self.ca.bundle(), accept).unwrap()
+        let cert = self.ca.svid(CLIENT);
+        *self.presented.lock().unwrap() = Some(cert.clone());
+        tls::client(&self.sessions, cert, accept).unwrap()
     }
 
     /// A stream to `target`.
@@ -116,7 +128,7 @@ impl World {
         };
         soon(
             self.pool
-                .connect(self.key(), || Ok(self.client_config()), dial, request(target)),
+                .connect(self.key(), || Ok(self.client()), dial, request(target)),
         )
         .await
     }
@@ -136,14 +148,9 @@ impl World {
     /// A TLS connection to the server with nothing on it, to write frames by hand.
     pub(super) async fn raw(&self) -> tls::ClientStream {
         let tcp = dial(self.server.addr).await.unwrap();
-        let (stream, _) = tls::connect(
-            tcp,
-            self.client_config(),
-            self.server.addr.ip(),
-            Duration::from_secs(5),
-        )
-        .await
-        .unwrap();
+        let (stream, _) = tls::connect(tcp, self.client(), self.server.addr.ip(), Duration::from_secs(5))
+            .await
+            .unwrap();
         stream
     }
 
@@ -160,7 +167,7 @@ pub(super) struct Copy {
 
 impl Server {
     async fn start(
-        config: Arc<ServerConfig>,
+        side: tls::Server,
         settings: Settings,
         on_request: impl Fn(Request) + Clone + Send + 'static,
     ) -> Self {
@@ -173,14 +180,14 @@ impl Server {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
                 tcp.set_nodelay(true).unwrap();
-                let (config, settings, on_request) = (config.clone(), settings.clone(), on_request.clone());
+                let (side, settings, on_request) = (side.clone(), settings.clone(), on_request.clone());
                 let (ends, drain) = (ends.clone(), CancellationToken::new());
                 let token = Drain {
                     begins: drain.clone(),
                     ..Drain::default()
                 };
                 let task = tokio::spawn(async move {
-                    let Ok((stream, _)) = tls::accept(tcp, config, Duration::from_secs(5)).await else {
+                    let Ok((stream, _)) = tls::accept(tcp, side, Duration::from_secs(5)).await else {
                         return;
                     };
                     let _ = ends.try_send(serve(stream, &settings, HERE, token, on_request).await);

@@ -1,27 +1,23 @@
 //! Who is at the other end: the SPIFFE identity of a certificate, and the two verifiers that rustls calls.
 //!
-//! The chain is verified first (webpki, no host names), then the identity. Nothing here knows about policy.
+//! The chain is verified first (`trust`, no host names), then the identity. Nothing here knows about policy.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    SignatureScheme,
-    client::{
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
-    server::{
-        ParsedCertificate, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use thiserror::Error as ThisError;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::TlsError;
+use super::{Purpose, Rejected, Trust};
 use crate::mesh::{SpiffeId, SpiffeIdError, TrustDomain};
 
 /// The identity in a peer's chain, leaf first. The chain itself must have been verified.
@@ -109,20 +105,59 @@ impl fmt::Display for Expected {
     }
 }
 
+/// What a verifier of ours has said, in full: rustls keeps of it what the alert to the peer needs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Verdict(Arc<Mutex<Option<Rejected>>>);
+
+impl Verdict {
+    /// Asks, and notes a no.
+    fn ask(
+        &self,
+        trust: &Trust,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        purpose: Purpose,
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        trust.accepts(&chain, purpose, now).map_err(|rejected| {
+            let err = rejected.to_rustls();
+            *self.lock() = Some(rejected);
+            err
+        })
+    }
+
+    /// The no, if there was one since the last time.
+    pub(super) fn take(&self) -> Option<Rejected> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Rejected>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What a client asks of a server's certificate: the chain, and one of the identities the mesh gives for it.
 #[derive(Debug)]
 pub(super) struct ServerVerifier {
-    roots: Arc<RootCertStore>,
+    trust: Arc<Trust>,
     accept: Arc<[SpiffeId]>,
     algorithms: WebPkiSupportedAlgorithms,
+    verdict: Verdict,
 }
 
 impl ServerVerifier {
-    pub(super) fn new(roots: Arc<RootCertStore>, accept: Arc<[SpiffeId]>, provider: &CryptoProvider) -> Self {
+    pub(super) fn new(
+        trust: Arc<Trust>,
+        accept: Arc<[SpiffeId]>,
+        provider: &CryptoProvider,
+        verdict: Verdict,
+    ) -> Self {
         Self {
-            roots,
+            trust,
             accept,
             algorithms: provider.signature_verification_algorithms,
+            verdict,
         }
     }
 }
@@ -136,9 +171,8 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        self.verdict
+            .ask(&self.trust, leaf, intermediates, Purpose::Server, now)?;
         let presented = peer_identity(std::slice::from_ref(leaf))?;
         if self.accept.contains(&presented) {
             return Ok(ServerCertVerified::assertion());
@@ -156,7 +190,7 @@ impl ServerCertVerifier for ServerVerifier {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".into()))
+        Err(not_spoken())
     }
 
     fn verify_tls13_signature(
@@ -176,31 +210,32 @@ impl ServerCertVerifier for ServerVerifier {
 /// What a server asks of a client's certificate: there must be one, its chain, and an identity of our trust domains.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
+    trust: Arc<Trust>,
     trust_domains: Vec<TrustDomain>,
+    algorithms: WebPkiSupportedAlgorithms,
+    verdict: Verdict,
 }
 
 impl ClientVerifier {
     pub(super) fn new(
-        roots: Arc<RootCertStore>,
+        trust: Arc<Trust>,
         trust_domains: &[TrustDomain],
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, TlsError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            // Clients have one certificate each: the names of our roots would only make the handshake longer.
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|err| TlsError::Config(Error::General(err.to_string())))?;
-        Ok(Self {
-            chain,
+        provider: &CryptoProvider,
+        verdict: Verdict,
+    ) -> Self {
+        Self {
+            trust,
             trust_domains: trust_domains.to_vec(),
-        })
+            algorithms: provider.signature_verification_algorithms,
+            verdict,
+        }
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    /// None: clients have one certificate each, and the names of our roots would only make the handshake longer.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -209,25 +244,26 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.verdict
+            .ask(&self.trust, leaf, intermediates, Purpose::Client, now)?;
         let peer = peer_identity(std::slice::from_ref(leaf))?;
         if self
             .trust_domains
             .iter()
             .any(|domain| domain.as_str() == peer.trust_domain())
         {
-            return Ok(verified);
+            return Ok(ClientCertVerified::assertion());
         }
         Err(IdentityError::TrustDomain(peer).into())
     }
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        Err(not_spoken())
     }
 
     fn verify_tls13_signature(
@@ -236,10 +272,14 @@ impl ClientCertVerifier for ClientVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
+}
+
+fn not_spoken() -> Error {
+    Error::General("TLS 1.2 is not spoken".into())
 }

@@ -1,9 +1,11 @@
 //! Real handshakes over loopback: who gets in, who does not, and what each side says about it.
 
+mod trust;
+
 use std::{sync::Arc, time::Duration};
 
 use rcgen::SanType;
-use rustls::{ClientConfig, ServerConfig, sign::CertifiedKey};
+use rustls::{ClientConfig, sign::CertifiedKey};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -15,19 +17,37 @@ const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/stock";
 const SOON: Duration = Duration::from_secs(5);
 
-fn server(ca: &Ca) -> Arc<ServerConfig> {
-    server_config(ca.svid(SERVER), &ca.bundle(), &["cluster.local".parse().unwrap()]).unwrap()
+fn server_of(sessions: &Sessions, cert: Arc<CertifiedKey>) -> Server {
+    super::server(sessions, cert, &["cluster.local".parse().unwrap()]).unwrap()
 }
 
-fn client(ca: &Ca, cert: Arc<CertifiedKey>) -> Arc<ClientConfig> {
-    client_config(cert, &ca.bundle(), [SERVER.parse().unwrap()].into()).unwrap()
+fn client_of(sessions: &Sessions, cert: Arc<CertifiedKey>) -> Client {
+    super::client(sessions, cert, [SERVER.parse().unwrap()].into()).unwrap()
+}
+
+fn server(ca: &Ca) -> Server {
+    server_of(&ca.sessions(), ca.svid(SERVER))
+}
+
+fn client(ca: &Ca, cert: Arc<CertifiedKey>) -> Client {
+    client_of(&ca.sessions(), cert)
 }
 
 /// Both sides of a handshake, and a byte each way where both are content.
 async fn handshake(
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
+    client: Client,
+    server: Server,
 ) -> (Result<SpiffeId, TlsError>, Result<SpiffeId, TlsError>) {
+    let (dialled, served) = sessions(client, server).await;
+    let peer = |session: Arc<Session>| session.peer.clone();
+    (dialled.map(peer), served.map(peer))
+}
+
+/// The same, and what was opened.
+async fn sessions(
+    client: Client,
+    server: Server,
+) -> (Result<Arc<Session>, TlsError>, Result<Arc<Session>, TlsError>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let served = async {
@@ -86,26 +106,20 @@ async fn chains_of_other_key_types_and_through_an_intermediate_are_taken() {
 #[tokio::test]
 async fn a_bundle_of_two_roots_takes_both() {
     let (old, new) = (Ca::new(), Ca::new());
-    let both = TrustBundle {
-        roots: Arc::new(merged(&old, &new)),
-    };
-    let config = server_config(new.svid(SERVER), &both, &["cluster.local".parse().unwrap()]).unwrap();
-    let dialler = client_config(old.svid(CLIENT), &both, [SERVER.parse().unwrap()].into()).unwrap();
-    let (dialled, served) = handshake(dialler, config).await;
+    let both = Sessions::new(old.bundle().merged(&new.bundle()).into());
+    let (dialler, server) = (
+        client_of(&both, old.svid(CLIENT)),
+        server_of(&both, new.svid(SERVER)),
+    );
+    let (dialled, served) = handshake(dialler, server).await;
     assert!(dialled.is_ok() && served.is_ok());
-}
-
-fn merged(a: &Ca, b: &Ca) -> RootCertStore {
-    let mut roots = RootCertStore::clone(&a.bundle().roots);
-    roots.extend(b.bundle().roots.roots.iter().cloned());
-    roots
 }
 
 #[tokio::test]
 async fn a_server_of_another_service_account_is_refused_by_name() {
     let ca = Ca::new();
     let expected = ["spiffe://cluster.local/ns/shop/sa/pay".parse().unwrap()];
-    let config = client_config(ca.svid(CLIENT), &ca.bundle(), expected.into()).unwrap();
+    let config = super::client(&ca.sessions(), ca.svid(CLIENT), expected.into()).unwrap();
     let (dialled, served) = handshake(config, server(&ca)).await;
     let err = dialled.unwrap_err();
     assert!(err.is_identity());
@@ -126,7 +140,7 @@ async fn a_client_accepts_any_of_several_identities() {
         "spiffe://cluster.local/ns/shop/sa/pay".parse().unwrap(),
         SERVER.parse().unwrap(),
     ];
-    let config = client_config(ca.svid(CLIENT), &ca.bundle(), accept.into()).unwrap();
+    let config = super::client(&ca.sessions(), ca.svid(CLIENT), accept.into()).unwrap();
     assert_eq!(handshake(config, server(&ca)).await.0.unwrap().as_str(), SERVER);
 }
 
@@ -140,11 +154,22 @@ async fn a_server_of_a_foreign_ca_is_refused_but_that_is_not_about_identity() {
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let ca = Ca::new();
-    let mut config = ClientConfig::clone(&client(&ca, ca.svid(CLIENT)));
-    config.client_auth_cert_resolver = Arc::new(NoCert);
-    let (dialled, served) = handshake(Arc::new(config), server(&ca)).await;
+    let client = changed(client(&ca, ca.svid(CLIENT)), |config| {
+        config.client_auth_cert_resolver = Arc::new(NoCert);
+    });
+    let (dialled, served) = handshake(client, server(&ca)).await;
     refused(served, false, "sent no certificates");
     assert!(dialled.is_err());
+}
+
+/// A client that does something that ours never do.
+fn changed(client: Client, change: impl FnOnce(&mut ClientConfig)) -> Client {
+    let mut config = ClientConfig::clone(&client.config);
+    change(&mut config);
+    Client {
+        config: config.into(),
+        ..client
+    }
 }
 
 #[derive(Debug)]
@@ -218,9 +243,10 @@ async fn a_client_that_does_not_ask_for_h2_is_refused() {
         (vec![], "did not agree on ALPN"),
         (vec![b"http/1.1".to_vec()], ""),
     ] {
-        let mut config = ClientConfig::clone(&client(&ca, ca.svid(CLIENT)));
-        config.alpn_protocols = alpn;
-        let (_, served) = handshake(Arc::new(config), server(&ca)).await;
+        let client = changed(client(&ca, ca.svid(CLIENT)), |config| {
+            config.alpn_protocols = alpn;
+        });
+        let (_, served) = handshake(client, server(&ca)).await;
         refused(served, false, expect);
     }
 }
@@ -318,7 +344,10 @@ fn a_bundle_needs_a_certificate() {
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     ] {
         assert!(
-            matches!(TrustBundle::from_pem(pem.as_bytes()), Err(TlsError::Bundle(_))),
+            matches!(
+                TrustBundle::from_pem(pem.as_bytes()),
+                Err(TlsError::Unusable { .. })
+            ),
             "{pem}"
         );
     }

@@ -164,7 +164,7 @@ impl Conversation {
         match reached.unwrap_or_else(late) {
             Ok(upstream) => Ok(Self {
                 upstream,
-                carried: Carried::open(&worker.shared, flow, since, None),
+                carried: Carried::open(&worker.shared, flow, since, None, None),
                 frames: Frames::default(),
                 outcome: Outcome::Failed(FailureKind::Broken, "no response in time".to_owned()),
             }),

@@ -19,7 +19,7 @@ use prometheus_client::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::labels::{Labels, NO_FLAGS, WorkloadLabels, reporter, workload_labels};
-use crate::mesh::{Direction, Flow, Workload};
+use crate::mesh::{Direction, FailureKind, Flow, Outcome, Workload};
 use crate::net::copy::Count;
 
 /// More label sets than this share one series of which only the direction is known.
@@ -75,6 +75,8 @@ pub(super) struct Connections {
     table: RwLock<FxHashMap<Labels, Entry>>,
     open_outbound: AtomicU64,
     open_inbound: AtomicU64,
+    revoked_outbound: AtomicU64,
+    revoked_inbound: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,21 @@ impl Connections {
     pub(super) fn refused(&self, flow: &Flow) {
         let labels = Labels::of(flow).with_flags(flow.response_flags());
         self.series(labels).failed.fetch_add(1, Relaxed);
+        self.count_revoked(flow);
+    }
+
+    /// Counts a connection that a revocation list has refused or ended.
+    fn count_revoked(&self, flow: &Flow) {
+        if matches!(flow.outcome, Outcome::Failed(FailureKind::Revoked, _)) {
+            self.revoked(flow.direction).fetch_add(1, Relaxed);
+        }
+    }
+
+    fn revoked(&self, direction: Direction) -> &AtomicU64 {
+        match direction {
+            Direction::Outbound => &self.revoked_outbound,
+            Direction::Inbound => &self.revoked_inbound,
+        }
     }
 
     /// See [`Metrics::retain`](super::Metrics::retain).
@@ -217,6 +234,7 @@ impl OpenConnection {
         if flow.response_flags() != NO_FLAGS {
             let labels = self.series.labels.clone().with_flags(flow.response_flags());
             self.closes = self.connections.series(labels);
+            self.connections.count_revoked(flow);
         }
     }
 }
@@ -274,11 +292,26 @@ impl Collector for Connections {
                 }
             }
         }
+        self.encode_revoked(&mut encoder)?;
         self.encode_open(encoder)
     }
 }
 
 impl Connections {
+    fn encode_revoked(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = (
+            "istio_crl_policy_rejections",
+            "Connections refused or closed because a certificate of theirs is on a revocation list.",
+        );
+        let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for direction in [Direction::Outbound, Direction::Inbound] {
+            let labels = [("reporter", reporter(direction))];
+            ConstCounter::new(self.revoked(direction).load(Relaxed))
+                .encode(metric.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     fn encode_open(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (name, help) = ("istio_tcp_sockets_open", "Connections open now.");
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
