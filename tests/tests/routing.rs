@@ -214,6 +214,37 @@ fn another_endpoint_is_tried_before_the_app_is_refused() {
     });
 }
 
+/// An address that another pod has by now: what answers there has a good certificate, but not the one that this node's
+/// mesh gives for the endpoint.
+#[test]
+fn an_endpoint_that_has_become_somebody_else_is_passed_over() {
+    with_world(|world| {
+        let client = world.pod("a", PodSpec::new("client"))?;
+        let stale = world.pod("b", backing("web", "web-1").service_account("stale"))?;
+        let web = world.pod("b", backing("web", "web-2"))?;
+        let vips = json!(["10.96.0.10", "fd00:96::10"]);
+        world
+            .mesh_mut()
+            .services
+            .push(service("web", vips, "web", json!({})));
+        world.apply()?;
+        world.apply_text("b", &world.mesh_text().replace("\"stale\"", "\"somebody-else\""))?;
+        let [a, _] = world.start_agents()?;
+        let stale_server = serve(&stale, "stale")?;
+        let _server = serve(&web, "web")?;
+        always(&client, VIP4, "web")?;
+        always(&client, VIP6, "web")?;
+        ensure!(stale_server.accepted() == 0, "{stale_server:?}");
+        let failed = a.access_lines().into_iter().find(|line| !line.is_ok());
+        ensure!(
+            failed.is_none(),
+            "{}",
+            failed.map(|it| it.to_string()).unwrap_or_default()
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn networks_of_virtual_addresses_and_services_of_other_kinds() {
     with_world(|world| {
