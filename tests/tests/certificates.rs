@@ -14,6 +14,8 @@ mod roots;
 
 use std::{
     net::{SocketAddr, TcpStream},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -32,6 +34,7 @@ use foreign::{
     tunnel::{Tunnel, handshake, runtime},
 };
 use roots::{Root, Trusting};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use weft_tests::{
     LIMIT, Pod, PodSpec, Server, World,
     app::{ask, echo, round_trip},
@@ -358,6 +361,46 @@ fn a_client_whose_clock_differs_is_taken_within_a_minute() {
         ] {
             agent.wait_for_access(expect, |line| line.field("error").contains(expect))?;
         }
+        Ok(())
+    });
+}
+
+/// Ends a process as a crash would, with leave to write a core file; answers whether it has.
+fn dumps(mut child: Child) -> Result<bool> {
+    let pid = Pid::from_child(&child);
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let ended = prlimit(Some(pid), Resource::Core, unlimited).and_then(|_| kill_process(pid, Signal::ABORT));
+    if ended.is_err() {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    ended?;
+    ensure!(status.signal() == Some(6), "it ended otherwise: {status}");
+    Ok(status.core_dumped())
+}
+
+#[test]
+fn a_crash_leaves_no_core_file_with_keys_in_it() {
+    with_world(|world| {
+        world.pod("a", PodSpec::new("client").service_account("client"))?;
+        let agent = world.start_agent("a")?;
+        agent.stop()?;
+        let dir = world.dir();
+        let any = Command::new("sleep").arg("60").current_dir(&dir).spawn()?;
+        if !dumps(any)? {
+            eprintln!("SKIPPED: this machine writes no core files");
+            return Ok(());
+        }
+        let mut child = agent.command()?.current_dir(&dir).spawn()?;
+        if let Err(error) = wait_until("the agent to be ready", LIMIT, || agent.ready()) {
+            child.kill()?;
+            child.wait()?;
+            return Err(error);
+        }
+        ensure!(!dumps(child)?, "the agent's memory is in a file");
         Ok(())
     });
 }
