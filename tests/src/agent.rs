@@ -1,7 +1,7 @@
 //! A node's agent: the real `weft agent`, in the node's namespace and cgroup, and what it says about itself.
 
 use std::{
-    fmt,
+    env, fmt,
     fs::{self, File, OpenOptions},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -148,15 +148,12 @@ impl Agent {
         let log = self.open_log()?;
         let mut command = self.0.place.command(&self.0.binary);
         // What the person running the tests has set for their own agents is not for these.
-        for name in [
-            "RUST_LOG",
-            "LOG_FORMAT",
-            "WEFT_WORKERS",
-            "WEFT_DNS_CAPTURE",
-            "CRL_PATH",
-            "TRUST_BUNDLE",
-        ] {
-            command.env_remove(name);
+        for (name, _) in env::vars_os() {
+            let own = name.as_encoded_bytes().starts_with(b"WEFT_");
+            let others = ["RUST_LOG", "LOG_FORMAT", "CRL_PATH", "TRUST_BUNDLE"];
+            if own || others.iter().any(|other| name == *other) {
+                command.env_remove(name);
+            }
         }
         command.args(&self.0.args).envs(self.0.envs.iter().cloned());
         command

@@ -231,15 +231,11 @@ fn has_ended(read: &io::Result<usize>) -> bool {
 #[test]
 fn a_peer_with_thousands_of_stalled_handshakes_keeps_nobody_else_out() {
     survives(|scene| {
-        let stalled = (0..3000).map(|_| scene.dial()).collect::<Result<Vec<_>>>()?;
-        let peer = stalled[2999].local_addr()?.to_string();
-        let line = scene
-            .agent
-            .wait_for_access(&peer, |line| line.field("src.addr") == peer)?;
-        ensure!(
-            line.field("error").contains("too many TLS handshakes under way"),
-            "{line}"
-        );
+        // Those beyond the limit are reset, some of them before this end knows that it is connected.
+        let stalled: Vec<_> = (0..3000).filter_map(|_| scene.dial().ok()).collect();
+        scene.agent.wait_for_access("a refused handshake", |line| {
+            line.field("error").contains("too many TLS handshakes under way")
+        })?;
         let began = Instant::now();
         scene.runtime.block_on(async {
             let tcp = scene.bystander.connect(scene.web.addr(HBONE))?;

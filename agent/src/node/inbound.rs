@@ -146,8 +146,12 @@ async fn accept_tunnel(
     tcp: TcpStream,
     peer: SocketAddr,
 ) -> Result<Accepted, Outcome> {
-    let socket = pod.places.socket()?;
-    let _underway = pod.places.handshake(peer.ip())?;
+    let begun = pod
+        .places
+        .socket()
+        .and_then(|socket| Ok((socket, pod.places.handshake(peer.ip())?)));
+    // A flood leaves nothing behind in the pod, not even sockets that wait for their end.
+    let (socket, _underway) = begun.inspect_err(|_| abort_on_close(&tcp))?;
     let (server, replaced) = server(worker, pod)?;
     tune_tunnel(&tcp);
     let accepted = tls::accept(tcp, server, worker.tunnel_settings.handshake_timeout).await;
