@@ -11,7 +11,6 @@ mod connects;
 mod cores;
 mod cpu;
 mod figures;
-mod flood;
 mod http;
 mod load;
 mod markdown;

@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod ci;
+mod counts;
 mod demo;
 mod fuzz;
 mod mutate;
@@ -40,7 +41,7 @@ enum Command {
         /// Print the commands instead of running them; exit 1 if anything is missing
         #[arg(long)]
         no_install: bool,
-        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy)
+        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy, valgrind)
         #[arg(long)]
         dev: bool,
     },
@@ -85,7 +86,16 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
-    /// Check all that CI checks: format, clippy, dependencies, tidy, then the tests (as root)
+    /// Count the instructions of authorize, route and reading a CONNECT; compare with the committed counts
+    Counts {
+        /// Write the counts to the committed file instead
+        #[arg(long)]
+        update: bool,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// Check all that CI checks: format, clippy, dependencies, tidy, counts, then the tests (as root)
     Ci {
         /// Print what is missing instead of installing it
         #[arg(long)]
@@ -151,6 +161,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             dev,
             install: !no_install,
         }),
+        Command::Counts { update, no_install } => counts::run(update, !no_install),
         Command::Ci { no_install } => ci::run(!no_install),
         Command::Tidy => tidy::run(),
         Command::Fuzz {

@@ -38,6 +38,14 @@ pub(crate) fn fuzzer(install: bool) -> Result<()> {
     satisfy(needs::fuzzer(), install)
 }
 
+/// Finds or installs what counts instructions.
+///
+/// # Errors
+/// The same.
+pub(crate) fn counting(install: bool) -> Result<()> {
+    satisfy(needs::counting().into(), install)
+}
+
 fn satisfy(needs: Vec<Need>, install: bool) -> Result<()> {
     let mut missing = Vec::new();
     for need in needs {

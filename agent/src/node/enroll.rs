@@ -1,7 +1,9 @@
 //! Enrolment: which pods are captured. Level-triggered: what should be is compared with what is, and the difference is
 //! applied, so that a restart, a lost event and a second try are all the same.
 //!
-//! The only writer of the kernel's maps.
+//! The only writer of the kernel's maps. What is to be done is `plan`'s to say.
+
+mod plan;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -11,6 +13,8 @@ use std::{
     sync::Arc,
 };
 
+pub(super) use plan::Desired;
+use plan::{Action, plan};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -26,16 +30,6 @@ use crate::{
     net::{netns::Netns, socket::Family},
 };
 
-/// A pod that should be captured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Desired {
-    pub(super) netns: PathBuf,
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) modes: PortModes,
-    /// Whether its DNS queries are captured.
-    pub(super) dns: bool,
-}
-
 /// A pod that is captured.
 struct Captured {
     pod: Arc<Pod>,
@@ -46,17 +40,6 @@ struct Captured {
     released: CancellationToken,
     /// What is in the kernel of it may be another agent's by now.
     stale: bool,
-}
-
-/// One step from what is to what should be.
-#[derive(Debug, PartialEq, Eq)]
-enum Action {
-    /// Capture a pod.
-    Capture(Arc<str>),
-    /// Tell the kernel a pod's new port modes.
-    SetModes(Arc<str>),
-    /// Let a pod go.
-    Release(Arc<str>),
 }
 
 /// Why a pod could not be captured or released.
@@ -382,20 +365,6 @@ impl Enrolment {
     }
 }
 
-/// The difference between what should be and what is. Releases come first: another pod may have the address of one that
-/// went. A pod that changed, or was made anew, is captured as it is now and never released in between.
-fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desired>) -> Vec<Action> {
-    let same_pod =
-        |a: &Desired, b: &Desired| (&a.netns, &a.addresses, a.dns) == (&b.netns, &b.addresses, b.dns);
-    let unwanted = actual.keys().filter(|uid| !desired.contains_key(*uid));
-    let releases = unwanted.map(|uid| Action::Release(uid.clone()));
-    let rest = desired.iter().filter_map(|(uid, want)| match actual.get(uid) {
-        Some(is) if same_pod(want, is) => (want.modes != is.modes).then(|| Action::SetModes(uid.clone())),
-        _ => Some(Action::Capture(uid.clone())),
-    });
-    releases.chain(rest).collect()
-}
-
 /// Opens a pod's DNS sockets. Where an app of the pod has one of their ports, the pod asks its servers itself: no app can
 /// keep its pod out of the mesh.
 fn listen_for_dns(pod: &mut Pod) -> Result<Vec<dns::PodSocket>, EnrollError> {
@@ -434,68 +403,4 @@ fn write_modes(maps: &mut Maps, pod: &Pod, modes: &PortModes) -> Result<(), Enro
         .iter()
         .try_for_each(|address| maps.set_port_modes(*address, &all))
         .map_err(Into::into)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pod(netns: &str, address: &str, mode: MtlsMode) -> Desired {
-        Desired {
-            netns: netns.into(),
-            addresses: vec![address.parse().expect("an address")],
-            modes: PortModes {
-                mode,
-                ports: BTreeMap::new(),
-            },
-            dns: true,
-        }
-    }
-
-    fn check(desired: &[(&str, Desired)], actual: &[(&str, Desired)], expect: &[Action]) {
-        let map = |pods: &[(&str, Desired)]| {
-            pods.iter()
-                .map(|(uid, pod)| (Arc::from(*uid), pod.clone()))
-                .collect()
-        };
-        assert_eq!(plan(&map(desired), &map(actual)), expect);
-    }
-
-    #[test]
-    fn the_plan_is_the_difference() {
-        use MtlsMode::{Permissive, Strict};
-        let a = || pod("/run/netns/a", "10.0.0.1", Permissive);
-        check(&[], &[], &[]);
-        check(&[("a", a())], &[], &[Action::Capture("a".into())]);
-        check(&[("a", a())], &[("a", a())], &[]);
-        check(&[], &[("a", a())], &[Action::Release("a".into())]);
-        let strict = pod("/run/netns/a", "10.0.0.1", Strict);
-        check(&[("a", strict)], &[("a", a())], &[Action::SetModes("a".into())]);
-    }
-
-    #[test]
-    fn a_pod_that_changed_is_never_released_in_between() {
-        let old = pod("/run/netns/a", "10.0.0.1", MtlsMode::Permissive);
-        let captured_anew = [Action::Capture("a".into())];
-        let moved = pod("/run/netns/b", "10.0.0.1", MtlsMode::Permissive);
-        check(&[("a", moved)], &[("a", old.clone())], &captured_anew);
-        let other_address = pod("/run/netns/a", "10.0.0.2", MtlsMode::Permissive);
-        check(&[("a", other_address)], &[("a", old.clone())], &captured_anew);
-        let without_dns = Desired {
-            dns: false,
-            ..old.clone()
-        };
-        check(&[("a", without_dns)], &[("a", old)], &captured_anew);
-    }
-
-    #[test]
-    fn an_address_that_moved_to_another_pod_is_released_first() {
-        let old = pod("/run/netns/z", "10.0.0.1", MtlsMode::Permissive);
-        let new = pod("/run/netns/a", "10.0.0.1", MtlsMode::Permissive);
-        check(
-            &[("a", new)],
-            &[("z", old)],
-            &[Action::Release("z".into()), Action::Capture("a".into())],
-        );
-    }
 }

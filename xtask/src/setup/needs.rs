@@ -31,6 +31,8 @@ pub(crate) enum Check {
     Cargo(&'static str),
     /// A C header, which has no program.
     Header(&'static str),
+    /// A program in PATH that says this version: gungraun refuses to work with a runner of another one.
+    Version(&'static str, &'static str),
     /// A Rust toolchain that can build for the kernel: it has the library's source.
     RustSource,
     /// A bpf-linker whose LLVM is at least this.
@@ -59,6 +61,7 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
         .collect();
     needs.extend([rust_source(), bpf_linker(llvm_version())]);
     if dev {
+        needs.extend(counting());
         needs.extend(DEV.iter().map(|(command, words)| Need {
             name: format!("cargo {command}"),
             check: Check::Cargo(command),
@@ -128,6 +131,25 @@ const DEV: [(&str, &[&str]); 3] = [
     ("clippy", &["rustup", "component", "add", "clippy"]),
     ("deny", &["cargo", "install", "cargo-deny", "--locked"]),
 ];
+
+/// The version of gungraun in the root's Cargo.toml: a test holds them together.
+const GUNGRAUN: &str = "0.20.0";
+
+/// What counts instructions: the program that counts, and the one that runs the benchmarks in it.
+pub(crate) fn counting() -> [Need; 2] {
+    let install = ["cargo", "install", "gungraun-runner", "--version", GUNGRAUN];
+    let install = [install.as_slice(), &["--locked", "--force"]].concat();
+    let valgrind = "valgrind (counts instructions)";
+    [
+        packaged(valgrind, &Check::Program("valgrind"), "valgrind"),
+        Need {
+            name: "gungraun-runner (counts instructions)".to_owned(),
+            check: Check::Version("gungraun-runner", GUNGRAUN),
+            ways: vec![Way::command(&install)],
+            mend: "install it with cargo from a machine that reaches the network",
+        },
+    ]
+}
 
 fn packaged(name: &str, check: &Check, package: &str) -> Need {
     Need {
@@ -223,6 +245,13 @@ impl Check {
             }
             Self::Header(name) => {
                 Some(format!("/usr/include/{name}")).filter(|path| Path::new(path).exists())
+            }
+            Self::Version(name, version) => {
+                let path = shell::find(name)?;
+                let said = shell::ask(&path, &["--version"])?;
+                said.split_whitespace()
+                    .any(|word| word == *version)
+                    .then(|| format!("{} ({})", path.display(), said.trim()))
             }
             Self::RustSource => rust_source_found(),
             Self::BpfLinker(llvm) => bpf_linker_found(*llvm),
@@ -381,6 +410,12 @@ mod tests {
         assert_eq!(ways.len(), 2);
         assert!(ways[0].contains("LLVM_PREFIX=/usr/lib/llvm-22") && ways[0].ends_with("--features llvm-22"));
         assert!(ways[1].ends_with("--features llvm-23"));
+    }
+
+    #[test]
+    fn the_counter_is_of_the_version_that_the_benchmarks_use() {
+        let manifest = std::fs::read_to_string(shell::root().join("Cargo.toml")).unwrap();
+        assert!(manifest.contains(&format!("\ngungraun = \"={GUNGRAUN}\"\n")));
     }
 
     #[test]
