@@ -11,6 +11,7 @@ mod mutate;
 mod preflight;
 mod setup;
 mod shell;
+mod simulate;
 mod test;
 mod tidy;
 
@@ -95,6 +96,15 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Ask route, authorize and the plan of enrolment random questions, against an oracle
+    Simulate {
+        /// The first seed: that of a failure replays it
+        #[arg(long)]
+        seed: u64,
+        /// How many seeds, of 10,000 questions each
+        #[arg(long, default_value_t = 1)]
+        seeds: u64,
+    },
     /// Check all that CI checks: format, clippy, dependencies, tidy, counts, then the tests (as root)
     Ci {
         /// Print what is missing instead of installing it
@@ -162,6 +172,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             install: !no_install,
         }),
         Command::Counts { update, no_install } => counts::run(update, !no_install),
+        Command::Simulate { seed, seeds } => simulate::run(seed, seeds),
         Command::Ci { no_install } => ci::run(!no_install),
         Command::Tidy => tidy::run(),
         Command::Fuzz {

@@ -69,16 +69,22 @@ impl Mesh {
         let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
         let vips = Vips::new(&services);
         let gateways = gateways(&workloads, &services, &vips);
+        let workloads_by_address = index(addresses(&workloads));
+        let choosable: Vec<_> = workloads
+            .iter()
+            .filter(|workload| keeps_addresses(workload, &workloads_by_address))
+            .cloned()
+            .collect();
         Self {
             trust_domain: parts.trust_domain,
             cluster: parts.cluster,
             cluster_domain: parts.cluster_domain,
             root_namespace: parts.root_namespace,
             cluster_cidrs: parts.cluster_cidrs.into_iter().map(canonical_net).collect(),
-            workloads_by_address: index(addresses(&workloads)),
+            workloads_by_address,
             vips,
             names: Names::new(&services),
-            endpoints: endpoints(&workloads, &services_by_key, &gateways),
+            endpoints: endpoints(&choosable, &services_by_key, &gateways),
             headless: headless(&workloads, &services_by_key),
             mesh_policies: policies
                 .iter()
@@ -254,6 +260,17 @@ where
 fn addresses(workloads: &[Arc<Workload>]) -> impl Iterator<Item = (IpAddr, &Arc<Workload>)> {
     let pods = workloads.iter().filter(|workload| !workload.host_network);
     pods.flat_map(|workload| workload.addresses.iter().map(move |address| (*address, workload)))
+}
+
+/// Whether no other workload has one of its addresses. Pods' addresses are used again before everybody knows that they are
+/// free, and what is meant for one pod, perhaps in clear, must not reach another.
+fn keeps_addresses(workload: &Workload, by_address: &FxHashMap<IpAddr, Arc<Workload>>) -> bool {
+    let keeps = |address| {
+        by_address
+            .get(address)
+            .is_none_or(|there| there.uid == workload.uid)
+    };
+    workload.addresses.iter().all(keeps)
 }
 
 fn endpoints(

@@ -83,6 +83,23 @@ fn twins() {
     assert_eq!(covering, [Action::Allow]);
 }
 
+/// A pod that went and whose address another has by now is given no connections: they would reach the other.
+#[test]
+fn a_pod_whose_address_another_has_is_no_endpoint() {
+    let mut parts = sample::parts();
+    parts.services = vec![sample::service("web", &["10.96.0.1"])];
+    let stale = sample::backs(sample::pod("stale", &["10.0.0.1", "10.0.0.2"]), "web");
+    let other = sample::backs(sample::pod("other", &["10.0.0.3"]), "web");
+    parts.workloads = vec![sample::pod("new", &["10.0.0.1"]), stale, other];
+    let mesh = Mesh::new(parts);
+    let names: Vec<_> = mesh
+        .endpoints(&sample::service_key("web"))
+        .iter()
+        .map(|endpoint| &*endpoint.workload.name)
+        .collect();
+    assert_eq!(names, ["other"]);
+}
+
 #[test]
 fn cluster_addresses() {
     let parts = |cidr: &str| MeshParts {
