@@ -88,10 +88,29 @@ pub(crate) fn next_layout() -> Result<()> {
 /// # Errors
 /// The build failed; cargo has said why.
 pub(crate) fn everything(root: &Path, target_dir: Option<&Path>) -> Result<Artifacts> {
+    build(
+        root,
+        target_dir,
+        &["build", "--workspace", "--lib", "--bins", "--tests"],
+    )
+}
+
+/// Builds only the tests of what is pure, seconds instead of minutes: the units and the simulation.
+///
+/// # Errors
+/// The build failed; cargo has said why.
+pub(crate) fn pure(root: &Path, target_dir: Option<&Path>) -> Result<Artifacts> {
+    let tests = ["--lib", "--test", "simulation"];
+    build(
+        root,
+        target_dir,
+        &[["test", "--no-run", "-p", "weft-pure"].as_slice(), &tests].concat(),
+    )
+}
+
+fn build(root: &Path, target_dir: Option<&Path>, args: &[&str]) -> Result<Artifacts> {
     let mut cargo = shell::cargo();
-    cargo
-        .current_dir(root)
-        .args(["build", "--workspace", "--lib", "--bins", "--tests"]);
+    cargo.current_dir(root).args(args);
     cargo
         .args(["--message-format", "json-render-diagnostics"])
         .stdout(Stdio::piped());

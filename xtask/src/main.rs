@@ -129,7 +129,7 @@ enum Command {
     },
     /// Prove that the safety tests can fail: break the code, see them go red (as root)
     Mutate {
-        /// Only this mutation; without it, all of them
+        /// Only this mutation, or `pure` for the quick ones; without it, all of them
         name: Option<String>,
         /// Print the mutations and check that each still fits the code, without running any
         #[arg(long)]

@@ -21,6 +21,8 @@ use crate::{
     test::{self, Ending, Interrupt},
 };
 
+/// The name of all mutations whose tests are quick: those of the pure parts.
+const PURE: &str = "pure";
 /// Lines of a failure that are shown.
 const REASON_LINES: usize = 6;
 
@@ -65,7 +67,9 @@ pub(crate) fn run(name: Option<&str>) -> Result<()> {
 fn chosen(name: Option<&str>) -> Result<Vec<&'static Mutation>> {
     let chosen: Vec<_> = MUTATIONS
         .iter()
-        .filter(|mutation| name.is_none_or(|name| mutation.name == name))
+        .filter(|mutation| {
+            name.is_none_or(|name| mutation.name == name || name == PURE && mutation.is_pure())
+        })
         .collect();
     let names: Vec<_> = MUTATIONS.iter().map(|mutation| mutation.name).collect();
     ensure!(
@@ -78,11 +82,14 @@ fn chosen(name: Option<&str>) -> Result<Vec<&'static Mutation>> {
 
 fn prove(place: &Place, mutations: &[&Mutation], interrupt: &Interrupt) -> Result<()> {
     test::step("the tests without a change");
-    let artifacts = place
-        .build()
-        .context("the code without a change does not build")?;
+    let whole = mutations.iter().any(|mutation| !mutation.is_pure());
+    let pure = mutations.iter().any(|mutation| mutation.is_pure());
+    let build = |wanted: bool, pure: bool| wanted.then(|| place.build(pure)).transpose();
+    let artifacts = [build(whole, false)?, build(pure, true)?];
     for mutation in mutations {
-        match place.test(mutation, &artifacts, interrupt)? {
+        let artifacts = artifacts[usize::from(mutation.is_pure())].as_ref();
+        let artifacts = artifacts.context("the code without a change is not built")?;
+        match place.test(mutation, artifacts, interrupt)? {
             Colour::Green => println!("✓ {} passes without a change", mutation.test),
             Colour::Red => bail!("{} fails without a change: mend the code first", mutation.test),
         }
@@ -139,8 +146,9 @@ impl Place {
         copy::mirror(&shell::root(), &self.root)
     }
 
-    fn build(&self) -> Result<Artifacts> {
-        build::everything(&self.root, Some(&self.target))
+    fn build(&self, pure: bool) -> Result<Artifacts> {
+        let build = if pure { build::pure } else { build::everything };
+        build(&self.root, Some(&self.target))
     }
 
     /// Breaks the copy, runs the test, and mends the copy.
@@ -151,7 +159,7 @@ impl Place {
         fs::write(self.root.join(mutation.file), text)?;
         println!("changed {}:{line}", mutation.file);
         let colour = self
-            .build()
+            .build(mutation.is_pure())
             .with_context(|| {
                 format!(
                     "{} does not build, so it proves nothing: mend the mutation",
@@ -224,6 +232,11 @@ fn judge(lines: &[String], test: &str) -> Option<Colour> {
 }
 
 impl Mutation {
+    /// Whether its test is one of the pure parts compiled by themselves.
+    fn is_pure(&self) -> bool {
+        self.target.starts_with("pure/")
+    }
+
     /// The file's text with the change, and the change's line.
     fn apply(&self, root: &Path) -> Result<(usize, String)> {
         let text = fs::read_to_string(root.join(self.file))
