@@ -1,6 +1,9 @@
 //! The layout of the maps: what two agents must have in common to use the same ones.
 
-use crate::{Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple};
+use crate::{
+    Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+    same_node::{Choice, ChoiceKey, Direct, Event, Pair},
+};
 
 /// A map, as `agent-ebpf` declares it, and its sizes in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +17,7 @@ pub struct MapLayout {
 }
 
 /// The maps that agents of other layouts do not use. (Those that all share are `OWN` and `DNS_SERVERS`.)
-pub const MAPS: [MapLayout; 7] = [
+pub const MAPS: [MapLayout; 13] = [
     map::<u64, Pod>("PODS"),
     map::<i32, SocketState>("SOCKETS"),
     map::<Tuple, Handshake>("HANDSHAKES"),
@@ -22,10 +25,17 @@ pub const MAPS: [MapLayout; 7] = [
     map::<ListenerKey, u32>("LISTENERS"),
     map::<PortKey, u32>("PORT_MODES"),
     map::<u32, Config>("CONFIG"),
+    map::<Pair, u32>("VERDICTS"),
+    map::<Pair, u32>("SERVICES"),
+    map::<ChoiceKey, Choice>("CHOICES"),
+    map::<Tuple, Direct>("DIRECTS"),
+    map::<u32, u64>("DIRECTS_OPEN"),
+    // A ring has neither keys nor values; what is in it counts in the hash below.
+    map::<[u8; 0], [u8; 0]>("EVENTS"),
 ];
 
 /// Raised by hand when what the maps mean changes, or how many entries they have, and their sizes do not.
-pub const MEANING: u32 = 1;
+pub const MEANING: u32 = 2;
 
 /// A number of this layout, the same in every build that has it.
 pub const HASH: u32 = hash();
@@ -47,7 +57,7 @@ const fn hash() -> u32 {
         hash = add(hash, &MAPS[i].value.to_le_bytes());
         i += 1;
     }
-    hash
+    add(hash, &(size_of::<Event>() as u32).to_le_bytes())
 }
 
 /// FNV-1a, which will be the same for ever.

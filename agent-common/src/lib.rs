@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod layout;
+pub mod same_node;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -40,7 +41,7 @@ const BEHALF4_MASK: u32 = 0xffff_ff00_u32.to_be();
 /// An IPv4-mapped or IPv6 address: four words in network order. Single fields, because copying an array between map
 /// values makes the compiler call `memmove`, which an eBPF program does not have.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address {
     /// Bytes 0 to 3.
     pub w0: u32,
@@ -229,6 +230,10 @@ pub mod flags {
     pub const UNNOTED: u32 = 16;
     /// A program bound the socket to the pod's address when it was steered, not the app.
     pub const BOUND: u32 = 32;
+    /// An app's outbound socket that goes straight to an app of this node; the address is the one the app dialled.
+    pub const DIRECT: u32 = 64;
+    /// The state's `draw` is what the endpoint is to be picked by.
+    pub const DRAWN: u32 = 128;
 }
 
 /// Words that only builds of another layout have (the feature `next-layout`), so that an upgrade across a change of
@@ -247,6 +252,8 @@ pub struct SocketState {
     pub port: u32,
     /// See [`flags`].
     pub flags: u32,
+    /// What the endpoint of the dialled service is to be picked by, with [`flags::DRAWN`].
+    pub draw: u32,
     /// Nothing, but in builds of another layout.
     pub reserved: Reserved,
 }
@@ -254,7 +261,7 @@ pub struct SocketState {
 /// Key of `HANDSHAKES` and `BEHALF`: both ends of a connection that begins, seen from the socket that dials. One end is
 /// always the pod's own address, which is unique on a node.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// The dialling socket's address.
     pub local: Address,
@@ -274,8 +281,10 @@ pub struct Handshake {
     pub addr: Address,
     /// See [`SocketState::port`].
     pub port: u32,
-    /// [`flags::STEERED`], [`flags::ON_BEHALF`] or [`flags::UNNOTED`].
+    /// [`flags::STEERED`], [`flags::ON_BEHALF`] or [`flags::UNNOTED`]; and [`flags::DRAWN`].
     pub flags: u32,
+    /// See [`SocketState::draw`].
+    pub draw: u32,
     /// Nothing, but in builds of another layout.
     pub reserved: Reserved,
 }
@@ -350,6 +359,15 @@ pub mod port_mode {
 pub struct Config {
     /// How many workers have listeners, at least 1.
     pub workers: u32,
+    /// How deep the cgroup `pods` lies; the root is 0.
+    pub pods_level: u32,
+    /// The id of the cgroup under which all pods are; 0 when none is known, and then no process of the node reaches pods
+    /// past their policies.
+    pub pods: u64,
+    /// The netns cookie of the node itself; 0 when it is not known.
+    pub node: u64,
+    /// Until when connections may go from app to app, by the kernel's monotonic clock, in ns. Its agent goes on renewing it.
+    pub lease: u64,
 }
 
 const _: () = {
@@ -357,18 +375,19 @@ const _: () = {
     assert!(size_of::<Pod>() == 36);
     assert!(size_of::<DnsSlot>() == 20);
     assert!(size_of::<DnsServer>() == 20);
-    assert!(size_of::<SocketState>() == 24 + size_of::<Reserved>());
+    assert!(size_of::<SocketState>() == 28 + size_of::<Reserved>());
     assert!(size_of::<Tuple>() == 36);
-    assert!(size_of::<Handshake>() == 24 + size_of::<Reserved>());
+    assert!(size_of::<Handshake>() == 28 + size_of::<Reserved>());
     assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<PortKey>() == 20);
-    assert!(size_of::<Config>() == 4);
+    assert!(size_of::<Config>() == 32);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
         Address, Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+        same_node::{Choice, ChoiceKey, Direct, Pair},
     };
 
     macro_rules! plain_old_data {
@@ -379,11 +398,15 @@ mod user {
     }
     plain_old_data!(
         Address,
+        Choice,
+        ChoiceKey,
         Config,
+        Direct,
         DnsServer,
         DnsSlot,
         Handshake,
         ListenerKey,
+        Pair,
         Pod,
         PortKey,
         SocketState,

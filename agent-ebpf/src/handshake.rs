@@ -8,6 +8,7 @@ use aya_ebpf::helpers::bpf_skc_to_mptcp_sock;
 
 use crate::{
     maps::{BEHALF, HANDSHAKES},
+    same_node,
     socket::{SockOps, address, handshake, set_state, state, state_or_new},
 };
 
@@ -33,7 +34,10 @@ pub fn note(sock: SockOps) {
     } else if state.flags & flags::STEERED != 0 {
         sock.unpace();
         // A full map evicts its oldest; a lost entry is a refused connection.
-        let _ = HANDSHAKES.insert(&sock.tuple(), &handshake(state, flags::STEERED), 0);
+        let noted = flags::STEERED | state.flags & flags::DRAWN;
+        let _ = HANDSHAKES.insert(&sock.tuple(), &handshake(state, noted), 0);
+    } else if state.flags & flags::DIRECT != 0 {
+        same_node::note(sock, state);
     }
 }
 
@@ -52,11 +56,14 @@ fn note_behalf(sock: SockOps, state: &mut SocketState) {
     }
 }
 
-/// An agent's connection to an app is closed, whether or not it ever came about.
+/// An agent's connection to an app is closed, or one from app to app, whether or not it ever came about.
 #[inline(always)]
 pub fn forget(sock: SockOps) {
     if sock.is_closed() {
-        let _ = BEHALF.remove(&sock.tuple());
+        let tuple = sock.tuple();
+        if BEHALF.remove(&tuple).is_err() {
+            same_node::close(sock, &tuple);
+        }
     }
 }
 
@@ -81,13 +88,16 @@ pub fn tell_accepted(sock: SockOps) {
         tell(sock, noted);
         sock.unpace();
         let _ = BEHALF.remove(&key);
+        return;
     }
+    same_node::open(sock, &key);
 }
 
 #[inline(always)]
 fn tell(sock: SockOps, noted: &Handshake) {
     if let Some(state) = state_or_new(sock.sk()) {
         set_state(state, &noted.addr, noted.port, noted.flags | flags::ACCEPTED);
+        state.draw = noted.draw;
     }
 }
 
@@ -101,7 +111,7 @@ fn tell_multipath(subflow: *mut c_void, dialled: Option<&SocketState>) {
     // SAFETY: the kernel answers null for a socket that is no subflow.
     let above = unsafe { bpf_skc_to_mptcp_sock(subflow) }.cast();
     match dialled {
-        Some(dialled) if dialled.flags & flags::STEERED != 0 => {
+        Some(dialled) if dialled.flags & (flags::STEERED | flags::DIRECT) != 0 => {
             if let Some(shown) = state_or_new(above) {
                 let addr = address(&dialled.addr);
                 set_state(shown, &addr, dialled.port, flags::STEERED);

@@ -5,15 +5,18 @@
 //! 3. `sk_lookup`: a SYN arrives at a pod and gets the agent's listener, or a refusal.
 //! 4. `getpeername4`, `getpeername6`: apps see whom they dialled and who dialled them, not the agent.
 //!
-//! DNS over UDP goes another way, which is in `dns`.
+//! DNS over UDP goes another way, which is in `dns`; connections between pods of one node do as well, once the agent has
+//! allowed them, which is in `same_node`.
 //!
 //! Program names carry the prefix `weft_`: a name equal to its section's would clash in the object file.
 //!
-//! The agent writes `PODS`, `LISTENERS`, `PORT_MODES` and `CONFIG`. When it is gone its listeners are gone, and the
+//! The agent writes `PODS`, `LISTENERS`, `PORT_MODES`, `CONFIG` and the verdicts. When it is gone its listeners are gone, and the
 //! programs, which stay, refuse: closed, not open.
 
 #![no_std]
 #![no_main]
+// For one atomic addition, see `same_node`; the build sets RUSTC_BOOTSTRAP for `build-std` in any case.
+#![feature(asm_experimental_arch)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key passed by value is copied once more, and the stack has 512 bytes"
@@ -24,6 +27,7 @@ mod handshake;
 mod hop;
 mod log;
 mod maps;
+mod same_node;
 mod socket;
 
 use agent_common::{
@@ -57,7 +61,7 @@ enum Connect {
     Leave,
     /// The same, for a socket that was steered once: it is still bound to the pod's address, which the app never asked.
     Unbind,
-    /// To the agent's listener in the pod with this address.
+    /// To the agent's listener in the pod with this address; or straight to an app of this node.
     Steer(Address),
     /// A datagram socket that asks a DNS server: to the agent, at this address and port of the pod.
     Ask(Address, u16),
@@ -82,8 +86,16 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
         }
         Connect::Steer(pod) => {
             let source = sock.source4();
-            let loops = has_pod_source(sock, &source, &pod, |pod| sock.bind4(pod));
-            let (hop, port) = hop::to(sock, &destination, &source, &pod, loops);
+            let has_pod_source = has_pod_source(sock, &source, &pod, |pod| sock.bind4(pod));
+            let directly = if has_pod_source {
+                same_node::choose(sock, &destination)
+            } else {
+                None
+            };
+            let (hop, port) = match directly {
+                Some(app) => app,
+                None => hop::to(sock, &destination, &source, &pod, has_pod_source),
+            };
             sock.set4(&hop, port);
         }
     }
@@ -113,8 +125,16 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
         }
         Connect::Steer(pod) => {
             let source = sock.source6();
-            let loops = has_pod_source(sock, &source, &pod, |pod| sock.bind6(pod));
-            let (hop, port) = hop::to(sock, &destination, &source, &pod, loops);
+            let has_pod_source = has_pod_source(sock, &source, &pod, |pod| sock.bind6(pod));
+            let directly = if has_pod_source {
+                same_node::choose(sock, &destination)
+            } else {
+                None
+            };
+            let (hop, port) = match directly {
+                Some(app) => app,
+                None => hop::to(sock, &destination, &source, &pod, has_pod_source),
+            };
             sock.set6(&hop, port);
         }
     }
@@ -129,6 +149,9 @@ fn connect(sock: SockAddr, destination: &Address, bound_to: impl FnOnce() -> Add
     let cookie = unsafe { bpf_get_netns_cookie(sock.ctx()) };
     // SAFETY: a map value may be changed under us by the agent; a pod's addresses are written once.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
+        if sock.protocol() == IPPROTO_TCP {
+            same_node::probe(sock, cookie, destination);
+        }
         return Connect::Leave;
     };
     let sk = sock.sk().cast();
@@ -222,8 +245,12 @@ fn has_pod_source(
 
 /// Runs before the SYN leaves, also for TCP Fast Open (linux/bpf.h: BPF_SOCK_OPS_TCP_CONNECT_CB).
 const TCP_CONNECT: u32 = 3;
+/// The client has its answer (BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB).
+const ACTIVE_ESTABLISHED: u32 = 4;
 /// The accepted socket exists, and accept(2) has not returned it yet (BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB).
 const PASSIVE_ESTABLISHED: u32 = 5;
+/// A socket that asked for it sends something again (BPF_SOCK_OPS_RETRANS_CB).
+const RETRANSMIT: u32 = 9;
 /// A socket that asked for it changes its state (BPF_SOCK_OPS_STATE_CB).
 const STATE: u32 = 10;
 
@@ -232,7 +259,9 @@ pub fn weft_sockops(ctx: SockOpsContext) -> u32 {
     let sock = SockOps(ctx.ops);
     match sock.op() {
         TCP_CONNECT => handshake::note(sock),
+        ACTIVE_ESTABLISHED => same_node::confirm(sock),
         PASSIVE_ESTABLISHED => handshake::tell_accepted(sock),
+        RETRANSMIT => same_node::retransmitted(sock),
         STATE => handshake::forget(sock),
         _ => {}
     }
@@ -264,6 +293,9 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         } else {
             SK_PASS
         };
+    }
+    if same_node::admit(&syn) {
+        return SK_PASS;
     }
     if port == HBONE_PORT {
         return assign(&ctx, pod, ListenerKind::Hbone, client.mix(0));
@@ -363,7 +395,7 @@ fn shown_peer(sock: SockAddr) -> Option<(Address, u16)> {
     // The agent's own sockets show the truth: those that it made, and its ends of steered connections.
     let accepted_steered = flags::STEERED | flags::ACCEPTED;
     let ours = state.flags & flags::AGENT != 0 || state.flags & accepted_steered == accepted_steered;
-    if ours || state.flags & (flags::STEERED | flags::ON_BEHALF) == 0 {
+    if ours || state.flags & (flags::STEERED | flags::ON_BEHALF | flags::DIRECT) == 0 {
         return None;
     }
     Some((address(&state.addr), state.port as u16))

@@ -1,10 +1,14 @@
 //! Every map of weft's programs, once. Each is pinned by its name, so that a restarted agent finds it again.
 
-use agent_common::{Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple};
+use agent_common::{
+    Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+    same_node::{Choice, ChoiceKey, Direct, MOST_DIRECTS, Pair},
+};
 use aya_ebpf::{
     btf_maps::SkStorage,
+    bindings::BPF_F_NO_PREALLOC,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap, SockHash},
+    maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };
 
 /// The pods whose sockets are captured, by netns cookie. Written by the agent.
@@ -46,3 +50,29 @@ pub static PORT_MODES: HashMap<PortKey, u32> = HashMap::with_max_entries(65_536,
 /// Settings.
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Which pods of this node may reach which others without the agent. What is not in here goes through it. Written by the
+/// agent, and asked twice: when the app dials, and when the SYN arrives.
+#[map]
+pub static VERDICTS: HashMap<Pair, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Among how many endpoints a pod's connections to a service are spread. Written by the agent.
+#[map]
+pub static SERVICES: HashMap<Pair, u32> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Those of these endpoints that are dialled directly. Written by the agent.
+#[map]
+pub static CHOICES: HashMap<ChoiceKey, Choice> = HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// Connections from app to app. Not LRU: nothing takes the entry of a connection away before its end. Before it is full,
+/// new connections go through the agent.
+#[map]
+pub static DIRECTS: HashMap<Tuple, Direct> = HashMap::with_max_entries(MOST_DIRECTS, BPF_F_NO_PREALLOC);
+
+/// How many entries [`DIRECTS`] has.
+#[map]
+pub static DIRECTS_OPEN: Array<u64> = Array::with_max_entries(1, 0);
+
+/// What the agent logs and counts of them. When nobody reads it the newest are lost, not a connection.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

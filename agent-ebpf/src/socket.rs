@@ -9,10 +9,13 @@ use core::{
 use agent_common::{Address, Handshake, SocketState, Tuple};
 use aya_ebpf::{
     bindings::{
-        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, bpf_sk_lookup, bpf_sock,
+        BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_RETRANS_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE,
+        BPF_TCP_CLOSING, BPF_TCP_FIN_WAIT2, BPF_TCP_LAST_ACK, BPF_TCP_SYN_SENT, bpf_sk_lookup, bpf_sock,
         bpf_sock_addr, bpf_sock_ops,
     },
-    helpers::{bpf_bind, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set},
+    helpers::{
+        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+    },
 };
 
 use crate::maps::{OWN, SOCKETS};
@@ -23,6 +26,10 @@ pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
 /// linux/tcp.h.
 const TCP_CONGESTION: u32 = 13;
+/// asm-generic/socket.h.
+const SOL_SOCKET: u32 = 1;
+/// As above.
+const SO_BINDTODEVICE: u32 = 25;
 
 macro_rules! read {
     ($ptr:expr, $($field:ident).+) => {
@@ -98,6 +105,7 @@ pub fn set_state(to: &mut SocketState, addr: &Address, port: u32, flags: u32) {
         write_volatile(addr_of_mut!((*to).addr.w3), read_volatile(addr_of!((*from).w3)));
         write_volatile(addr_of_mut!((*to).port), port);
         write_volatile(addr_of_mut!((*to).flags), flags);
+        write_volatile(addr_of_mut!((*to).draw), 0);
     }
 }
 
@@ -109,6 +117,7 @@ pub fn handshake(state: &SocketState, flags: u32) -> Handshake {
         addr,
         port: read!(addr_of!(*state), port),
         flags,
+        draw: read!(addr_of!(*state), draw),
         ..Handshake::default()
     }
 }
@@ -273,9 +282,68 @@ impl SockOps {
     /// Has the program called when the socket's state changes.
     #[inline(always)]
     pub fn watch_state(self) {
-        let flags = read!(self.0, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        self.watch(BPF_SOCK_OPS_STATE_CB_FLAG);
+    }
+
+    /// The same, and when it has to send something again.
+    #[inline(always)]
+    pub fn watch_state_and_retransmissions(self) {
+        self.watch(BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RETRANS_CB_FLAG);
+    }
+
+    #[inline(always)]
+    fn watch(self, what: u32) {
+        let flags = read!(self.0, bpf_sock_ops_cb_flags) | what;
         // SAFETY: the helper takes the program's own context.
         unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// Binds the socket to loopback: what it sends from here on has no way out of the pod, whoever it is connected to.
+    #[inline(always)]
+    pub fn confine(self) {
+        let mut name = *b"lo\0\0";
+        // SAFETY: the helper takes the program's own context, and reads as many bytes as there are.
+        unsafe {
+            bpf_setsockopt(
+                self.0.cast(),
+                SOL_SOCKET as i32,
+                SO_BINDTODEVICE as i32,
+                name.as_mut_ptr().cast(),
+                name.len() as i32,
+            )
+        };
+    }
+
+    /// What the kernel knows the socket by: unique until reboot.
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    /// What the socket's network namespace is known by.
+    #[inline(always)]
+    pub fn netns_cookie(self) -> u64 {
+        // SAFETY: the helper takes the program's own context.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// Bytes of a dialling socket that closes: those sent and acknowledged, and those received. The kernel counts a SYN and a
+    /// FIN as a byte each; after an end that was not orderly the count may be one off.
+    #[inline(always)]
+    pub fn bytes(self) -> (u64, u64) {
+        // SAFETY: for this op the union holds the arguments: the state before and the one after.
+        let before = unsafe { read_volatile(addr_of!((*self.0).__bindgen_anon_1.args).cast::<u32>()) };
+        let (sent, received) = (read!(self.0, bytes_acked), read!(self.0, bytes_received));
+        if before == BPF_TCP_SYN_SENT {
+            return (0, 0);
+        }
+        let ended = before == BPF_TCP_FIN_WAIT2 || before == BPF_TCP_CLOSING || before == BPF_TCP_LAST_ACK;
+        let control = 1 + u64::from(ended);
+        (
+            sent.saturating_sub(control),
+            received.saturating_sub(u64::from(ended)),
+        )
     }
 
     /// Gives an app's end of a connection to the agent a congestion control that does not pace, whatever the host's

@@ -83,6 +83,21 @@ pub struct AgentArgs {
         default_value = "/sys/fs/bpf/weft"
     )]
     pub pin_dir: PathBuf,
+    /// The cgroup2 folder under which all pods of the node are: processes of the node that are not in it, such as the
+    /// kubelet, reach pods in STRICT too [default: the kubelet's, where there is one]
+    #[arg(long, env = "WEFT_PODS_CGROUP", value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
+    /// The node's own network namespace
+    #[arg(
+        long,
+        env = "WEFT_NODE_NETNS",
+        value_name = "FILE",
+        default_value = "/proc/1/ns/net"
+    )]
+    pub node_netns: PathBuf,
+    /// Seconds for which pairs of pods of this node go on from app to app when the agent has gone
+    #[arg(long, env = "WEFT_SAME_NODE_LEASE", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub same_node_lease: u64,
     /// Replace the agent that runs, if one does: it lets go once this one is ready to begin, and no connection is refused
     #[arg(long, env = "WEFT_TAKEOVER")]
     pub takeover: bool,
@@ -205,6 +220,9 @@ impl AgentArgs {
                 cgroup_root: self.cgroup_root.clone(),
                 pin_dir: self.pin_dir.clone(),
             },
+            pods_cgroup: self.pods_cgroup.clone(),
+            node_netns: self.node_netns.clone(),
+            same_node_lease: Duration::from_secs(self.same_node_lease),
             takeover: self.takeover,
             drain_timeout: Duration::from_secs(self.drain_timeout),
             workers: self.workers.unwrap_or_else(default_workers),

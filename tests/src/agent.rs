@@ -41,6 +41,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 pub struct AgentOptions {
     json_log: bool,
     args: Vec<String>,
+    without: Option<&'static str>,
     envs: Vec<(String, String)>,
     ca: Option<PathBuf>,
     binary: &'static str,
@@ -51,6 +52,7 @@ impl Default for AgentOptions {
         Self {
             json_log: true,
             args: Vec::new(),
+            without: None,
             envs: Vec::new(),
             ca: None,
             binary: "weft",
@@ -68,6 +70,12 @@ impl AgentOptions {
     /// One more argument.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Without a flag that every agent is given.
+    pub fn without(mut self, flag: &'static str) -> Self {
+        self.without = Some(flag);
         self
     }
 
@@ -428,12 +436,15 @@ fn arguments(world: &World, node: &Node, options: &AgentOptions) -> Result<Vec<S
         ("--ca-cert", ca.join("root.pem")),
         ("--ca-key", ca.join("root-key.pem")),
         ("--cgroup-root", node.cgroup_root().to_owned()),
+        ("--pods-cgroup", node.pods_cgroup()),
+        ("--node-netns", node.netns().path()),
         ("--pin-dir", node.pin_dir().to_owned()),
     ];
     let mut args = vec!["agent".to_owned()];
     args.extend(
         pairs
             .into_iter()
+            .filter(|(flag, _)| options.without != Some(*flag))
             .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]),
     );
     if options.json_log {

@@ -12,6 +12,10 @@ pub struct MeshSpec {
     pub trust_domain: String,
     /// Addresses that belong to the cluster, known or not.
     pub cluster_cidrs: Vec<String>,
+    /// How connections inside a node go, where it is not the default.
+    pub same_node: Option<&'static str>,
+    /// Settings of namespaces.
+    pub namespaces: Vec<Value>,
     /// Workloads besides the world's pods.
     pub workloads: Vec<Value>,
     /// Services.
@@ -28,6 +32,8 @@ impl Default for MeshSpec {
         Self {
             trust_domain: "cluster.local".to_owned(),
             cluster_cidrs: cidrs.map(str::to_owned).to_vec(),
+            same_node: None,
+            namespaces: Vec::new(),
             workloads: Vec::new(),
             services: Vec::new(),
             policies: Vec::new(),
@@ -79,7 +85,7 @@ impl MeshSpec {
     /// The file's text, with the pods' entries first.
     pub(crate) fn text(&self, pods: Vec<Value>) -> String {
         let workloads: Vec<_> = pods.into_iter().chain(self.workloads.iter().cloned()).collect();
-        let file = json!({
+        let mut file = json!({
             "trustDomain": self.trust_domain,
             "clusterCidrs": self.cluster_cidrs,
             "workloads": workloads,
@@ -87,6 +93,12 @@ impl MeshSpec {
             "policies": self.policies,
             "peerAuthentications": self.peer_authentications,
         });
+        if let Some(same_node) = self.same_node {
+            file["sameNode"] = same_node.into();
+        }
+        if !self.namespaces.is_empty() {
+            file["namespaces"] = self.namespaces.clone().into();
+        }
         format!("{file:#}\n")
     }
 }

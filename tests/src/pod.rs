@@ -28,6 +28,7 @@ pub struct PodSpec {
     pub(crate) membership: Membership,
     pub(crate) uid: u32,
     pub(crate) host_network: bool,
+    pub(crate) address: Option<u8>,
     pub(crate) fields: Map<String, Value>,
 }
 
@@ -42,6 +43,7 @@ impl PodSpec {
             membership: Membership::Mesh,
             uid: 0,
             host_network: false,
+            address: None,
             fields: Map::new(),
         }
     }
@@ -85,6 +87,12 @@ impl PodSpec {
     /// It shares its node's network.
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
+        self
+    }
+
+    /// It gets the addresses of a pod that was there before.
+    pub fn address_of(mut self, gone: &Pod) -> Self {
+        self.address = Some(gone.v4().octets()[3]);
         self
     }
 

@@ -61,6 +61,11 @@ impl Node {
         self.cgroup.path()
     }
 
+    /// The cgroup under which all of its pods are.
+    pub fn pods_cgroup(&self) -> PathBuf {
+        self.cgroup.path().join("pods")
+    }
+
     /// Where its agent pins programs and maps.
     pub fn pin_dir(&self) -> &Path {
         &self.pin_dir
@@ -148,6 +153,7 @@ impl World {
             cgroup: Arc::new(Cgroup::create(cgroup.path().join("host"))?),
             uid: 0,
         };
+        Cgroup::create(cgroup.path().join("pods"))?;
         let (host, pause) = Host::start(
             &format!("node-{name}"),
             network::node_v4(number),
@@ -182,15 +188,14 @@ impl World {
             .with_context(|| format!("no node {node:?}"))?;
         let node = &mut self.nodes[index];
         let cgroup = Cgroup::create(
-            node.cgroup
-                .path()
+            node.pods_cgroup()
                 .join(format!("pod-{}-{}", spec.namespace, spec.name)),
         )?;
         let (netns, v4, v6) = if spec.host_network {
             (Arc::clone(&node.netns), node.host.v4(), node.host.v6())
         } else {
-            let last = FIRST_POD + node.pods;
-            node.pods += 1;
+            let last = spec.address.unwrap_or(FIRST_POD + node.pods);
+            node.pods += u8::from(spec.address.is_none());
             let name = self
                 .run
                 .netns_name(&format!("{}-{}-{}", node.name, spec.namespace, spec.name));
@@ -227,10 +232,13 @@ impl World {
             .retain(|(known, _)| !Arc::ptr_eq(&known.host, &pod.host));
         cgroup::remove_tree(&pod.cgroup())?;
         if pod.spec.host_network {
-            Ok(())
-        } else {
-            netns::delete(pod.netns().name())
+            return Ok(());
         }
+        // As a CNI plug-in does: whoever still holds the namespace has no network any more, and the name is free.
+        let node = self.node(&pod.node);
+        node.netns
+            .ip(&format!("link del pod{}\n", pod.v4().octets()[3]))?;
+        netns::delete(pod.netns().name())
     }
 
     /// Enrols a pod, unenrols it, or makes the mesh forget it; at the next [`World::apply`].

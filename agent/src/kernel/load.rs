@@ -26,6 +26,7 @@ use super::{
     pins::{DNS_SERVERS, Generation, OWN, Pins},
     preflight::{self, PreflightError},
     takeover::{Claim, ClaimError},
+    verdicts::{DirectEvents, Verdicts},
 };
 
 /// The programs that catch new sockets. Where an earlier agent's are attached, they come last: see [`Kernel::settle`].
@@ -175,6 +176,32 @@ impl Kernel {
     /// When a pinned map has another layout.
     pub fn maps(&self) -> Result<Maps, LoadError> {
         Maps::open(&self.generation).map_err(|source| self.map_error(source))
+    }
+
+    /// The maps of the kernel path.
+    ///
+    /// # Errors
+    /// When a pinned map has another layout.
+    pub fn verdicts(&self) -> Result<Verdicts, LoadError> {
+        Verdicts::open(&self.generation).map_err(|source| self.map_error(source))
+    }
+
+    /// What the programs report of it. One reader at a time.
+    ///
+    /// # Errors
+    /// When the pinned map has another layout.
+    pub fn direct_events(&self) -> Result<DirectEvents, LoadError> {
+        DirectEvents::open(&self.generation).map_err(|source| self.map_error(source))
+    }
+
+    /// The cgroup that the programs are attached to.
+    pub fn cgroup_root(&self) -> &Path {
+        &self.cgroup_root
+    }
+
+    /// Whether the programs of other layouts are gone: theirs would not know a connection that ours let through.
+    pub fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// A handle to socket states; each worker has its own.

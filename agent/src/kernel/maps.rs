@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 pub use agent_common::ListenerKind;
@@ -56,13 +57,34 @@ impl Maps {
     /// # Errors
     /// Those of bpf(2).
     pub fn set_workers(&mut self, workers: u16) -> Result<(), MapError> {
-        self.config.set(
-            0,
-            Config {
-                workers: workers.max(1).into(),
-            },
-            0,
-        )
+        self.configure(|config| config.workers = workers.max(1).into())
+    }
+
+    /// Says who the node itself is, and under which cgroup its pods are: a process of the node that is in no pod reaches pods
+    /// past their policies. Without `pods` none does.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub fn set_node(&mut self, node: Option<u64>, pods: Option<PodsCgroup>) -> Result<(), MapError> {
+        self.configure(|config| {
+            config.node = node.unwrap_or_default();
+            config.pods = pods.map_or(0, |pods| pods.id);
+            config.pods_level = pods.map_or(0, |pods| pods.level);
+        })
+    }
+
+    /// Says until when connections may go from app to app, by the kernel's monotonic clock; zero ends it now.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub fn set_lease(&mut self, until: Duration) -> Result<(), MapError> {
+        self.configure(|config| config.lease = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
+        let mut config = self.config.get(&0, 0).unwrap_or_default();
+        change(&mut config);
+        self.config.set(0, config, 0)
     }
 
     /// Captures the sockets that a pod's apps make from now on; those that ask DNS servers if `dns` is set.
@@ -171,7 +193,16 @@ impl Maps {
     }
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+/// The cgroup under which all pods of the node are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodsCgroup {
+    /// Its id: the inode number of its folder.
+    pub id: u64,
+    /// How deep it lies; the root of cgroup2 is 0.
+    pub level: u32,
+}
+
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -217,6 +248,13 @@ impl SocketStates {
         let state = self.storage().get(accepted, 0).ok()?;
         let steered = state.flags & flags::STEERED != 0;
         steered.then(|| SocketAddr::new(state.addr.into(), state.port as u16))
+    }
+
+    /// What the endpoint is to be picked by, for an accepted socket whose way began in the kernel: see
+    /// [`super::verdicts::Verdicts::spread`].
+    pub fn draw(&self, accepted: &impl AsRawFd) -> Option<u64> {
+        let state = self.storage().get(accepted, 0).ok()?;
+        (state.flags & flags::DRAWN != 0).then(|| state.draw.into())
     }
 
     /// Whom an accepted socket was told that it was dialled on behalf of.
@@ -277,7 +315,7 @@ mod tests {
     #[test]
     fn a_layout_has_a_name_that_a_folder_may_have() {
         let name = layout();
-        assert!(name.starts_with("maps-1-") && name.len() == 15, "{name}");
+        assert!(name.starts_with("maps-2-") && name.len() == 15, "{name}");
         assert_eq!(name, layout());
     }
 }

@@ -13,6 +13,7 @@ pub mod preflight;
 pub mod privileges;
 pub mod selftest;
 pub mod takeover;
+pub mod verdicts;
 pub mod verify;
 
 /// The programs without logging: release builds load these.

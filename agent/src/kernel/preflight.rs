@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +13,7 @@ use aya::{
 };
 use thiserror::Error;
 
-use super::{link::is_bpffs, pins::Pins};
+use super::{link::is_bpffs, maps::PodsCgroup, pins::Pins};
 
 /// The first kernel with netns cookies in sockops (5.15 also has SO_NETNS_COOKIE, sk_lookup and getpeername hooks).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -120,6 +120,45 @@ pub fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, PreflightError> {
         None => mounted_cgroup2(&read("/proc/self/mounts")?).ok_or(PreflightError::NoCgroup2),
     }
 }
+
+/// Where the kubelet puts its pods below the root of cgroup2, by its cgroup drivers and by kind.
+const KUBEPODS: [&str; 4] = [
+    "kubepods.slice",
+    "kubepods",
+    "kubelet.slice/kubelet-kubepods.slice",
+    "kubelet/kubepods",
+];
+
+/// The cgroup under which all pods of the node are: the one given, or the kubelet's below `root`. `None` where there is none,
+/// as with cgroup v1: then nobody can tell the node's own processes from those of its pods.
+///
+/// # Errors
+/// When `given` is not in cgroup2, or its place in the whole tree is hidden.
+pub fn pods_cgroup(given: Option<&Path>, root: &Path) -> Result<Option<PodsCgroup>, PreflightError> {
+    let found = KUBEPODS
+        .iter()
+        .map(|path| root.join(path))
+        .find(|path| path.join("cgroup.procs").exists());
+    let Some(path) = given.map(Path::to_owned).or(found) else {
+        return Ok(None);
+    };
+    let refused = || PreflightError::NotCgroup2 { path: path.clone() };
+    let id = fs::metadata(&path).map_err(|_| refused())?.ino();
+    let above: Vec<&Path> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|path| is_cgroup2(path))
+        .collect();
+    let top = above.last().and_then(|top| fs::metadata(top).ok());
+    if !is_cgroup2(&path) || top.is_none_or(|top| top.ino() != CGROUP_ROOT_ID) {
+        return Err(refused());
+    }
+    let level = u32::try_from(above.len()).map_err(|_| refused())?;
+    Ok(Some(PodsCgroup { id, level }))
+}
+
+/// The id of the root of cgroup2 in every kernel. Where only a part of the tree is mounted, levels cannot be counted.
+const CGROUP_ROOT_ID: u64 = 1;
 
 fn is_cgroup2(path: &Path) -> bool {
     const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;

@@ -17,6 +17,36 @@ pub enum Direction {
     Inbound,
 }
 
+/// What a connection is protected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Security {
+    /// Nothing: the other end is not in the mesh, or is not asked to be.
+    #[default]
+    Plaintext,
+    /// Mutual TLS: both ends have proved who they are.
+    MutualTls,
+    /// The kernel: both ends are pods of this node, and the connection goes from app to app. Who they are is certain; the
+    /// bytes are not encrypted, and do not leave the node.
+    Kernel,
+}
+
+impl Security {
+    /// The value of Istio's label `connection_security_policy`, which calls everything but mutual TLS `unknown`; a connection
+    /// that the kernel vouches for has a name of its own.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Plaintext => "unknown",
+            Self::MutualTls => "mutual_tls",
+            Self::Kernel => "kernel",
+        }
+    }
+
+    /// Whether the ends' identities are known for certain.
+    pub fn has_identities(self) -> bool {
+        self != Self::Plaintext
+    }
+}
+
 /// One end of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Party {
@@ -24,7 +54,7 @@ pub struct Party {
     pub addr: Option<SocketAddr>,
     /// The workload, where the mesh knows it.
     pub workload: Option<Arc<Workload>>,
-    /// The identity that it proved by mutual TLS; never one that was only claimed.
+    /// The identity that it proved by mutual TLS, or that the kernel vouches for; never one that was only claimed.
     pub identity: Option<SpiffeId>,
 }
 
@@ -80,8 +110,8 @@ pub struct Flow {
     pub gateway: Option<SocketAddr>,
     /// The service that was dialled.
     pub service: Option<Arc<Service>>,
-    /// Whether the connection is inside mutual TLS.
-    pub mutual_tls: bool,
+    /// What proves who the ends are, and hides what they say.
+    pub security: Security,
     /// The policy that decided, where one did.
     pub policy: Option<PolicyKey>,
     /// Client to server, in bytes.
@@ -103,7 +133,7 @@ impl Flow {
             destination,
             gateway: None,
             service: None,
-            mutual_tls: false,
+            security: Security::Plaintext,
             policy: None,
             request_bytes: 0,
             response_bytes: 0,

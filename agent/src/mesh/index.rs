@@ -10,8 +10,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
-    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Scope, Service,
-    ServiceKey, TrustDomain, Workload, endpoints::Endpoints, names::Names, vips::Vips,
+    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
+    SameNodes, Scope, Service, ServiceKey, TrustDomain, Workload, endpoints::Endpoints, names::Names,
+    vips::Vips,
 };
 
 /// What a mesh is made of: the plain lists that a feed brings.
@@ -35,6 +36,8 @@ pub struct MeshParts {
     pub policies: Vec<Policy>,
     /// mTLS modes.
     pub peer_authentications: PeerAuthentications,
+    /// How connections inside a node go.
+    pub same_nodes: SameNodes,
 }
 
 /// The mesh, indexed. Every address in it is canonical: a v4-mapped IPv6 address is an IPv4 address.
@@ -56,6 +59,7 @@ pub struct Mesh {
     mesh_policies: Vec<Arc<Policy>>,
     namespace_policies: FxHashMap<Arc<str>, Vec<Arc<Policy>>>,
     peer_authentications: PeerAuthentications,
+    same_nodes: SameNodes,
 }
 
 impl Mesh {
@@ -96,6 +100,7 @@ impl Mesh {
             workloads: index(workloads.iter().map(|workload| (workload.uid.clone(), workload))),
             services: services_by_key,
             peer_authentications: parts.peer_authentications,
+            same_nodes: parts.same_nodes,
         }
     }
 
@@ -221,6 +226,11 @@ impl Mesh {
     /// The mTLS modes of all ports of a workload, in the form in which the kernel's maps hold them.
     pub fn strict_ports(&self, workload: &Workload) -> PortModes {
         self.peer_authentications.port_modes(workload)
+    }
+
+    /// How a workload's connections with pods of its own node go.
+    pub fn same_node(&self, workload: &Workload) -> SameNode {
+        self.same_nodes.of(workload)
     }
 
     /// The services by hostname.

@@ -10,6 +10,7 @@ mod names;
 mod policy;
 mod refusal;
 mod route;
+mod same_node;
 mod service;
 mod spiffe;
 mod vips;
@@ -20,7 +21,7 @@ mod sample;
 
 pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
 pub use endpoints::Endpoint;
-pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party};
+pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, Security};
 pub use index::{Mesh, MeshParts};
 pub use limit::Limit;
 pub use names::{Host, Lookup, Wanted, resolve};
@@ -30,6 +31,7 @@ pub use policy::{
 };
 pub use refusal::{InScope, Refusal};
 pub use route::{Candidate, NextHop, Route, Standing, Tunnel, candidates, choices, reroute, route};
+pub use same_node::{SameNode, SameNodes, ThroughAgent, direct, question, reconsider};
 pub use service::{
     BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope,
     Service, ServiceKey,

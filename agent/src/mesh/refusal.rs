@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use thiserror::Error;
 
-use super::{Limit, MtlsSetting, PolicyKey, ServiceKey};
+use super::{Limit, MtlsSetting, PolicyKey, ServiceKey, SpiffeId};
 
 /// How many ALLOW policies a refusal names; the rest are counted.
 const NAMED_POLICIES: usize = 4;
@@ -63,6 +63,18 @@ pub enum Refusal {
     /// The pod that was dialled is not one of ours any more.
     #[error("the workload is not known here")]
     UnknownWorkload,
+    /// Nobody would believe one end of a connection inside the node its certificate.
+    #[error("the certificate of {identity} {}", if *.revoked { "was revoked" } else { "leads to no root that is trusted" })]
+    CertificateRejected {
+        /// Whose it is.
+        identity: SpiffeId,
+        /// Whether a list says that it was revoked.
+        revoked: bool,
+    },
+    /// A connection inside the node was answered by somebody else than the pod that the mesh gives for the address: the pod
+    /// is gone, and its address has another owner here or elsewhere.
+    #[error("somebody else than the pod that the mesh knows answered at {0}")]
+    AnotherAnswered(SocketAddr),
 }
 
 impl Refusal {
@@ -77,6 +89,7 @@ impl Refusal {
             | Self::NotAllowed(_)
             | Self::PolicyMissing(_)
             | Self::PlaintextToStrict(..)
+            | Self::CertificateRejected { .. }
             | Self::NotCaptured => 401,
             Self::NoMesh
             | Self::UnknownDestination(_)
@@ -85,14 +98,16 @@ impl Refusal {
             | Self::NoEndpointInScope(_)
             | Self::WaypointUnavailable(_)
             | Self::OverLimit(_)
-            | Self::UnknownWorkload => 503,
+            | Self::UnknownWorkload
+            | Self::AnotherAnswered(_) => 503,
         }
     }
 
-    /// Istio's `response_flags`: DENY where a policy decided, CONNECT for the rest.
+    /// Istio's `response_flags`: DENY where a policy decided, CERT_REVOKED where a revocation list did, CONNECT for the rest.
     pub fn response_flags(&self) -> &'static str {
-        match self.http_status() {
-            401 => "DENY",
+        match (self, self.http_status()) {
+            (Self::CertificateRejected { revoked: true, .. }, _) => "CERT_REVOKED",
+            (_, 401) => "DENY",
             _ => "CONNECT",
         }
     }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     Action, GatewayAddress, GatewayDestination, HBONE_PORT, IpFamilies, LoadBalancing, Locality, Match,
-    MeshParts, PeerAuthentications, Policy, PolicyKey, PortMapping, Rule, Scope, Service, ServiceKey,
-    SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
+    MeshParts, PeerAuthentications, Policy, PolicyKey, PortMapping, Rule, SameNodes, Scope, Service,
+    ServiceKey, SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
 };
 
 /// An empty mesh in which 10.0.0.0/8 and fd00::/8 are the cluster's.
@@ -22,6 +22,7 @@ pub(super) fn parts() -> MeshParts {
         services: Vec::new(),
         policies: Vec::new(),
         peer_authentications: PeerAuthentications::default(),
+        same_nodes: SameNodes::default(),
     }
 }
 
@@ -49,6 +50,7 @@ pub(super) fn pod(name: &str, addresses: &[&str]) -> Workload {
         healthy: true,
         host_network: false,
         waypoint: None,
+        same_node: None,
         policies: Vec::new(),
         services: BTreeMap::new(),
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use super::{GatewayAddress, PolicyKey, ServiceKey, SpiffeId};
+use super::{GatewayAddress, PolicyKey, SameNode, ServiceKey, SpiffeId};
 
 /// A pod, or a machine that acts as one. Field names follow Istio's `istio.workload.Workload`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub struct Workload {
     pub host_network: bool,
     /// The waypoint that traffic addressed to the pod itself goes through.
     pub waypoint: Option<GatewayAddress>,
+    /// How its connections with pods of its own node go, where that is set for the workload itself.
+    pub same_node: Option<SameNode>,
     /// The selector policies that apply to it. One that has not arrived denies.
     pub policies: Vec<PolicyKey>,
     /// The services it backs, and the ports they map.

@@ -1,7 +1,9 @@
 //! The operating system's network, as weft uses it: namespaces, sockets, TLS. Knows the mesh's names, nothing of roles.
 
 pub mod copy;
+pub mod netlink;
 pub mod netns;
 pub mod socket;
 pub mod tls;
 pub mod udp;
+pub mod veth;

@@ -183,6 +183,12 @@ pub(super) fn end_of(ended: &Ended) -> Outcome {
     Outcome::Failed(kind, ended.to_string())
 }
 
+/// Writes the one line of a connection that never opened, and counts it.
+pub(super) fn record_refused(shared: &Shared, flow: &Flow) {
+    shared.metrics.refused(flow);
+    log::access(flow);
+}
+
 impl Connections {
     fn list(&self, connection: Connection) -> (u64, Arc<Connection>) {
         let connection = Arc::new(connection);

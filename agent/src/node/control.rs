@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     NodeConfig, Shared,
     enroll::{Desired, Enrolment},
+    same_node::{Inbox, SameNode, lease},
     state::State,
 };
 use crate::{
@@ -41,11 +42,18 @@ enum Standing {
     Replaced,
 }
 
+/// What the loop keeps as it should be.
+pub(super) struct Kept {
+    pub(super) enrolment: Enrolment,
+    pub(super) same_node: SameNode,
+}
+
 /// The control loop's state.
 pub(super) struct Control {
     config: NodeConfig,
     shared: Shared,
     enrolment: Enrolment,
+    same_node: SameNode,
     state: Arc<State>,
     admin: Admin,
     ports: Option<(CancellationToken, JoinHandle<()>)>,
@@ -59,7 +67,7 @@ impl Control {
     pub(super) fn new(
         config: NodeConfig,
         shared: Shared,
-        enrolment: Enrolment,
+        kept: Kept,
         state: Arc<State>,
         admin: Admin,
         shutdown: CancellationToken,
@@ -67,7 +75,8 @@ impl Control {
         Self {
             config,
             shared,
-            enrolment,
+            enrolment: kept.enrolment,
+            same_node: kept.same_node,
             state,
             admin,
             ports: None,
@@ -79,7 +88,7 @@ impl Control {
     }
 
     /// Runs until the shutdown.
-    pub(super) async fn run(&mut self, feed: &mut FileWatch, mut lookups: Lookups) {
+    pub(super) async fn run(&mut self, feed: &mut FileWatch, mut lookups: Lookups, mut inbox: Inbox) {
         let mut turns = interval(TURN);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(LOOK);
@@ -91,7 +100,13 @@ impl Control {
                 () = shutdown.cancelled() => break,
                 _ = looks.tick() => if !self.look().await { continue },
                 _ = turns.tick() => {}
-                _ = certificates.changed() => {}
+                _ = certificates.changed() => self.same_node.look_again(),
+                incoming = inbox.next() => {
+                    if self.standing == Standing::Writing {
+                        self.same_node.take(incoming);
+                    }
+                    continue;
+                }
                 mesh = feed.changed() => self.changed(mesh),
                 Some(_asked) = lookups.next() => match feed.look().await {
                     Some(mesh) => self.changed(mesh),
@@ -103,6 +118,7 @@ impl Control {
                 self.turn().await;
             }
         }
+        self.same_node.hand_over().await;
         // The next agent need not wait until the last connection has ended.
         self.enrolment.hand_over();
         match self.standing {
@@ -139,6 +155,14 @@ impl Control {
                 tracing::info!("another agent takes over: this one changes nothing any more");
                 self.standing = Standing::LetGo;
                 self.close_ports().await;
+                self.same_node.hand_over().await;
+                // The other's programs may not know a connection that ours let through.
+                if let Err(error) = self.enrolment.set_lease(Duration::ZERO) {
+                    tracing::error!(
+                        error = chain(&error),
+                        "connections inside the node cannot be called back"
+                    );
+                }
                 self.enrolment.hand_over();
             }
             (Standing::LetGo | Standing::Replaced, false) => return self.resume_or_retire().await,
@@ -174,6 +198,7 @@ impl Control {
         if let Some(decisions) = kernel.decision_log() {
             tokio::spawn(log_decisions(decisions));
         }
+        self.same_node.resume(&kernel)?;
         self.enrolment.resume(kernel)?;
         self.state.look_again();
         self.standing = Standing::Writing;
@@ -217,6 +242,7 @@ impl Control {
         self.shared.svids.desire(identities(&mesh, &self.desired));
         self.shared.mesh.store(Some(Arc::clone(&mesh)));
         self.shared.connections.reconsider(&mesh);
+        self.same_node.look_again();
         self.shared.metrics.mesh_loaded(SystemTime::now());
         self.shared.metrics.retain(mesh.workloads(), Instant::now());
         self.state.mesh_taken();
@@ -246,7 +272,15 @@ impl Control {
     }
 
     async fn turn(&mut self) {
+        // Nothing goes directly to or from a pod that is about to change: its address may be another's by now.
+        self.same_node.set_pods(self.enrolment.pods(&self.desired));
         let turn = self.enrolment.turn(&self.desired).await;
+        self.same_node.set_pods(self.enrolment.pods(&self.desired));
+        self.same_node.turn();
+        if let Err(error) = self.enrolment.set_lease(lease(self.config.same_node_lease)) {
+            let error = chain(&error);
+            tracing::error!(error, "connections inside the node go through the agent");
+        }
         (0..turn.started).for_each(|_| self.shared.metrics.proxy_started());
         (0..turn.stopped).for_each(|_| self.shared.metrics.proxy_stopped());
         let captured = self.enrolment.captured();

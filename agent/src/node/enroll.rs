@@ -11,6 +11,7 @@ use std::{
     net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 pub(super) use plan::Desired;
@@ -24,7 +25,7 @@ use crate::{
     kernel::{
         dns::DNS_SLOTS,
         load::{Kernel, LoadError},
-        maps::{ListenerKind, Maps},
+        maps::{ListenerKind, Maps, PodsCgroup},
     },
     mesh::{MtlsMode, PortModes},
     net::{netns::Netns, socket::Family},
@@ -137,6 +138,43 @@ impl Enrolment {
 
     pub(super) fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// Says who the node itself is, and where its pods are.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub(super) fn set_node(&mut self, node: Option<u64>, pods: Option<PodsCgroup>) -> Result<(), LoadError> {
+        let written = self.maps.set_node(node, pods);
+        written.map_err(|source| self.kernel.map_error(source))
+    }
+
+    /// Lets connections go from app to app until then, where nobody else's programs would not know them.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub(super) fn set_lease(&mut self, until: Duration) -> Result<(), LoadError> {
+        let until = if self.kernel.is_settled() {
+            until
+        } else {
+            Duration::ZERO
+        };
+        let written = self.maps.set_lease(until);
+        written.map_err(|source| self.kernel.map_error(source))
+    }
+
+    /// The captured pods; without those of which `desired` says something else, which the next turn lets go of or captures
+    /// anew.
+    pub(super) fn pods(&self, desired: &BTreeMap<Arc<str>, Desired>) -> Vec<Arc<Pod>> {
+        let plan = plan(desired, &self.actual());
+        let changes = |uid: &Arc<str>| {
+            plan.iter().any(|action| match action {
+                Action::Capture(it) | Action::Release(it) => it == uid,
+                Action::SetModes(_) => false,
+            })
+        };
+        let kept = self.captured.iter().filter(|(uid, _)| !changes(uid));
+        kept.map(|(_, captured)| Arc::clone(&captured.pod)).collect()
     }
 
     /// Whether a pod is captured.

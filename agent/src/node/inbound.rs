@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Shared,
     connections::{Asked, Carried},
     dial::dial_app,
     places::Place,
@@ -19,8 +20,8 @@ use super::{
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
     mesh::{
-        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Verdict, Workload, authorize,
-        dry_run_matches,
+        Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,
+        authorize, dry_run_matches,
     },
     net::{
         copy::copy_tcp,
@@ -248,7 +249,7 @@ impl InboundTunnel {
             identity: Some(self.session.peer.clone()),
         };
         let mut flow = Flow::new(Direction::Inbound, source, Party::default());
-        flow.mutual_tls = true;
+        flow.security = Security::MutualTls;
         flow.gateway = self.gateway;
         let target = request.target.clone();
         let host = request
@@ -355,11 +356,7 @@ async fn admit(
     client: SocketAddr,
     flow: &mut Flow,
 ) -> Result<Admitted, Outcome> {
-    for policy in dry_run_matches(mesh, workload, &question) {
-        worker.shared.metrics.dry_run_matched(policy);
-        let (policy, action) = (&policy.key, policy.action);
-        tracing::info!(%policy, %action, src = %client, dst = %question.destination, "a dry-run policy matched");
-    }
+    tell_of_dry_runs(&worker.shared, mesh, workload, &question, client);
     match authorize(mesh, workload, &question) {
         Verdict::Allow { policy } => flow.policy = policy,
         Verdict::Deny(refusal) => return Err(refusal.into()),
@@ -381,6 +378,21 @@ async fn admit(
         asked: Asked { uid, question },
         _places: places,
     })
+}
+
+/// Logs and counts what policies that are only tried out would have done.
+pub(super) fn tell_of_dry_runs(
+    shared: &Shared,
+    mesh: &Mesh,
+    workload: &Workload,
+    question: &Inbound,
+    client: SocketAddr,
+) {
+    for policy in dry_run_matches(mesh, workload, question) {
+        shared.metrics.dry_run_matched(policy);
+        let (policy, action) = (&policy.key, policy.action);
+        tracing::info!(%policy, %action, src = %client, dst = %question.destination, "a dry-run policy matched");
+    }
 }
 
 /// The answer to a CONNECT that was not admitted.

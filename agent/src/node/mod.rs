@@ -14,13 +14,14 @@ mod limits;
 mod outbound;
 mod places;
 mod pod;
+mod same_node;
 mod state;
 mod target;
 mod worker;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,10 +34,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::limits::LimitSettings;
 use self::{
     connections::Connections,
-    control::{Control, desired, identities},
+    control::{Control, Kept, desired, identities},
     enroll::Enrolment,
     limits::Limits,
     places::Places,
+    same_node::{Asking, Known, SameNode},
     state::State,
     worker::Drain,
 };
@@ -52,6 +54,7 @@ use crate::{
         takeover::{Claim, ClaimError},
     },
     mesh::Mesh,
+    net::netns::Netns,
     svid::{FileSources, StoreSettings, SvidStore, TrustFiles},
     telemetry::{LogFilter, Metrics},
 };
@@ -72,6 +75,12 @@ pub struct NodeConfig {
     pub trust: TrustFiles,
     /// Where the programs are attached and pinned.
     pub load: LoadConfig,
+    /// The cgroup under which the node's pods are; the kubelet's where none is given.
+    pub pods_cgroup: Option<PathBuf>,
+    /// The node's own network namespace.
+    pub node_netns: PathBuf,
+    /// For how long pairs of pods of this node go on from app to app when the agent has gone.
+    pub same_node_lease: Duration,
     /// Whether to replace an agent that runs.
     pub takeover: bool,
     /// Threads of the data plane.
@@ -97,6 +106,10 @@ struct Shared {
     svids: SvidStore,
     metrics: Metrics,
     connections: Connections,
+    /// Where workers ask that a pair may talk from app to app.
+    asking: Asking,
+    /// What became of the pairs that were asked for.
+    same_node: Known,
 }
 
 /// Runs the agent until `shutdown` is cancelled. What is pinned in the kernel stays and refuses.
@@ -114,12 +127,15 @@ pub async fn run(
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
     let first = feed.changed().await?;
     let (on_demand, lookups) = on_demand();
+    let (asking, pairs) = SameNode::channel();
     let shared = Shared {
         mesh: Arc::default(),
         on_demand,
         svids: SvidStore::spawn(trust.sources(), StoreSettings::default()),
         metrics,
         connections: Connections::default(),
+        asking,
+        same_node: Known::default(),
     };
     tokio::spawn(trust.watch(shared.svids.clone()));
     // Last: an agent that cannot start has touched nothing.
@@ -137,7 +153,11 @@ pub async fn run(
     let buffers = tunnels.buffers.clone();
     shared.metrics.count_limits(Box::new(move || buffers.refused()));
     let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
-    let enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
+    let node = node_netns(&config.node_netns);
+    let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
+    let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
+    let pods = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
+    enrolment.set_node(node.as_ref().map(Netns::cookie), pods)?;
     let state = Arc::new(State::new(&config, &shared, enrolment.kernel()));
     let admin = Admin {
         source: Arc::clone(&state) as _,
@@ -145,13 +165,26 @@ pub async fn run(
         filter,
         quit: shutdown.clone(),
     };
-    let mut control = Control::new(config, shared, enrolment, state, admin, shutdown);
+    let kept = Kept { enrolment, same_node };
+    let mut control = Control::new(config, shared, kept, state, admin, shutdown);
     control.serve_ports(ports);
     control.take(first);
-    control.run(&mut feed, lookups).await;
+    control.run(&mut feed, lookups, inbox).await;
     workers.join();
     control.close_ports().await;
     Ok(())
+}
+
+/// The network namespace of the node itself. Without it no way between two pods can be proved to stay on the node, and no
+/// process of the node is known.
+fn node_netns(path: &Path) -> Option<Netns> {
+    let opened = Netns::open(path);
+    opened
+        .inspect_err(|error| {
+            let path = path.display();
+            tracing::warn!(%path, %error, "cannot open the node's network namespace: connections inside the node go through the agent, and STRICT pods refuse the kubelet; has the pod hostPID? See --node-netns");
+        })
+        .ok()
 }
 
 /// The right to write the kernel's maps; from the agent that runs, if this one is to replace it. That one goes on until

@@ -10,6 +10,7 @@ use super::{
     dns,
     places::Place,
     pod::Pod,
+    same_node::Pair,
     worker::Worker,
 };
 use crate::{
@@ -19,8 +20,8 @@ use crate::{
         TunnelKey,
     },
     mesh::{
-        Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Tunnel,
-        reroute, route,
+        Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Security,
+        Tunnel, reroute, route,
     },
     net::{
         copy::copy_tcp,
@@ -99,7 +100,14 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     let mut flow = Flow::new(Direction::Outbound, source, Party::default());
     let reached = match (&place, destination) {
         // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
-        (Ok(_), Some(destination)) => Box::pin(reach(&worker, &pod, destination, &mut flow)).await,
+        (Ok(_), Some(destination)) => {
+            // The kernel may have drawn already, to see whether it has to ask us.
+            let draw = worker
+                .sockets
+                .draw(&app)
+                .unwrap_or_else(|| worker.draws.next(destination));
+            Box::pin(reach(&worker, &pod, (destination, draw), &mut flow)).await
+        }
         (Ok(_), None) => Err(Refusal::NotCaptured.into()),
         (Err(refusal), _) => Err(refusal.clone().into()),
     };
@@ -119,11 +127,10 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
 pub(super) async fn reach(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    destination: SocketAddr,
+    (destination, draw): (SocketAddr, u64),
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
-    let draw = worker.draws.next(destination);
     let (mesh, question, mut next) = ask_or_look_up(worker, pod, destination, draw).await?;
     flow.source.workload = Some(Arc::clone(&question.source));
     let mut tried = Vec::with_capacity(ATTEMPTS);
@@ -209,10 +216,30 @@ async fn reach_once(
                 identity: None,
             };
             flow.gateway = Some(tunnel.addr);
-            dial_tunnel(worker, pod, question, &tunnel, flow)
-                .await
-                .map(Upstream::Tunnel)
+            let stream = dial_tunnel(worker, pod, question, &tunnel, flow).await?;
+            ask_for_the_kernel(worker, pod, question, &tunnel);
+            Ok(Upstream::Tunnel(stream))
         }
+    }
+}
+
+/// A connection that did not leave the node: the next ones of the pair may go from app to app.
+fn ask_for_the_kernel(worker: &Worker, pod: &Pod, question: &Outbound, tunnel: &Tunnel) {
+    let (source, workload) = (&question.source, &tunnel.workload);
+    if tunnel.via_waypoint || source.node.is_empty() || source.node != workload.node {
+        return;
+    }
+    let mesh = worker.shared.mesh.load();
+    let mesh = mesh.as_ref().map_or(0, |mesh| Arc::as_ptr(mesh) as usize);
+    if worker
+        .pairs
+        .is_new(mesh, (pod.netns.cookie(), question.destination))
+    {
+        // Where too many wait, a later connection asks again when the mesh has changed.
+        let _ = worker.shared.asking.try_send(Pair {
+            source: Arc::clone(&pod.uid),
+            destination: question.destination,
+        });
     }
 }
 
@@ -296,7 +323,7 @@ async fn dial_tunnel(
         .connect(key, side, dial, request)
         .await
         .map_err(|error| Unreached::through(&error))?;
-    flow.mutual_tls = true;
+    flow.security = Security::MutualTls;
     flow.source.identity = Some(source.identity.clone());
     flow.destination.identity = stream.session().map(|session| session.peer.clone());
     Ok(stream)

@@ -10,6 +10,7 @@ use super::{
     NodeConfig, Shared,
     connections::Connection,
     enroll::{Desired, Enrolment, Turn},
+    same_node::{Became, Pair, lock},
 };
 use crate::{
     admin::StatusSource,
@@ -19,8 +20,9 @@ use crate::{
     telemetry::{
         ExplainError, Explanation, explain,
         status::{
-            CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED, MeshStatus,
-            PodState, PodStatus, ProgramStatus, Status, TrustStatus, rfc3339,
+            CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED,
+            MOST_PAIRS_LISTED, MeshStatus, PairStatus, PodState, PodStatus, ProgramStatus, SameNodeStatus,
+            Status, TrustStatus, rfc3339,
         },
     },
 };
@@ -178,6 +180,24 @@ impl State {
         }
     }
 
+    fn same_node(&self) -> SameNodeStatus {
+        let known = lock(&self.shared.same_node);
+        let status = |(pair, became): (&Pair, &Became)| PairStatus {
+            source: pair.source.to_string(),
+            destination: pair.destination.to_string(),
+            directly: became.directly.iter().map(ToString::to_string).collect(),
+            through_agent: became.through_agent.as_ref().map(ToString::to_string),
+        };
+        SameNodeStatus {
+            pairs: known.len(),
+            direct: known
+                .values()
+                .filter(|became| !became.directly.is_empty())
+                .count(),
+            list: known.iter().take(MOST_PAIRS_LISTED).map(status).collect(),
+        }
+    }
+
     fn changing(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,6 +243,7 @@ impl StatusSource for State {
                 .collect(),
             trust: self.trust(),
             connections: self.connections(),
+            same_node: self.same_node(),
         }
     }
 

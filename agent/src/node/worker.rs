@@ -4,11 +4,12 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashSet;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -17,7 +18,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared, dns,
+    Shared,
+    connections::record_refused,
+    dns,
     draws::Draws,
     inbound, outbound,
     pod::{Pod, PodListener},
@@ -29,7 +32,6 @@ use crate::{
         maps::{ListenerKind, SocketStates},
     },
     mesh::Flow,
-    telemetry::log,
 };
 
 /// For how long nothing must have come before a listener that gets no more SYNs is closed: a client that had its answer
@@ -73,15 +75,33 @@ pub(super) struct Worker {
     pub(super) dns: dns::Dns,
     /// How the agent shuts down.
     pub(super) drain: Drain,
+    pub(super) pairs: AskedPairs,
     pub(super) draws: Draws,
 }
+
+/// The pairs that this worker has asked the kernel path for, so that it asks for each once while the mesh is the same.
+#[derive(Default)]
+pub(super) struct AskedPairs(Mutex<(usize, FxHashSet<(u64, SocketAddr)>)>);
+
+impl AskedPairs {
+    /// Whether a pair is new; `mesh` tells meshes apart.
+    pub(super) fn is_new(&self, mesh: usize, pair: (u64, SocketAddr)) -> bool {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.0 != mesh || asked.1.len() >= MOST_ASKED {
+            *asked = (mesh, FxHashSet::default());
+        }
+        asked.1.insert(pair)
+    }
+}
+
+/// Pairs that a worker remembers.
+const MOST_ASKED: usize = 16_384;
 
 impl Worker {
     /// Writes the one line of a connection that never opened, and counts it.
     pub(super) fn record_refused(&self, mut flow: Flow, since: Instant) {
         flow.duration = since.elapsed();
-        self.shared.metrics.refused(&flow);
-        log::access(&flow);
+        record_refused(&self.shared, &flow);
     }
 }
 
@@ -111,6 +131,7 @@ pub(super) fn start(
                 tunnel_settings,
                 dns: dns::Dns::new(servers),
                 drain,
+                pairs: AskedPairs::default(),
                 draws: Draws::new(),
             };
             runtime.block_on(run(Arc::new(worker), inbox));

@@ -18,7 +18,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
-use crate::mesh::{Direction, Flow, Outcome, Party, PolicyKey};
+use crate::mesh::{Direction, Flow, Outcome, Party, PolicyKey, Security};
 
 #[cfg(test)]
 mod tests;
@@ -199,7 +199,9 @@ macro_rules! access_event {
                 dst.namespace = namespace(&$flow.destination),
                 dst.identity = identity($flow, &$flow.destination),
                 dst.cluster = cluster(&$flow.destination),
-                direction = direction($flow.direction)
+                direction = direction($flow.direction),
+                // Only where it is not what Istio's readers expect: mutual TLS, or plaintext.
+                path = ($flow.security == Security::Kernel).then_some("kernel")
                 $(, $name = $value)*
             },
             $message
@@ -266,12 +268,12 @@ fn cluster(party: &Party) -> Option<&str> {
     party.workload.as_deref().map(|workload| &*workload.cluster)
 }
 
-/// An identity is printed only where mutual TLS proved it.
+/// An identity is printed only where it is certain.
 fn identity<'a>(flow: &Flow, party: &'a Party) -> Option<&'a str> {
     party
         .identity
         .as_ref()
-        .filter(|_| flow.mutual_tls)
+        .filter(|_| flow.security.has_identities())
         .map(|identity| identity.as_str())
 }
 

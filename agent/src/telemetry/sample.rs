@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::mesh::{Direction, Flow, Party, PolicyKey, Service, ServiceKey, SpiffeId, Workload};
+use crate::mesh::{Direction, Flow, Party, PolicyKey, Security, Service, ServiceKey, SpiffeId, Workload};
 
 pub(crate) fn identity(service_account: &str) -> SpiffeId {
     let uri = format!("spiffe://cluster.local/ns/demo/sa/{service_account}");
@@ -28,6 +28,7 @@ pub(crate) fn workload(name: &str, app: &str) -> Arc<Workload> {
         locality: Default::default(),
         capacity: 1,
         healthy: true,
+        same_node: None,
         host_network: false,
         waypoint: None,
         policies: Vec::new(),
@@ -71,7 +72,7 @@ fn flow(direction: Direction) -> Flow {
     let source = party([10, 244, 1, 2], 41000, "curl-7f9c", "curl");
     let destination = party([10, 244, 2, 2], 8080, "web-5d4c", "web");
     let mut flow = Flow::new(direction, source, destination);
-    flow.mutual_tls = true;
+    flow.security = Security::MutualTls;
     (flow.request_bytes, flow.response_bytes) = (84, 358);
     flow.duration = Duration::from_micros(15_900);
     flow

@@ -50,6 +50,8 @@ pub struct Status {
     pub trust: TrustStatus,
     /// The open connections.
     pub connections: ConnectionsStatus,
+    /// The pairs of pods of this node that have talked.
+    pub same_node: SameNodeStatus,
 }
 
 impl Status {
@@ -209,6 +211,36 @@ pub struct ConnectionsStatus {
     /// Some of them, at most [`MOST_CONNECTIONS_LISTED`].
     pub list: Vec<ConnectionStatus>,
 }
+
+/// The pairs of pods of this node that have talked: whether they go from app to app.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SameNodeStatus {
+    /// How many pairs there are.
+    pub pairs: usize,
+    /// How many of them go from app to app, all of them or to some of a service's endpoints.
+    pub direct: usize,
+    /// Some of them, at most [`MOST_PAIRS_LISTED`].
+    pub list: Vec<PairStatus>,
+}
+
+/// A pod and what it has dialled.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PairStatus {
+    /// The uid of the workload that dials.
+    pub source: String,
+    /// The address that it dials: of a pod, or of a service.
+    pub destination: String,
+    /// The apps that it reaches directly.
+    pub directly: Vec<String>,
+    /// Why the others are reached through the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through_agent: Option<String>,
+}
+
+/// Pairs that a status lists.
+pub const MOST_PAIRS_LISTED: usize = 1_000;
 
 /// One open connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -113,6 +113,15 @@ pub fn ensure_reset(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// Fails unless the next read says that the kernel has ended the socket (ECONNABORTED) or the peer has (ECONNRESET).
+pub fn ensure_ended(stream: &mut TcpStream) -> Result<()> {
+    let read = read_some(stream);
+    let kinds = [ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset];
+    let ended = read.as_ref().is_err_and(|err| kinds.contains(&err.kind()));
+    ensure!(ended, "not ended, but {read:?}");
+    Ok(())
+}
+
 /// How many connections are open, by an agent's own status.
 pub fn open_connections(agent: &Agent) -> Option<u64> {
     agent.status().ok()?.pointer("/connections/open")?.as_u64()

@@ -19,7 +19,27 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     programs(&mut page, &status.programs);
     certificates(&mut page, &status.certificates);
     connections(&mut page, status);
+    same_node(&mut page, status);
     page.text
+}
+
+/// Only where there are some: on most nodes most pairs are on two.
+fn same_node(page: &mut Page, status: &Status) {
+    let same_node = &status.same_node;
+    if same_node.pairs == 0 {
+        return;
+    }
+    let heading = format!("{} of {} from app to app", same_node.direct, same_node.pairs);
+    page.heading("PAIRS INSIDE THE NODE", &heading);
+    for pair in same_node.list.iter().take(MOST_CONNECTIONS) {
+        let (source, destination) = (&pair.source, &pair.destination);
+        let way = match (&pair.through_agent, pair.directly.is_empty()) {
+            (None, _) => "from app to app".to_owned(),
+            (Some(why), true) => format!("through the agent: {why}"),
+            (Some(why), false) => format!("from app to app, in part through the agent: {why}"),
+        };
+        page.line(Mark::Good, &format!("{source} to {destination}: {way}"));
+    }
 }
 
 fn summary(page: &mut Page, status: &Status) {

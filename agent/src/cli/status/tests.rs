@@ -9,7 +9,7 @@ use tokio::{
 use super::*;
 use crate::telemetry::status::{
     CertificateStatus, ConnectionStatus, ConnectionsStatus, MeshStatus, PodState, PodStatus, ProgramStatus,
-    TrustStatus,
+    SameNodeStatus, TrustStatus,
 };
 
 fn pod(workload: &str, address: &str, state: PodState, message: Option<&str>) -> PodStatus {
@@ -79,6 +79,7 @@ fn healthy() -> Status {
                 response_bytes: 3_500_000,
             }],
         },
+        same_node: SameNodeStatus::default(),
     }
 }
 

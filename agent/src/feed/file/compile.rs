@@ -16,7 +16,8 @@ use super::{
     workloads::{self, Pod},
 };
 use crate::mesh::{
-    GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, Service, ServiceKey, TrustDomain,
+    GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, SameNode, SameNodes, Service,
+    ServiceKey, TrustDomain,
 };
 
 /// What every section of the file needs.
@@ -46,6 +47,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     let policies = policies::policies(document, &globals, &mut pods, &mut problems);
     let peer_authentications =
         peer_authentications::peer_authentications(document, &globals, &mut pods, &mut problems);
+    let same_nodes = same_nodes(document, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
     let warnings = problems.into_warnings()?;
     let mesh = Mesh::new(MeshParts {
@@ -58,6 +60,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         services,
         policies,
         peer_authentications,
+        same_nodes,
     });
     Ok(MeshFile {
         mesh,
@@ -79,6 +82,30 @@ fn globals(document: &Document, problems: &mut Problems) -> Globals {
         cluster: cluster.unwrap_or_else(|| "Kubernetes".into()),
         cluster_domain: cluster_domain.unwrap_or_else(|| "cluster.local".into()),
         root_namespace: root_namespace.unwrap_or_else(|| "istio-system".into()),
+    }
+}
+
+/// How connections inside a node go: in the mesh, and in the namespaces that say it.
+fn same_nodes(document: &Document, problems: &mut Problems) -> SameNodes {
+    let section = Place::ROOT.field("namespaces");
+    let mut namespaces = FxHashMap::default();
+    for (i, entry) in document.namespaces.iter().flatten().enumerate() {
+        let (at, entry, place) = (entry.referenced, &entry.value, section.index(i));
+        let name = problems.required(&entry.name, at, &place, "name", values::label);
+        let same_node = problems.optional(&entry.same_node, &place, "sameNode", values::same_node);
+        let Some(name) = name else { continue };
+        let said = namespaces.contains_key(&name);
+        if said {
+            let message = format!("there are two namespaces {name}: remove one");
+            problems.add(at, &place, message);
+        }
+        namespaces.insert(name, same_node);
+    }
+    let mesh = problems.optional(&document.same_node, &Place::ROOT, "sameNode", values::same_node);
+    let said = |(name, same_node): (Arc<str>, Option<SameNode>)| Some((name, same_node?));
+    SameNodes {
+        mesh: mesh.unwrap_or_default(),
+        namespaces: namespaces.into_iter().filter_map(said).collect(),
     }
 }
 

@@ -29,10 +29,19 @@ pub(super) struct Document {
     pub(super) cluster_domain: Option<Text>,
     pub(super) root_namespace: Option<Text>,
     pub(super) cluster_cidrs: Option<Vec<Text>>,
+    pub(super) same_node: Option<Text>,
+    pub(super) namespaces: Option<Vec<Spanned<NamespaceEntry>>>,
     pub(super) workloads: Option<Vec<Spanned<WorkloadEntry>>>,
     pub(super) services: Option<Vec<Spanned<ServiceEntry>>>,
     pub(super) policies: Option<Vec<Spanned<PolicyEntry>>>,
     pub(super) peer_authentications: Option<Vec<Spanned<PeerAuthenticationEntry>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NamespaceEntry {
+    pub(super) name: Option<Text>,
+    pub(super) same_node: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -58,6 +67,7 @@ pub(super) struct WorkloadEntry {
     pub(super) network: Option<Text>,
     pub(super) capacity: Option<Text>,
     pub(super) host_network: Option<bool>,
+    pub(super) same_node: Option<Text>,
     pub(super) waypoint: Option<Spanned<WaypointEntry>>,
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::problem::quoted;
 use crate::mesh::{
-    MtlsMode, ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
+    MtlsMode, SameNode, ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
 };
 
 /// The longest name that Kubernetes knows, in bytes.
@@ -280,6 +280,15 @@ pub(super) fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
         "PERMISSIVE" => Ok(Some(MtlsMode::Permissive)),
         "UNSET" | "DISABLE" => Ok(None),
         _ => Err(one_of(text, "STRICT, PERMISSIVE or UNSET")),
+    }
+}
+
+/// How connections inside a node go.
+pub(super) fn same_node(text: &str) -> Result<SameNode, String> {
+    match text {
+        "kernel" => Ok(SameNode::Kernel),
+        "tunnel" => Ok(SameNode::Tunnel),
+        _ => Err(one_of(text, "kernel or tunnel")),
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) fn pod<'a>(
             .waypoint
             .as_ref()
             .and_then(|w| waypoint(w, globals, &place.field("waypoint"), problems)),
+        same_node: problems.optional(&entry.same_node, place, "sameNode", values::same_node),
         policies: Vec::new(),
         services: BTreeMap::new(),
         name,

@@ -10,7 +10,7 @@ use std::{
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
-use crate::mesh::{FailureKind, MtlsMode, MtlsSetting, Refusal, Scope};
+use crate::mesh::{FailureKind, MtlsMode, MtlsSetting, Refusal, Scope, Security};
 use crate::telemetry::sample;
 
 /// Collects what a subscriber writes.
@@ -108,7 +108,7 @@ fn refused_says_which_policy() {
 #[test]
 fn plaintext_has_no_identities_and_unknown_ends_leave_no_fields() {
     let mut flow = sample::inbound();
-    flow.mutual_tls = false;
+    flow.security = Security::Plaintext;
     flow.source.workload = None;
     flow.policy = None;
     let setting = MtlsSetting {

@@ -12,7 +12,7 @@ use std::{
 
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use crate::mesh::{Direction, Flow, Service, SpiffeId, Workload};
+use crate::mesh::{Direction, Flow, Security, Service, SpiffeId, Workload};
 
 /// What a label says where nothing is known.
 pub(super) const UNKNOWN: &str = "unknown";
@@ -28,7 +28,7 @@ pub(super) struct Labels {
     destination: Option<Arc<Workload>>,
     destination_identity: Option<SpiffeId>,
     service: Option<Arc<Service>>,
-    mutual_tls: bool,
+    security: Security,
     response_flags: &'static str,
 }
 
@@ -53,11 +53,19 @@ impl Labels {
         Self {
             direction: flow.direction,
             source: flow.source.workload.clone(),
-            source_identity: flow.source.identity.clone().filter(|_| flow.mutual_tls),
+            source_identity: flow
+                .source
+                .identity
+                .clone()
+                .filter(|_| flow.security.has_identities()),
             destination: flow.destination.workload.clone(),
-            destination_identity: flow.destination.identity.clone().filter(|_| flow.mutual_tls),
+            destination_identity: flow
+                .destination
+                .identity
+                .clone()
+                .filter(|_| flow.security.has_identities()),
             service: flow.service.clone(),
-            mutual_tls: flow.mutual_tls,
+            security: flow.security,
             response_flags: NO_FLAGS,
         }
     }
@@ -103,7 +111,7 @@ impl Labels {
     /// Everything that the labels' texts are made of.
     fn texts(&self) -> impl Hash + PartialEq {
         (
-            (self.direction, self.mutual_tls, self.response_flags),
+            (self.direction, self.security, self.response_flags),
             (
                 end(self.source.as_deref()),
                 principal(self.source_identity.as_ref()),
@@ -162,10 +170,7 @@ impl EncodeLabelSet for Labels {
         label("destination_cluster", cluster)?;
         label("request_protocol", "tcp")?;
         label("response_flags", self.response_flags)?;
-        label(
-            "connection_security_policy",
-            if self.mutual_tls { "mutual_tls" } else { UNKNOWN },
-        )
+        label("connection_security_policy", self.security.label())
     }
 }
 

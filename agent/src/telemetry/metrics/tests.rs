@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    mesh::{Action, Direction, FailureKind, Limit, Outcome, Party, Refusal, Scope},
+    mesh::{Action, Direction, FailureKind, Limit, Outcome, Party, Refusal, Scope, Security},
     telemetry::sample,
 };
 
@@ -91,7 +91,7 @@ fn sent_is_server_to_client_whichever_side_reports() {
 fn what_is_not_known_is_unknown_and_plaintext_has_no_principal() {
     let metrics = metrics();
     let mut flow = sample::inbound();
-    flow.mutual_tls = false;
+    flow.security = Security::Plaintext;
     flow.source.workload = None;
     drop(metrics.open(&flow));
     let lines = samples(&metrics, "istio_tcp_connections_opened_total");
