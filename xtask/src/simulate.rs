@@ -1,4 +1,4 @@
-//! `simulate`: asks more questions of the simulation (`pure/tests/simulation`) than the tests do, or replays one seed.
+//! `simulate`: asks more questions of the simulation (`agent/pure/tests/simulation`) than the tests do, or replays one seed.
 
 use anyhow::Result;
 

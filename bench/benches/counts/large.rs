@@ -14,7 +14,7 @@ use std::{
 use weft_pure::mesh::{
     Action, Clause, GatewayAddress, GatewayDestination, HBONE_PORT, Inbound, IpFamilies, LoadBalancing,
     Locality, Match, Mesh, MeshParts, MtlsMode, Outbound, PeerAuthentication, PeerAuthentications, Policy,
-    PolicyKey, PortMapping, Rule, Scope, Service, ServiceKey, SpiffeId, StringMatch, TrustDomain,
+    PolicyKey, PortMapping, Rule, SameNodes, Scope, Service, ServiceKey, SpiffeId, StringMatch, TrustDomain,
     TunnelProtocol, Workload, WorkloadType,
 };
 
@@ -100,6 +100,7 @@ fn mesh() -> Mesh {
         services: everywhere().map(service).collect(),
         policies: policies(),
         peer_authentications: strict_in_even_namespaces(),
+        same_nodes: SameNodes::default(),
     };
     assert_eq!(
         (parts.workloads.len(), parts.services.len(), parts.policies.len()),
@@ -132,6 +133,7 @@ fn workload(place: Place) -> Workload {
         healthy: true,
         host_network: false,
         waypoint: None,
+        same_node: None,
         policies: selecting.collect(),
         services: BTreeMap::from([(place.service(), Vec::new())]),
     }

@@ -109,9 +109,11 @@ pub(super) fn rows<'a>(before: &'a Counts, now: &'a Counts) -> Vec<Row<'a>> {
 }
 
 pub(super) fn table(rows: &[Row<'_>]) -> String {
-    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    const HEADING: &str = "instructions";
+    let names = rows.iter().map(|row| row.name.len());
+    let width = names.chain([HEADING.len()]).max().unwrap_or(0);
     let number = |count: Option<u64>| count.map_or("-".to_owned(), |count| count.to_string());
-    let mut table = format!("{:width$}  before     now  ratio\n", "instructions");
+    let mut table = format!("{HEADING:width$}  before     now  ratio\n");
     for row in rows {
         let ratio = row.before.zip(row.now).map_or("-".to_owned(), |(before, now)| {
             format!("{:.2}", now as f64 / before as f64)

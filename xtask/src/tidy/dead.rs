@@ -15,7 +15,8 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
         if !reached.insert(source.path.clone()) {
             continue;
         }
-        let named = children(source);
+        let mut named = children(source);
+        named.extend(by_path(source));
         open.extend(sources.iter().filter(|other| named.contains(&other.path)));
     }
     let dead = sources.iter().filter(|source| !reached.contains(&source.path));
@@ -29,9 +30,12 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
 }
 
 /// Files that cargo takes as the root of a target: `build.rs`, `src/lib.rs`, `src/main.rs`, `src/bin/x.rs`, `tests/x.rs`;
-/// and those of the fuzzer's package, which lies in another.
+/// and those of the packages that lie in another, the pure parts' and the fuzzer's.
 fn is_root(path: &str) -> bool {
-    let parts: Vec<_> = path.split('/').collect();
+    let nested = path
+        .strip_prefix("agent/")
+        .filter(|path| path.starts_with("pure/"));
+    let parts: Vec<_> = nested.unwrap_or(path).split('/').collect();
     let fuzz = matches!(
         parts.as_slice(),
         ["tests", "fuzz", "src", "lib.rs"] | ["tests", "fuzz", "fuzz_targets", _]
@@ -71,6 +75,17 @@ fn children(source: &Source) -> Vec<String> {
     found
 }
 
+/// Those that it declares with `#[path = "x"]`, which is from its own directory.
+fn by_path(source: &Source) -> impl Iterator<Item = String> {
+    let dir = source.path.rsplit_once('/').map_or("", |(dir, _)| dir);
+    let path = |line: &str| Some(line.strip_prefix("#[path = \"")?.strip_suffix("\"]")?.to_owned());
+    source
+        .text
+        .lines()
+        .filter_map(path)
+        .map(move |path| format!("{dir}/{path}"))
+}
+
 /// The directory of a file's modules: its own for a root and for `mod.rs`, else one of its name.
 fn directory(path: &str) -> String {
     let (dir, file) = path.rsplit_once('/').unwrap_or(("", path));
@@ -99,6 +114,9 @@ mod tests {
                 "mod far { mod away { pub mod thing; } pub mod other; }\nmod common;",
             ),
             ("a/tests/far/away/thing.rs", ""),
+            ("a/tests/other.rs", "#[path = \"common/pair.rs\"]\nmod pair;"),
+            ("a/tests/common/pair.rs", ""),
+            ("agent/pure/src/lib.rs", ""),
             ("a/tests/far/other.rs", ""),
             ("a/tests/common/mod.rs", ""),
             ("a/build.rs", ""),

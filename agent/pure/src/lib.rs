@@ -6,16 +6,16 @@
 //! nothing to do with them, as they would through how the compiler cuts a large crate; and `cargo xtask mutate`.
 
 /// What `route` and `authorize` are.
-#[path = "../../agent/src/mesh/mod.rs"]
+#[path = "../../src/mesh/mod.rs"]
 pub mod mesh;
 
 /// What a CONNECT says. Its unit tests are not found from here: a file that is named by its path looks for its modules
 /// beside itself.
 #[cfg(not(test))]
-#[path = "../../agent/src/hbone/headers.rs"]
+#[path = "../../src/hbone/headers.rs"]
 #[allow(dead_code, reason = "some of it is for the rest of weft")]
 pub mod headers;
 
 /// What enrolment has to do.
-#[path = "../../agent/src/node/enroll/plan.rs"]
+#[path = "../../src/node/enroll/plan.rs"]
 pub mod plan;
