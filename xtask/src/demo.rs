@@ -8,7 +8,7 @@
 
 mod scenes;
 
-use std::{fmt::Write as _, thread, time::Duration};
+use std::{fmt::Write as _, net::TcpStream, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -73,6 +73,8 @@ struct Stage {
     nginx: Nginx,
     _queue_server: Server,
     agents: Option<[Agent; 2]>,
+    /// A connection that goes from app to app.
+    direct: Option<TcpStream>,
     // Last, so that everything else has ended when it is removed.
     world: World,
 }
@@ -117,6 +119,7 @@ impl Stage {
             nginx,
             _queue_server: queue_server,
             agents: None,
+            direct: None,
             world,
         })
     }

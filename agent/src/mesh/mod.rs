@@ -31,7 +31,7 @@ pub use policy::{
 };
 pub use refusal::{InScope, Refusal};
 pub use route::{Candidate, NextHop, Route, Standing, Tunnel, candidates, choices, reroute, route};
-pub use same_node::{SameNode, SameNodes, ThroughAgent, direct, question, reconsider};
+pub use same_node::{SameNode, SameNodes, ThroughAgent, direct, instead_of_tunnel, question, reconsider};
 pub use service::{
     BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope,
     Service, ServiceKey,

@@ -80,22 +80,33 @@ pub fn direct(mesh: &Mesh, conn: &Outbound, draw: u64) -> Result<(Arc<Workload>,
     let tunnel = match route(mesh, conn, draw).next {
         NextHop::Refuse(refusal) => return Err(ThroughAgent::Refused(refusal)),
         NextHop::Direct { .. } => return Err(ThroughAgent::NotInMesh),
-        NextHop::Tunnel(Tunnel {
-            via_waypoint: true, ..
-        }) => return Err(ThroughAgent::Waypoint),
         NextHop::Tunnel(tunnel) => tunnel,
     };
+    instead_of_tunnel(mesh, &conn.source, &tunnel)?;
     let (workload, app) = (tunnel.workload, tunnel.destination);
-    if app.is_ipv4() != conn.destination.ip().to_canonical().is_ipv4() {
-        return Err(ThroughAgent::Family);
+    if app.is_ipv4() == conn.destination.ip().to_canonical().is_ipv4() {
+        Ok((workload, app))
+    } else {
+        Err(ThroughAgent::Family)
     }
-    for end in [&conn.source, &workload] {
+}
+
+/// Whether a connection may go directly for which there would be a tunnel, as far as the mesh says.
+///
+/// # Errors
+/// The reason why not.
+pub fn instead_of_tunnel(mesh: &Mesh, source: &Workload, tunnel: &Tunnel) -> Result<(), ThroughAgent> {
+    if tunnel.via_waypoint {
+        return Err(ThroughAgent::Waypoint);
+    }
+    let workload = &tunnel.workload;
+    for end in [source, workload] {
         if mesh.same_node(end) == SameNode::Tunnel {
             return Err(ThroughAgent::Setting(end.namespaced_name()));
         }
     }
-    match reconsider(mesh, &conn.source, &workload, app) {
-        Verdict::Allow { .. } => Ok((workload, app)),
+    match reconsider(mesh, source, workload, tunnel.destination) {
+        Verdict::Allow { .. } => Ok(()),
         Verdict::Deny(refusal) => Err(ThroughAgent::Refused(refusal)),
     }
 }

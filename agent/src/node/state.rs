@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
@@ -15,7 +16,7 @@ use super::{
 use crate::{
     admin::StatusSource,
     kernel::load::Kernel,
-    mesh::{Direction, Workload},
+    mesh::{Direction, Mesh, Workload},
     svid::Svid,
     telemetry::{
         ExplainError, Explanation, explain,
@@ -180,6 +181,34 @@ impl State {
         }
     }
 
+    /// What became of a pair of this node that has talked, in place of what the mesh says it may do.
+    fn tell_of_the_kernel(&self, mesh: &Mesh, from: &str, explanation: &mut Explanation) {
+        let source = mesh.workloads().find(|it| it.namespaced_name() == from);
+        let Some(source) = source.map(|it| Arc::clone(&it.uid)) else {
+            return;
+        };
+        let known = lock(&self.shared.same_node);
+        let became = |destination: &SocketAddr| {
+            let (source, destination) = (Arc::clone(&source), *destination);
+            known.get(&Pair { source, destination })
+        };
+        let Some(became) = explanation.dialled.iter().find_map(became) else {
+            return;
+        };
+        let first = explanation.ways.iter_mut().filter_map(|way| way.hops.first_mut());
+        for hop in first.filter(|hop| hop.same_node.is_some()) {
+            let directly = hop.destination.is_some_and(|app| became.directly.contains(&app));
+            match &became.through_agent {
+                _ if directly => {
+                    hop.same_node =
+                        Some("from app to app, not encrypted: the kernel vouches for both ends".to_owned());
+                }
+                Some(why) => hop.same_node = Some(format!("tunnel: {why}")),
+                None => {}
+            }
+        }
+    }
+
     fn same_node(&self) -> SameNodeStatus {
         let known = lock(&self.shared.same_node);
         let status = |(pair, became): (&Pair, &Became)| PairStatus {
@@ -206,7 +235,9 @@ impl State {
 impl StatusSource for State {
     fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError> {
         let mesh = self.shared.mesh.load_full().ok_or(ExplainError::NoMesh)?;
-        explain(&mesh, from, to, |workload| self.uncaptured(workload))
+        let mut explanation = explain(&mesh, from, to, |workload| self.uncaptured(workload))?;
+        self.tell_of_the_kernel(&mesh, from, &mut explanation);
+        Ok(explanation)
     }
 
     fn config(&self) -> serde_json::Value {

@@ -2,11 +2,12 @@
 
 use std::{
     io::{ErrorKind, Read as _},
+    net::{SocketAddr, TcpStream},
     path::Path,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use weft_tests::{AccessLine, Agent, Curled, Pod, app, capture, curl};
+use weft_tests::{AccessLine, Agent, Curled, LIMIT, Pod, app, capture, curl, wait_until};
 
 use super::{BANNER, Evidence, MARKER, QUEUE, Show, Stage, WEB};
 
@@ -48,9 +49,16 @@ pub(super) fn play(stage: &mut Stage, show: &mut Show) {
         outside_strict(stage, it)
     });
     show.scene(
-        "the agent is killed: nothing passes, nothing goes in clear",
+        "two pods of one node: the agent judges the first connection, the kernel carries the next",
+        |it| same_node(stage, it),
+    );
+    show.scene(
+        "the agent is killed: nothing passes between the nodes, nothing goes in clear",
         |it| agent_killed(stage, it),
     );
+    show.scene("what two pods of one node have open goes on without it", |it| {
+        same_node_goes_on(stage, it)
+    });
     show.scene("the agent is started again: traffic flows", |it| {
         agent_restarted(stage, it)
     });
@@ -268,6 +276,70 @@ fn outside_strict(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     }
     it.line("the mesh's own pods are not affected:");
     expect_page(&request(it, &stage.curl, &format!("http://{WEB}/"))?)
+}
+
+/// A connection from nginx's pod to the queue, which is on the same node; and how its agent logged it.
+fn dial_queue(stage: &Stage) -> Result<(TcpStream, SocketAddr)> {
+    let mut stream = stage.web.connect(format!("{QUEUE}:25").parse()?)?;
+    let mut banner = vec![0; BANNER.len()];
+    stream.read_exact(&mut banner)?;
+    ensure!(banner == BANNER, "that is not the banner");
+    let own = stream.local_addr()?;
+    Ok((stream, own))
+}
+
+fn path_of(agent: &Agent, client: SocketAddr) -> Result<String> {
+    let client = client.to_string();
+    let line = agent.wait_for_access("the connection's line", |line| {
+        line.matches(&[("src.addr", &client), ("direction", "outbound")])
+    })?;
+    let path = line.field("path");
+    Ok(if path.is_empty() {
+        "tunnel".to_owned()
+    } else {
+        path.to_owned()
+    })
+}
+
+fn same_node(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
+    let [_, b] = stage.agents()?.clone();
+    let mut paths = Vec::new();
+    wait_until("a connection from app to app", LIMIT, || {
+        let path = dial_queue(stage).and_then(|(_, own)| path_of(&b, own));
+        path.is_ok_and(|path| {
+            paths.push(path);
+            paths.last().is_some_and(|path| path == "kernel")
+        })
+    })?;
+    it.line(format!(
+        "web to queue, by its service address: {}",
+        paths.join(", then ")
+    ));
+    ensure!(
+        paths.first().is_some_and(|path| path == "tunnel"),
+        "the first was not judged by the agent"
+    );
+    let (stream, own) = dial_queue(stage)?;
+    let shown = stream.peer_addr()?;
+    it.line(format!(
+        "{own} is connected to the app itself; getpeername shows {shown}"
+    ));
+    stage.direct = Some(stream);
+    Ok(())
+}
+
+fn same_node_goes_on(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
+    const BLOCK: usize = 64 * 1024;
+    const BLOCKS: usize = 256;
+    let stream = stage.direct.as_mut().context("there is no open connection")?;
+    for nth in 0..BLOCKS {
+        app::round_trip(stream, &[nth as u8; BLOCK]).context("the open connection does not go on")?;
+    }
+    it.line(format!(
+        "{} MiB each way, echoed and compared, with no agent on the node",
+        BLOCK * BLOCKS >> 20
+    ));
+    Ok(())
 }
 
 fn agent_killed(stage: &mut Stage, it: &mut Evidence) -> Result<()> {

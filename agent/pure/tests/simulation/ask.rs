@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use weft_pure::mesh::{
-    Inbound, Mesh, NextHop, Outbound, Refusal, Route, TunnelProtocol, Verdict, Workload, authorize, choices,
-    dry_run_matches, rehearse, route,
+    Inbound, Mesh, NextHop, Outbound, Refusal, Route, SameNode, TunnelProtocol, Verdict, Workload, authorize,
+    choices, direct, dry_run_matches, question, rehearse, route,
 };
 
 use crate::{
@@ -63,7 +63,9 @@ pub(crate) fn where_to(world: &World, mesh: &Mesh, draw: &mut Draw) -> Result<()
                 conn.source.uid, conn.destination
             )
         };
-        never(world, &conn, &answer).map_err(|what| fault(format!("UNSAFE: {what}")))?;
+        never(world, &conn, &answer)
+            .and_then(|()| past_the_agent(world, mesh, (&conn, draw), &answer))
+            .map_err(|what| fault(format!("UNSAFE: {what}")))?;
         if answer.service.as_ref().map(|service| &service.key) != service.as_ref() {
             return Err(fault(format!("it is meant for {service:?}")));
         }
@@ -142,6 +144,34 @@ fn never(world: &World, conn: &Outbound, route: &Route) -> Result<(), String> {
             }
         }
     }
+}
+
+/// What goes from app to app is what the agent would have carried, to the same app: nothing that it would have refused, sent
+/// through a waypoint, or been told to tunnel.
+fn past_the_agent(
+    world: &World,
+    mesh: &Mesh,
+    (conn, draw): (&Outbound, u64),
+    route: &Route,
+) -> Result<(), String> {
+    let Ok((workload, app)) = direct(mesh, conn, draw) else {
+        return Ok(());
+    };
+    let NextHop::Tunnel(tunnel) = &route.next else {
+        return Err("from app to app, where there is no tunnel".into());
+    };
+    if tunnel.via_waypoint || tunnel.workload.uid != workload.uid || tunnel.authority != app {
+        return Err(format!("from app to app, to {} at {app}", workload.uid));
+    }
+    let tunnels = |workload: &Workload| workload.same_node == Some(SameNode::Tunnel);
+    if tunnels(&conn.source) || tunnels(&workload) {
+        return Err("from app to app, where a tunnel is asked for".into());
+    }
+    let answer = who::answer(world, &workload, &question(&conn.source, app), false);
+    answer
+        .allows()
+        .then_some(())
+        .ok_or_else(|| format!("from app to app, although {answer:?}"))
 }
 
 /// Whether a connection may reach a workload.

@@ -10,8 +10,8 @@ use std::{
 use weft_pure::mesh::{
     Action, BalancingMode, Clause, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
     LoadBalancing, Locality, Match, MeshParts, MtlsMode, PeerAuthentication, PeerAuthentications, Policy,
-    PolicyKey, PortMapping, RoutingScope, Rule, SameNodes, Scope, Service, ServiceAccountMatch, ServiceKey,
-    SpiffeId, StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadType,
+    PolicyKey, PortMapping, RoutingScope, Rule, SameNode, SameNodes, Scope, Service, ServiceAccountMatch,
+    ServiceKey, SpiffeId, StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadType,
 };
 
 use crate::draw::Draw;
@@ -162,7 +162,7 @@ fn workload(draw: &mut Draw, number: usize) -> Workload {
         healthy: draw.percent(80),
         host_network: draw.percent(5),
         waypoint: None,
-        same_node: None,
+        same_node: *draw.pick(&[None, None, None, Some(SameNode::Tunnel), Some(SameNode::Kernel)]),
         policies: Vec::new(),
         services: BTreeMap::new(),
     }

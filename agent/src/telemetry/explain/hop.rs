@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{End, Hop, HopKind, Security, judge::judge};
-use crate::mesh::{Inbound, Mesh, Refusal, Tunnel, TunnelProtocol, Workload};
+use crate::mesh::{Inbound, Mesh, Refusal, Tunnel, TunnelProtocol, Workload, instead_of_tunnel};
 
 pub(super) fn refused(refusal: &Refusal) -> Hop {
     Hop {
@@ -64,7 +64,7 @@ pub(super) fn through(mesh: &Mesh, source: &Workload, addresses: &[IpAddr], tunn
         reason: reason.to_owned(),
         identities: tunnel.identities.iter().map(ToString::to_string).collect(),
         security: Security::MutualTls,
-        same_node: same_node(source, tunnel),
+        same_node: same_node(mesh, source, tunnel),
         network_policy: Some(format!(
             "must let {source_ip} reach {to} on TCP port {port}, whatever port the app has"
         )),
@@ -72,10 +72,13 @@ pub(super) fn through(mesh: &Mesh, source: &Workload, addresses: &[IpAddr], tunn
     }
 }
 
-/// Where kernel path or tunnel will be told, and why. Today every connection of two pods goes through a tunnel.
-fn same_node(source: &Workload, tunnel: &Tunnel) -> Option<String> {
+/// Whether connections go from app to app or through the tunnel, as far as the mesh says; the agent knows more.
+fn same_node(mesh: &Mesh, source: &Workload, tunnel: &Tunnel) -> Option<String> {
     let same = !source.node.is_empty() && source.node == tunnel.workload.node;
-    same.then(|| "tunnel".to_owned())
+    same.then(|| match instead_of_tunnel(mesh, source, tunnel) {
+        Ok(()) => "from app to app after the first connection, not encrypted, where both pods hang on veth pairs of the node".to_owned(),
+        Err(why) => format!("tunnel: {why}"),
+    })
 }
 
 /// Without its address.
