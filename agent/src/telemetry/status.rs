@@ -379,6 +379,7 @@ mod tests {
                     "state": "unknown"}],
                 "certificates": [], "connections": {"open": 0, "list": []},
                 "trust": {"roots": 0, "revocationLists": 0, "sessions": 0},
+                "sameNode": {"pairs": 0, "direct": 0, "list": []},
             })
         );
     }

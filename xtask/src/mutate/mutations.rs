@@ -20,7 +20,7 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 20] = [
+pub(super) const MUTATIONS: [Mutation; 26] = [
     Mutation {
         name: "open-without-agent",
         promise: "a captured pod takes nothing in clear when its agent is gone",
@@ -198,6 +198,60 @@ pub(super) const MUTATIONS: [Mutation; 20] = [
         file: "agent/src/node/enroll/plan.rs",
         find: "actual.keys().filter(|uid| !desired.contains_key(*uid))",
         replace: "actual.iter().filter(|(uid, is)| desired.get(*uid).is_none_or(|want| want.netns != is.netns)).map(|(uid, _)| uid)",
+        target: "pure/simulation",
+        test: "a_million_questions_are_answered_as_the_oracle_does",
+    },
+    Mutation {
+        name: "any-owner-of-an-address",
+        promise: "who has a pod's address by now gets no byte of a connection inside the node",
+        file: "agent-ebpf/src/same_node.rs",
+        find: "sock.confine();",
+        replace: "",
+        target: "tests/same_node_closed",
+        test: "whoever_has_a_pods_address_now_gets_nothing",
+    },
+    Mutation {
+        name: "lease-without-end",
+        promise: "what an agent has allowed inside the node ends with it",
+        file: "agent-ebpf/src/same_node.rs",
+        find: "now() < unsafe { read_volatile(addr_of!(config.lease)) }",
+        replace: "unsafe { read_volatile(addr_of!(config.lease)) != 0 }",
+        target: "tests/same_node",
+        test: "without_its_agent_a_pair_goes_on_until_its_lease_ends",
+    },
+    Mutation {
+        name: "open-inside-the-node-for-ever",
+        promise: "a policy ends the connections inside the node that it refuses",
+        file: "agent/src/node/same_node.rs",
+        find: "if let Verdict::Deny(why) = self.judge(&mesh, &connection) {",
+        replace: "if let (Verdict::Deny(why), true) = (self.judge(&mesh, &connection), false) {",
+        target: "tests/same_node",
+        test: "a_policy_that_refuses_ends_what_is_open_and_leaves_the_others",
+    },
+    Mutation {
+        name: "pod-as-kubelet",
+        promise: "a pod that shares its node's network is not the kubelet",
+        file: "agent-ebpf/src/same_node.rs",
+        find: "if unsafe { bpf_get_current_ancestor_cgroup_id(config.pods_level as i32) } == config.pods {",
+        replace: "if unsafe { bpf_get_current_ancestor_cgroup_id(config.pods_level as i32) } == 0 {",
+        target: "tests/probes",
+        test: "the_kubelet_reaches_a_strict_pod_and_nobody_else_without_an_identity",
+    },
+    Mutation {
+        name: "past-the-policy",
+        promise: "from app to app goes only what authorize lets in",
+        file: "agent/src/mesh/same_node.rs",
+        find: "Verdict::Deny(refusal) => Err(ThroughAgent::Refused(refusal)),",
+        replace: "Verdict::Deny(_) => Ok(()),",
+        target: "pure/simulation",
+        test: "a_million_questions_are_answered_as_the_oracle_does",
+    },
+    Mutation {
+        name: "past-the-waypoint",
+        promise: "from app to app goes nothing that is bound to a waypoint",
+        file: "agent/src/mesh/same_node.rs",
+        find: "if tunnel.via_waypoint {",
+        replace: "if false {",
         target: "pure/simulation",
         test: "a_million_questions_are_answered_as_the_oracle_does",
     },

@@ -335,6 +335,25 @@ fn defaults_and_json() {
     );
 }
 
+#[test]
+fn how_connections_inside_a_node_go() {
+    let mesh = parsed(
+        "sameNode: tunnel\nnamespaces: [{name: demo, sameNode: kernel}, {name: other}]\nworkloads:\n\
+         - {name: a, namespace: demo}\n- {name: b, namespace: other}\n- {name: c, namespace: demo, sameNode: tunnel}",
+    );
+    let of = |name| mesh.mesh.same_node(&workload(&mesh, name));
+    use crate::mesh::SameNode::{Kernel, Tunnel};
+    assert_eq!([of("a"), of("b"), of("c")], [Kernel, Tunnel, Tunnel]);
+    check(
+        "namespaces: [{name: demo, sameNode: fast}, {name: demo}, {sameNode: tunnel}]",
+        &[
+            "`fast` namespaces[0].sameNode: \"fast\" is not known here: write kernel or tunnel",
+            "`{name: demo` namespaces[1]: there are two namespaces demo: remove one",
+            "`{sameNode: tunnel` namespaces[2].name: is missing",
+        ],
+    );
+}
+
 /// The problems of a file: what stands at the place that is named, the field, and what is said.
 fn check(text: &str, expect: &[&str]) {
     let problems = parse(text, Path::new("m"), "node-a").map_or_else(|err| err.problems, |_| Vec::new());
@@ -403,7 +422,7 @@ fn files_of_another_shape() {
         " \n\n",
         &["`` : is empty: for a mesh without workloads write `workloads: []`"],
     );
-    let known = "expected one of trustDomain, cluster, clusterDomain, rootNamespace, clusterCidrs, workloads, services, policies, \
+    let known = "expected one of trustDomain, cluster, clusterDomain, rootNamespace, clusterCidrs, sameNode, namespaces, workloads, services, policies, \
                  peerAuthentications";
     check(
         "\nworkload: []",
