@@ -25,6 +25,9 @@ pub(crate) enum Unit {
     /// Time of one core: less is better.
     #[serde(rename = "CPU s")]
     CpuSeconds,
+    /// How many times another figure it is: less is better.
+    #[serde(rename = "x")]
+    Times,
 }
 
 impl Unit {
@@ -35,6 +38,7 @@ impl Unit {
             Self::PerSecond => format!("{figure:.0} /s"),
             Self::Gbits => format!("{figure:.2} Gbit/s"),
             Self::CpuSeconds => format!("{figure:.2} CPU s"),
+            Self::Times => format!("{figure:.2} x"),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     beside, bulk, connects, cores,
     cpu::Cpu,
     figures::{Measure, Unit},
-    http, ping_pong,
+    flood, http, ping_pong,
     stage::{Pair, Stage},
 };
 
@@ -60,6 +60,8 @@ pub(crate) enum Load {
         /// Whether a bulk stream goes on between the same pods.
         beside_bulk: bool,
     },
+    /// Ping-pong while another pod is flooded.
+    Flooded(flood::Kind),
     /// Short connections.
     Connects,
     /// wrk against nginx.
@@ -89,6 +91,7 @@ impl Load {
             ping_pong(None, true),
             Self::Connects,
         ];
+        loads.extend(flood::Kind::ALL.map(Self::Flooded));
         if http::available() {
             loads.extend([1, BUSY].map(|connections| Self::Http { connections }));
         } else {
@@ -131,6 +134,13 @@ impl Load {
                 );
                 measures
             }
+            Self::Flooded(_) => vec![
+                measure(", p99", Unit::Micros),
+                Measure {
+                    compared: false,
+                    ..measure(", p99 to quiet", Unit::Times)
+                },
+            ],
             Self::Connects | Self::Http { .. } => vec![measure("", Unit::PerSecond)],
             Self::Bulk { .. } => vec![measure("", Unit::Gbits)],
         }
@@ -146,6 +156,7 @@ impl Load {
                     None => play(),
                 }
             }
+            Self::Flooded(kind) => flood::run(pair, &stage.stranger, kind, plan.duration),
             Self::Connects => Ok(vec![connects::run(pair, plan.connections)?]),
             Self::Http { connections: BUSY } => busy_http(stage, pair, plan.seconds),
             Self::Http { connections } => Ok(vec![http::run(pair, connections, plan.seconds)?.per_second]),
@@ -178,6 +189,7 @@ impl fmt::Display for Load {
                 let beside = if *beside_bulk { " beside bulk" } else { "" };
                 write!(f, "ping-pong 64 B{pinned}{beside}")
             }
+            Self::Flooded(kind) => write!(f, "ping-pong, {kind} flood others"),
             Self::Connects => write!(f, "connect, echo, close; {} at a time", connects::CLIENTS),
             Self::Http { connections: 1 } => write!(f, "HTTP/1.1 kept alive, 1 connection"),
             Self::Http { connections } => write!(f, "HTTP/1.1 kept alive, {connections} connections"),

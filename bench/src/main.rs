@@ -11,6 +11,7 @@ mod connects;
 mod cores;
 mod cpu;
 mod figures;
+mod flood;
 mod http;
 mod load;
 mod markdown;

@@ -32,6 +32,10 @@ pub(crate) struct Pair {
     pub(crate) client: Pod,
     /// Where they go.
     pub(crate) server: Pod,
+    /// Another pod beside the server, for somebody to attack.
+    pub(crate) flooded: Pod,
+    /// Whether the mesh has these pods.
+    pub(crate) captured: bool,
     _nginx: Nginx,
 }
 
@@ -40,11 +44,14 @@ impl Pair {
         let spec = |role| dress(PodSpec::new(&format!("{name}-{role}")).service_account(role));
         let client = world.pod("a", spec("client"))?;
         let server = world.pod("b", spec("server"))?;
+        let flooded = world.pod("b", spec("flooded"))?;
         let nginx = Nginx::start(world, &server, HTTP_PORT, BODY)?;
         Ok(Self {
             name,
             client,
             server,
+            flooded,
+            captured: name == "weft",
             _nginx: nginx,
         })
     }
@@ -88,6 +95,8 @@ pub(crate) struct Stage {
     pub(crate) direct: Pair,
     /// The pair inside.
     pub(crate) weft: Pair,
+    /// Somebody on node a whom the mesh does not know.
+    pub(crate) stranger: Pod,
     /// Of node a and of node b.
     pub(crate) agents: [Agent; 2],
     _world: World,
@@ -99,10 +108,12 @@ impl Stage {
         let mut world = World::two_nodes()?;
         let direct = Pair::set(&mut world, "direct", PodSpec::unlisted)?;
         let weft = Pair::set(&mut world, "weft", |spec| spec)?;
+        let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
         let agents = world.start_agents()?;
         Ok(Self {
             direct,
             weft,
+            stranger,
             agents,
             _world: world,
         })

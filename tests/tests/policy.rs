@@ -671,8 +671,7 @@ fn what_only_a_request_has_denies_unless_a_waypoint_enforces_it() {
             ensure!(met == expect, "{action} {rules}: {met:?} instead of {expect:?}");
         }
         cast.web_agent().wait_for_log("the warning", |line| {
-            line.contains("policies[0].rules[0].to[0]")
-                && line.contains("notMethods, paths: only a waypoint sees")
+            line.contains("policies[0].rules[0].to[0]") && line.contains("no agent sees notMethods, paths")
         })?;
 
         // Bound to a waypoint, what comes out of it is spared, and nobody else.

@@ -278,6 +278,18 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_vanishes_from_the_network_is_noticed() {
+        let dialled = unconnected(([127, 0, 0, 1], 1).into(), Other::Network).unwrap();
+        let listener = Socket::from(listen(Family::V4, Other::Network, true).unwrap());
+        for socket in [&dialled, &listener] {
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+            assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        }
+    }
+
+    #[test]
     fn what_an_app_is_dialled_with_is_not_paced() {
         let socket = unconnected(([127, 0, 0, 1], 1).into(), Other::App).unwrap();
         assert!(socket.tcp_congestion().unwrap().starts_with(b"reno"));

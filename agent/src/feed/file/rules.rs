@@ -67,12 +67,12 @@ fn clause<T>(
 fn unseen_warning(match_: &Match, action: Action) -> String {
     let fields = match_.unseen.join(", ");
     let effect = match action {
-        Action::Allow => "it allows nothing there",
+        Action::Allow => "allows nothing",
         Action::Deny => {
-            "it denies there whatever they are, but for what comes out of the workload's or its service's waypoint"
+            "denies whatever they are, except what comes out of a waypoint of the workload or its service"
         }
     };
-    format!("{fields}: only a waypoint sees what these look at, no agent: {effect}")
+    format!("no agent sees {fields}, only a waypoint does: at an agent this {effect}")
 }
 
 fn source(

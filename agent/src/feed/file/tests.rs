@@ -967,7 +967,6 @@ fn fields_of_requests_are_noted_as_unseen_with_a_warning() {
     assert_eq!(policy.rules[0].clauses[1].matches[0].destination_ports, [80]);
 
     let expect = |effect: &str| {
-        let sees = "only a waypoint sees what these look at, no agent";
         let places = [
             (8, "from[0]", "requestPrincipals, notRemoteIpBlocks"),
             (9, "to[0]", "notMethods, paths"),
@@ -975,12 +974,14 @@ fn fields_of_requests_are_noted_as_unseen_with_a_warning() {
             (10, "when[0]", "request.headers[x]"),
         ];
         places.map(|(line, place, fields)| {
-            format!("line {line}: policies[0].rules[0].{place}: {fields}: {sees}: {effect}")
+            let place = format!("line {line}: policies[0].rules[0].{place}");
+            format!("{place}: no agent sees {fields}, only a waypoint does: at an agent this {effect}")
         })
     };
-    let denies = "it denies there whatever they are, but for what comes out of the workload's or its service's waypoint";
+    let denies =
+        "denies whatever they are, except what comes out of a waypoint of the workload or its service";
     assert_eq!(warnings(&text("DENY")), expect(denies));
-    assert_eq!(warnings(&text("ALLOW")), expect("it allows nothing there"));
+    assert_eq!(warnings(&text("ALLOW")), expect("allows nothing"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 
 /// RFC 9113 4.1.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -185,6 +186,48 @@ async fn nothing_at_all() {
     let _raw = world.raw().await;
     let ended = soon(world.server.ended.recv()).await.unwrap();
     assert!(matches!(ended, Err(ServeError::TimedOut(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_is_begun_and_never_ended() {
+    let settings = Settings {
+        ping_interval: Duration::from_millis(20),
+        ping_timeout: Duration::from_millis(50),
+        ..Settings::default()
+    };
+    let mut world = World::with(settings, super::world::relay).await;
+    let (read, mut write) = tokio::io::split(world.raw().await);
+    tokio::spawn(drain(read));
+    // Without END_HEADERS nothing but its continuation may follow, not even the answer to a PING (RFC 9113 6.2).
+    let begun = [preface(), frame(HEADERS, 0, 1, &[0x02, 7])].concat();
+    write.write_all(&begun).await.unwrap();
+    write.flush().await.unwrap();
+    let ended = soon(world.server.ended.recv()).await.unwrap();
+    assert!(matches!(ended, Err(ServeError::Silent(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_tunnel_that_nobody_uses_is_told_to_go() {
+    let settings = Settings {
+        idle_timeout: Duration::from_millis(50),
+        ..Settings::default()
+    };
+    let world = World::with(settings, super::world::relay).await;
+    let (mut read, mut write) = tokio::io::split(world.raw().await);
+    write.write_all(&preface()).await.unwrap();
+    write.flush().await.unwrap();
+    let told = async {
+        loop {
+            let mut head = [0; 9];
+            read.read_exact(&mut head).await.unwrap();
+            let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+            read.read_exact(&mut vec![0; length]).await.unwrap();
+            if head[3] == GOAWAY {
+                return;
+            }
+        }
+    };
+    soon(told).await;
 }
 
 #[tokio::test]

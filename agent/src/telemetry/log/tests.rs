@@ -106,6 +106,25 @@ fn refused_says_which_policy() {
 }
 
 #[test]
+fn refused_by_what_is_missing_or_does_not_allow() {
+    let line = |refusal: Refusal| {
+        let mut flow = sample::inbound();
+        flow.policy = Some(sample::policy("allowed-before"));
+        flow.outcome = Outcome::Refused(refusal);
+        logged("info", LogFormat::Text, || access(&flow))
+    };
+    let missing = line(Refusal::PolicyMissing(sample::policy("gone")));
+    assert!(missing.contains(" policy=demo/gone "), "{missing}");
+    let keys = [sample::policy("a"), sample::policy("b")];
+    let in_scope = line(Refusal::NotAllowed(keys.iter().collect()));
+    assert!(
+        in_scope.contains("error=\"no ALLOW policy matched: demo/a, demo/b\""),
+        "{in_scope}"
+    );
+    assert!(!in_scope.contains(" policy="), "{in_scope}");
+}
+
+#[test]
 fn plaintext_has_no_identities_and_unknown_ends_leave_no_fields() {
     let mut flow = sample::inbound();
     flow.security = Security::Plaintext;
