@@ -9,7 +9,7 @@ use weft_tests::{LIMIT, process::Process, wait_until};
 use crate::stage::Pair;
 
 /// Where its server listens.
-const PORT: u16 = 5201;
+pub(crate) const PORT: u16 = 5201;
 
 /// Whether this machine has iperf3.
 pub(crate) fn available() -> bool {

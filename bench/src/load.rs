@@ -74,6 +74,8 @@ pub(crate) enum Load {
         /// Connections at once.
         streams: usize,
     },
+    /// Another load, between two pods of one node.
+    OneNode(Box<Load>),
 }
 
 /// Connections of wrk in the load that processor time is counted over.
@@ -91,18 +93,30 @@ impl Load {
             ping_pong(None, true),
             Self::Connects,
         ];
+        let mut near = vec![ping_pong(pinned, false), Self::Connects];
         loads.extend(flood::Kind::ALL.map(Self::Flooded));
         if http::available() {
             loads.extend([1, BUSY].map(|connections| Self::Http { connections }));
+            near.push(Self::Http { connections: BUSY });
         } else {
             println!("SKIPPED: HTTP, because wrk is not installed (Debian: apt-get install wrk)");
         }
         if bulk::available() {
             loads.extend([1, 8].map(|streams| Self::Bulk { streams }));
+            near.push(Self::Bulk { streams: 1 });
         } else {
             println!("SKIPPED: bulk, because iperf3 is not installed (Debian: apt-get install iperf3)");
         }
+        loads.extend(near.into_iter().map(|load| Self::OneNode(Box::new(load))));
         Ok(loads)
+    }
+
+    /// The pairs that it is played between: the one outside of the mesh, and the one inside.
+    pub(crate) fn pairs<'a>(&self, stage: &'a Stage) -> [&'a Pair; 2] {
+        match self {
+            Self::OneNode(_) => [&stage.near_direct, &stage.near_weft],
+            _ => [&stage.direct, &stage.weft],
+        }
     }
 
     /// What one run of it measures.
@@ -143,12 +157,23 @@ impl Load {
             ],
             Self::Connects | Self::Http { .. } => vec![measure("", Unit::PerSecond)],
             Self::Bulk { .. } => vec![measure("", Unit::Gbits)],
+            Self::OneNode(load) => {
+                let inside = |measure: Measure| Measure {
+                    name: match measure.name.strip_prefix("  CPU per 100,000 requests") {
+                        Some(whose) => format!("  one node: CPU per 100,000{whose}"),
+                        None => format!("one node: {}", measure.name),
+                    },
+                    ..measure
+                };
+                load.measures().into_iter().map(inside).collect()
+            }
         }
     }
 
     /// Plays it between the pods of a pair: one figure for each of the measures.
     pub(crate) fn run(&self, stage: &Stage, pair: &Pair, plan: &Plan) -> Result<Vec<f64>> {
         match *self {
+            Self::OneNode(ref load) => load.run(stage, pair, plan),
             Self::PingPong { core, beside_bulk } => {
                 let play = || ping_pong(pair, plan.duration, beside_bulk);
                 match core {
@@ -195,6 +220,7 @@ impl fmt::Display for Load {
             Self::Http { connections } => write!(f, "HTTP/1.1 kept alive, {connections} connections"),
             Self::Bulk { streams: 1 } => write!(f, "bulk, 1 stream"),
             Self::Bulk { streams } => write!(f, "bulk, {streams} streams"),
+            Self::OneNode(load) => write!(f, "one node: {load}"),
         }
     }
 }

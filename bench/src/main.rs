@@ -65,7 +65,7 @@ fn main() -> Result<()> {
             .is_none_or(|only| load.to_string().contains(only))
     });
     ensure!(!loads.is_empty(), "no load's name contains what --only says");
-    println!("setting up two nodes, their agents, and two pairs of pods");
+    println!("setting up two nodes, their agents, and four pairs of pods");
     let stage = Stage::set()?;
     stage.prove()?;
     let mut memory = Memory::idle(&stage)?;
@@ -125,8 +125,9 @@ fn play(stage: &Stage, plan: &Plan, loads: &[Load]) -> Vec<Series> {
 
 fn both(load: &Load, stage: &Stage, plan: &Plan) -> Result<(Vec<f64>, Vec<f64>)> {
     let run = |pair| load.run(stage, pair, plan);
-    let direct = run(&stage.direct).context("in direct TCP")?;
-    let weft = run(&stage.weft).context("through weft")?;
+    let [direct, weft] = load.pairs(stage);
+    let direct = run(direct).context("in direct TCP")?;
+    let weft = run(weft).context("through weft")?;
     Ok((direct, weft))
 }
 

@@ -5,6 +5,9 @@
 //!   node a                         node b
 //!   client ────── direct ──────── server, nginx     not in the mesh file: plain TCP, untouched
 //!   client ── agent ══ agent ──── server, nginx     captured: mutual TLS between the nodes
+//!
+//!   client ────── server, nginx                     two more pairs, all of them on node a: one that the mesh does
+//!   client ────── server, nginx                     not know, and one that is captured and talks from app to app
 //! ```
 
 use std::{
@@ -14,8 +17,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use socket2::SockRef;
 use weft_tests::{Agent, LIMIT, Nginx, Pod, PodSpec, Server, World, app, wait_until};
+
+use crate::bulk;
 
 /// Where nginx listens.
 const HTTP_PORT: u16 = 8080;
@@ -37,31 +43,59 @@ pub(crate) struct Pair {
     /// Whether the mesh has these pods.
     pub(crate) captured: bool,
     _nginx: Nginx,
+    /// Of a pair on one node that is to talk from app to app: its agent, which says whether it does.
+    agent: Option<Agent>,
 }
 
+/// Where the servers of a pair on one node listen: at each port the first connection is the agent's.
+const NEAR_PORT: u16 = 9000;
+
 impl Pair {
-    fn set(world: &mut World, name: &'static str, dress: fn(PodSpec) -> PodSpec) -> Result<Self> {
+    fn set(
+        world: &mut World,
+        name: &'static str,
+        server_node: &str,
+        dress: fn(PodSpec) -> PodSpec,
+    ) -> Result<Self> {
         let spec = |role| dress(PodSpec::new(&format!("{name}-{role}")).service_account(role));
         let client = world.pod("a", spec("client"))?;
-        let server = world.pod("b", spec("server"))?;
-        let flooded = world.pod("b", spec("flooded"))?;
+        let server = world.pod(server_node, spec("server"))?;
+        let flooded = world.pod(server_node, spec("flooded"))?;
         let nginx = Nginx::start(world, &server, HTTP_PORT, BODY)?;
         Ok(Self {
             name,
             client,
             server,
             flooded,
-            captured: name == "weft",
+            captured: name.ends_with("weft"),
             _nginx: nginx,
+            agent: None,
         })
     }
 
     /// A listener on the server, and where the client finds it. Waiting for a connection has an end.
     pub(crate) fn listen(&self) -> Result<(TcpListener, SocketAddr)> {
-        let listener = self.server.listen(0).context("listen on the server")?;
+        let port = self.agent.as_ref().map_or(0, |_| NEAR_PORT);
+        let listener = self.server.listen(port).context("listen on the server")?;
         SockRef::from(&listener).set_read_timeout(Some(ACCEPT_LIMIT))?;
         let port = listener.local_addr()?.port();
         Ok((listener, self.server.addr(port)))
+    }
+
+    /// Makes a pair on one node talk from app to app at every port that loads use.
+    fn warm(&self, agent: &Agent) -> Result<()> {
+        for port in [NEAR_PORT, bulk::PORT] {
+            let listener = self.server.listen(port)?;
+            self.connection(&listener, self.server.addr(port))?;
+        }
+        self.client.connect(self.server.addr(HTTP_PORT))?;
+        for port in [NEAR_PORT, bulk::PORT, HTTP_PORT] {
+            let to = self.server.addr(port).to_string();
+            wait_until("the pair to talk from app to app", LIMIT, || {
+                agent.status().is_ok_and(|status| is_direct(&status, &to))
+            })?;
+        }
+        Ok(())
     }
 
     /// Both ends of one connection without delay of small writes.
@@ -89,12 +123,26 @@ impl Pair {
     }
 }
 
+/// Whether an agent's status says that a pod reaches this app directly.
+fn is_direct(status: &Value, app: &str) -> bool {
+    let list = status.pointer("/sameNode/list").and_then(Value::as_array);
+    let is = |pair: &Value| {
+        let directly = pair["directly"].as_array();
+        directly.is_some_and(|directly| directly.iter().any(|it| it == app))
+    };
+    list.is_some_and(|list| list.iter().any(is))
+}
+
 /// Everything that runs. Fields are dropped in this order: the world, last, removes what is left.
 pub(crate) struct Stage {
     /// The pair outside of the mesh.
     pub(crate) direct: Pair,
     /// The pair inside.
     pub(crate) weft: Pair,
+    /// A pair on one node, outside.
+    pub(crate) near_direct: Pair,
+    /// A pair on one node, inside.
+    pub(crate) near_weft: Pair,
     /// Somebody on node a whom the mesh does not know.
     pub(crate) stranger: Pod,
     /// Of node a and of node b.
@@ -106,13 +154,18 @@ impl Stage {
     /// Brings it up.
     pub(crate) fn set() -> Result<Self> {
         let mut world = World::two_nodes()?;
-        let direct = Pair::set(&mut world, "direct", PodSpec::unlisted)?;
-        let weft = Pair::set(&mut world, "weft", |spec| spec)?;
+        let direct = Pair::set(&mut world, "direct", "b", PodSpec::unlisted)?;
+        let weft = Pair::set(&mut world, "weft", "b", |spec| spec)?;
+        let near_direct = Pair::set(&mut world, "near-direct", "a", PodSpec::unlisted)?;
+        let mut near_weft = Pair::set(&mut world, "near-weft", "a", |spec| spec)?;
         let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
         let agents = world.start_agents()?;
+        near_weft.agent = Some(agents[0].clone());
         Ok(Self {
             direct,
             weft,
+            near_direct,
+            near_weft,
             stranger,
             agents,
             _world: world,
@@ -133,7 +186,8 @@ impl Stage {
             (counted - 1.0).abs() < 0.5,
             "one tunnelled connection was made, and {counted} were counted: the direct pair is not direct"
         );
-        Ok(())
+        greet(&self.near_direct)?;
+        self.near_weft.warm(&self.agents[0])
     }
 
     /// Connections that node b's agent has taken in with mutual TLS.

@@ -303,3 +303,45 @@ fn connections_that_are_shut_down_on_both_sides_leave_nothing_behind() {
         })
     });
 }
+
+#[test]
+fn syn_cookies_lose_no_connection() {
+    with_world(|world| {
+        let Cast { client, web, agent } = cast(world)?;
+        // Always: the pod keeps nothing of a SYN, and its lookup is asked again for the ACK.
+        web.netns().sysctl(&[("ipv4/tcp_syncookies", "2")])?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        for to in [web.addr(8080), web.addr6(8080)] {
+            talk_directly(&agent, &client, to)?;
+            for _ in 0..50 {
+                common::echoed(&client, to)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn no_connection_fails_while_agents_replace_each_other() {
+    with_world(|world| {
+        let Cast { client, web, agent } = cast(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        talk_directly(&agent, &client, addr(SERVICE4))?;
+        let mut open = client.connect(addr(SERVICE4))?;
+        let dialling = pair::Dialling::start(&client, addr(SERVICE4), 2)?;
+        let mut before = agent;
+        // The same layout of the maps, another one, and back again.
+        for binary in ["weft", "weft-next-layout", "weft"] {
+            dialling.wait_for_echoes(dialling.echoes() + 50)?;
+            let next = world.take_over("a", AgentOptions::default().binary(binary))?;
+            dialling.wait_for_echoes(dialling.echoes() + 50)?;
+            before.stop()?;
+            before = next;
+            talk_directly(&before, &client, addr(SERVICE4)).context(binary)?;
+            round_trip(&mut open, MARKER).context("what was open goes on")?;
+        }
+        let failures = dialling.stop_and_count_failures();
+        ensure!(failures == 0, "{failures} connections failed");
+        Ok(())
+    });
+}

@@ -1,5 +1,7 @@
 //! Loads the programs, attaches them at the cgroup and pins everything; or adopts what an earlier agent pinned.
 
+mod error;
+
 use std::{
     collections::HashSet,
     fs::{self, File},
@@ -13,19 +15,19 @@ use std::{
 
 use agent_common::layout::MAPS;
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfLoader,
     maps::MapError,
     programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SkLookup, SockOps, links::FdLink},
 };
-use thiserror::Error;
 
+pub use self::error::LoadError;
 use super::{
     dns::DnsServers,
     link,
     maps::{Maps, SocketStates},
     pins::{DNS_SERVERS, Generation, OWN, Pins},
-    preflight::{self, PreflightError},
-    takeover::{Claim, ClaimError},
+    preflight,
+    takeover::Claim,
     verdicts::{DirectEvents, Verdicts},
 };
 
@@ -41,49 +43,6 @@ const CARRIERS: [&str; 5] = [
 ];
 /// The program that is attached to each pod's network namespace.
 const LOOKUP_PROGRAM: &str = "weft_sk_lookup";
-
-/// Why the programs could not be brought to work.
-#[derive(Debug, Error)]
-pub enum LoadError {
-    /// The machine does not offer what is needed.
-    #[error(transparent)]
-    Preflight(#[from] PreflightError),
-    /// Another agent owns the pins.
-    #[error(transparent)]
-    Claim(#[from] ClaimError),
-    /// The object or its maps.
-    #[error(
-        "load the eBPF object with its maps pinned in {pin_dir}; to begin anew, end the agent and run `weft release`"
-    )]
-    Object {
-        /// Where the maps are pinned.
-        pin_dir: PathBuf,
-        /// Why.
-        source: Box<EbpfError>,
-    },
-    /// One program.
-    #[error("load or attach program {program}")]
-    Program {
-        /// Which.
-        program: &'static str,
-        /// Why; the verifier's log is in it.
-        source: Box<ProgramError>,
-    },
-    /// A link's pin.
-    #[error("open, pin or replace {0}")]
-    Link(PathBuf, #[source] io::Error),
-    /// A map that does not fit.
-    #[error("open the maps pinned in {pin_dir}; to begin anew, end the agent and run `weft release`")]
-    Maps {
-        /// Where the maps are pinned.
-        pin_dir: PathBuf,
-        /// Why.
-        source: Box<MapError>,
-    },
-    /// The cgroup to attach at.
-    #[error("open the cgroup {0}")]
-    Cgroup(PathBuf, #[source] io::Error),
-}
 
 /// Where to attach and pin.
 #[derive(Clone, Debug)]

@@ -8,10 +8,11 @@
 
 mod entries;
 mod flows;
+mod inbox;
+mod ways;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -22,9 +23,11 @@ use rustls::pki_types::UnixTime;
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::inbox::{Inbox, Incoming};
 use self::{
     entries::{Action, Choices, Entries, plan},
     flows::{Flows, Pods, Trouble},
+    ways::Ways,
 };
 use super::{Shared, pod::Pod};
 use crate::{
@@ -34,12 +37,10 @@ use crate::{
     },
     mesh::{Mesh, Outbound, Refusal, ThroughAgent, Verdict, Workload, choices, direct, reconsider},
     net::{
-        netlink::{self, Changes},
+        netlink,
         netns::Netns,
         tls::{Purpose, Rejected},
-        veth,
     },
-    telemetry::chain,
 };
 
 /// Pairs that are kept; the one that was asked for first makes room.
@@ -65,22 +66,13 @@ pub(super) struct Pair {
 /// The workers' end: where they ask for pairs.
 pub(super) type Asking = mpsc::Sender<Pair>;
 
-/// What comes in from workers and from the kernel.
-#[derive(Debug)]
-pub(super) struct Inbox {
-    pairs: mpsc::Receiver<Pair>,
-    trouble: mpsc::Receiver<Trouble>,
-}
-
 /// The state of the kernel path. Written by the control loop only.
 pub(super) struct SameNode {
     shared: Shared,
     verdicts: Verdicts,
     flows: Flows,
     reading: Option<(CancellationToken, JoinHandle<()>)>,
-    /// The node's own network namespace; without it nothing can be proved.
-    node: Option<Netns>,
-    changes: Option<Changes>,
+    ways: Ways,
     pods: Arc<ArcSwap<Pods>>,
     pairs: BTreeMap<Pair, Entries>,
     /// In the order in which they were asked for.
@@ -89,8 +81,6 @@ pub(super) struct SameNode {
     needed: HashMap<Dialled, usize>,
     /// What went wrong with a verdict, and until when it is not given again.
     suspended: HashMap<Dialled, Instant>,
-    /// What was found out about the way between two pods.
-    proofs: HashMap<(Dialled, IpAddr), Result<(), String>>,
     /// What came in before the first pods were captured.
     early: Vec<Incoming>,
     /// What became of the pairs, for people.
@@ -106,24 +96,6 @@ pub(super) type Known = Arc<Mutex<BTreeMap<Pair, Became>>>;
 pub(super) struct Became {
     pub(super) directly: Vec<SocketAddr>,
     pub(super) through_agent: Option<ThroughAgent>,
-}
-
-impl Inbox {
-    /// Waits for pairs or troubles and hands them on.
-    pub(super) async fn next(&mut self) -> Incoming {
-        tokio::select! {
-            Some(pair) = self.pairs.recv() => Incoming::Pair(pair),
-            Some(trouble) = self.trouble.recv() => Incoming::Trouble(trouble),
-            else => std::future::pending().await,
-        }
-    }
-}
-
-/// One thing from the [`Inbox`].
-#[derive(Debug)]
-pub(in crate::node) enum Incoming {
-    Pair(Pair),
-    Trouble(Trouble),
 }
 
 impl SameNode {
@@ -144,21 +116,18 @@ impl SameNode {
     ) -> Result<(Self, Inbox), LoadError> {
         let (tell, trouble) = mpsc::channel(WAITING);
         let pods: Arc<ArcSwap<Pods>> = Arc::default();
-        let changes = node.as_ref().and_then(watch);
         let mut same_node = Self {
             flows: Flows::new(shared.clone(), Arc::clone(&pods), tell),
             known: Arc::clone(&shared.same_node),
             shared,
             verdicts: kernel.verdicts()?,
             reading: None,
-            node,
-            changes,
+            ways: Ways::new(node),
             pods,
             pairs: BTreeMap::new(),
             order: VecDeque::new(),
             needed: HashMap::new(),
             suspended: HashMap::new(),
-            proofs: HashMap::new(),
             early: Vec::new(),
         };
         same_node.begin(kernel)?;
@@ -209,7 +178,7 @@ impl SameNode {
             return;
         }
         self.pods.store(Arc::new(pods));
-        self.proofs.clear();
+        self.ways.forget();
         self.look_again();
         if before.is_empty() {
             self.flows.adopt(&self.verdicts.connections());
@@ -223,10 +192,7 @@ impl SameNode {
         let now = Instant::now();
         let before = self.suspended.len();
         self.suspended.retain(|_, until| *until > now);
-        let changed = self.changes.as_ref().is_some_and(Changes::any);
-        if changed {
-            self.proofs.clear();
-        }
+        let changed = self.ways.have_changed();
         if changed || before != self.suspended.len() {
             self.look_again();
         }
@@ -260,7 +226,7 @@ impl SameNode {
         for pair in pairs {
             self.settle(&mesh, &pair);
         }
-        let node = self.node.as_ref().map(Netns::cookie);
+        let node = self.ways.node().map(Netns::cookie);
         for connection in self.verdicts.connections() {
             if Some(connection.source) == node {
                 continue;
@@ -368,22 +334,7 @@ impl SameNode {
         if self.suspended.contains_key(&(from.netns.cookie(), app)) {
             return Err(ThroughAgent::Blocked);
         }
-        self.proved(from, &to, app).map_err(ThroughAgent::Unproved)
-    }
-
-    fn proved(&mut self, from: &Pod, to: &Pod, app: SocketAddr) -> Result<(), String> {
-        let same_family = |address: &&IpAddr| address.is_ipv4() == app.is_ipv4();
-        let source = from.addresses.iter().find(same_family).copied();
-        let source = source.ok_or("the pod has no address of the family")?;
-        let key = ((from.netns.cookie(), SocketAddr::new(app.ip(), 0)), source);
-        let node = self.node.as_ref();
-        self.proofs
-            .entry(key)
-            .or_insert_with(|| {
-                let node = node.ok_or("the node's network namespace is not known")?;
-                veth::prove(node, (&from.netns, source), (&to.netns, app.ip())).map_err(|error| chain(&error))
-            })
-            .clone()
+        self.ways.proved(from, &to, app).map_err(ThroughAgent::Unproved)
     }
 
     fn replace(&mut self, pair: &Pair, new: Entries) {
@@ -500,14 +451,6 @@ fn apply(verdicts: &mut Verdicts, action: Action) -> Result<(), aya::maps::MapEr
         Action::Choose(service, number, app) => verdicts.choose(service, number, app),
         Action::Spread(service, endpoints) => verdicts.spread(service, endpoints),
     }
-}
-
-/// Listens for changes of the node's links and routes. Without that, what was proved once is taken to hold.
-fn watch(node: &Netns) -> Option<Changes> {
-    let opened: io::Result<Changes> = node.enter(Changes::open);
-    opened
-        .inspect_err(|error| tracing::warn!(%error, "changes of the node's routes go unnoticed"))
-        .ok()
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

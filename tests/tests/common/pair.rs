@@ -129,12 +129,26 @@ impl Dialling {
         self.state.begun.load(SeqCst)
     }
 
+    /// How many dials have been answered.
+    pub(super) fn echoes(&self) -> u64 {
+        self.state.echoes.load(SeqCst)
+    }
+
+    /// Stops, and counts the dials that were not answered.
+    pub(super) fn stop_and_count_failures(self) -> u64 {
+        self.state.stop.store(true, SeqCst);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+        self.state.begun.load(SeqCst) - self.state.echoes.load(SeqCst)
+    }
+
     pub(super) fn wait_for_dials(&self, begun: u64) -> Result<()> {
         wait_until("dials", LIMIT, || self.begun() >= begun)
     }
 
     pub(super) fn wait_for_echoes(&self, echoes: u64) -> Result<()> {
-        wait_until("echoes", LIMIT, || self.state.echoes.load(SeqCst) >= echoes)
+        wait_until("echoes", LIMIT, || self.echoes() >= echoes)
     }
 
     /// Stops, and counts the answered dials with this number or a later one.

@@ -349,7 +349,7 @@ fn how_connections_inside_a_node_go() {
         &[
             "`fast` namespaces[0].sameNode: \"fast\" is not known here: write kernel or tunnel",
             "`{name: demo` namespaces[1]: there are two namespaces demo: remove one",
-            "`{sameNode: tunnel` namespaces[2].name: is missing",
+            "`{sameNode: tunnel` namespaces[2].name: is missing: add it",
         ],
     );
 }
