@@ -19,14 +19,17 @@
 //!
 //! As there, an ALLOW match with fields that only a request has does not hold at L4.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
+use std::{cell::OnceCell, net::IpAddr};
 
 use super::{
-    Action, Clause, Inbound, Match, Mesh, MtlsMode, Policy, PolicyKey, Refusal, Rule, ServiceAccountMatch,
-    SpiffeId, StringMatch, Workload, route::is_pod_of,
+    Action, Inbound, Mesh, MtlsMode, Policy, PolicyKey, Refusal, SpiffeId, Workload, route::is_pod_of,
 };
+
+mod cover;
+mod rule;
+
+pub(super) use cover::{Cover, Covered, Policies};
+use rule::{KINDS, Rule, key};
 
 /// The answer of [`authorize`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,14 +45,15 @@ pub enum Verdict {
 
 /// Whether a connection may reach a workload.
 pub fn authorize(mesh: &Mesh, workload: &Workload, conn: &Inbound) -> Verdict {
-    verdict(judge(mesh, workload, conn, |policy| !policy.dry_run))
+    verdict(judge(mesh, workload, conn, &mesh.cover(workload)))
 }
 
 /// What [`authorize`] would say if the dry-run policies that cover the workload were enforced; none where it has none.
 pub fn rehearse(mesh: &Mesh, workload: &Workload, conn: &Inbound) -> Option<Verdict> {
-    mesh.policies_of(workload)
-        .any(|policy| policy.dry_run)
-        .then(|| verdict(judge(mesh, workload, conn, |_| true)))
+    let cover = mesh.cover(workload);
+    cover
+        .dry_run
+        .then(|| verdict(judge(mesh, workload, conn, &cover.rehearsed())))
 }
 
 /// The dry-run policies that match a connection: what they would have done is in their action.
@@ -58,45 +62,48 @@ pub fn dry_run_matches<'a>(
     workload: &'a Workload,
     conn: &'a Inbound,
 ) -> impl Iterator<Item = &'a Policy> {
+    let any = mesh.cover(workload).dry_run;
+    let covering = any.then(|| mesh.policies_of(workload)).into_iter().flatten();
     let conn = Judged::new(mesh, workload, conn);
-    mesh.policies_of(workload)
+    covering
         .map(AsRef::as_ref)
-        .filter(move |p| p.dry_run && policy_matches(p, &conn))
+        .filter(move |policy| policy.dry_run && matches(policy, &conn))
+}
+
+/// As the index of a cover finds it, for a policy by itself.
+fn matches(policy: &Policy, conn: &Judged<'_>) -> bool {
+    let mut rules = policy
+        .rules
+        .iter()
+        .filter_map(|rule| Rule::new(rule, policy.action));
+    rules.any(|rule| rule.holds(conn))
 }
 
 fn verdict(judged: Result<Option<PolicyKey>, Refusal>) -> Verdict {
     judged.map_or_else(Verdict::Deny, |policy| Verdict::Allow { policy })
 }
 
-/// The policy that allows it, where one must; `in_force` says which policies count.
+/// The policy that allows it, where one must.
 fn judge(
     mesh: &Mesh,
     workload: &Workload,
     conn: &Inbound,
-    in_force: impl Fn(&Policy) -> bool,
+    cover: &Cover,
 ) -> Result<Option<PolicyKey>, Refusal> {
     if conn.peer.is_none() {
         check_strict(mesh, workload, conn.destination.port())?;
     }
-    if let Some(missing) = workload.policies.iter().find(|key| mesh.policy(key).is_none()) {
+    if let Some(missing) = &cover.missing {
         return Err(Refusal::PolicyMissing(missing.clone()));
     }
     let conn = Judged::new(mesh, workload, conn);
-    let enforced = |action| {
-        mesh.policies_of(workload)
-            .filter(move |policy| policy.action == action)
-            .filter(|policy| in_force(policy))
-    };
-    if let Some(policy) = enforced(Action::Deny).find(|policy| policy_matches(policy, &conn)) {
-        return Err(Refusal::DeniedBy(policy.key.clone()));
+    if let Some(policy) = cover.first_match(Action::Deny, &conn) {
+        return Err(Refusal::DeniedBy(policy.clone()));
     }
-    match enforced(Action::Allow).find(|policy| policy_matches(policy, &conn)) {
-        Some(policy) => Ok(Some(policy.key.clone())),
-        None if enforced(Action::Allow).next().is_none() => Ok(None),
-        None => {
-            let in_scope = enforced(Action::Allow).map(|policy| &policy.key).collect();
-            Err(Refusal::NotAllowed(in_scope))
-        }
+    match cover.first_match(Action::Allow, &conn) {
+        Some(policy) => Ok(Some(policy.clone())),
+        None if cover.enforced(Action::Allow).next().is_none() => Ok(None),
+        None => Err(Refusal::NotAllowed(cover.enforced(Action::Allow).collect())),
     }
 }
 
@@ -108,26 +115,59 @@ fn check_strict(mesh: &Mesh, workload: &Workload, port: u16) -> Result<(), Refus
 }
 
 /// What the fields of a match look at.
-#[derive(Clone, Copy)]
 struct Judged<'a> {
     mesh: &'a Mesh,
     workload: &'a Workload,
     /// None for a plaintext peer, which has proved nothing.
-    peer: Option<&'a SpiffeId>,
+    peer: Option<Peer<'a>>,
     source_ip: IpAddr,
     destination_ip: IpAddr,
     destination_port: u16,
+    /// By what rules for it are found, by [`rule::Kind`].
+    keys: [Option<u64>; KINDS],
+    through_waypoint: OnceCell<bool>,
+}
+
+/// The names of a peer.
+struct Peer<'a> {
+    identity: &'a SpiffeId,
+    principal: &'a str,
+    namespace: &'a str,
+    trust_domain: &'a str,
+    service_account: &'a str,
+}
+
+impl<'a> Peer<'a> {
+    fn new(identity: &'a SpiffeId) -> Self {
+        Self {
+            identity,
+            principal: identity.principal(),
+            namespace: identity.namespace(),
+            trust_domain: identity.trust_domain(),
+            service_account: identity.service_account(),
+        }
+    }
 }
 
 impl<'a> Judged<'a> {
     fn new(mesh: &'a Mesh, workload: &'a Workload, conn: &'a Inbound) -> Self {
+        let peer = conn.peer.as_ref().map(Peer::new);
+        let of_peer = |value: fn(&Peer<'_>) -> u64| peer.as_ref().map(value);
+        let destination_port = conn.destination.port();
         Self {
             mesh,
             workload,
-            peer: conn.peer.as_ref(),
             source_ip: conn.source_ip.to_canonical(),
             destination_ip: conn.destination.ip().to_canonical(),
-            destination_port: conn.destination.port(),
+            destination_port,
+            keys: [
+                of_peer(|peer| key(peer.principal)),
+                of_peer(|peer| key((peer.namespace, peer.service_account))),
+                of_peer(|peer| key(peer.namespace)),
+                Some(key(destination_port)),
+            ],
+            peer,
+            through_waypoint: OnceCell::new(),
         }
     }
 
@@ -135,8 +175,13 @@ impl<'a> Judged<'a> {
     /// was judged by what only a request has. The address is the tunnel's own and the identity is proven, so nobody can
     /// pretend.
     fn came_through_waypoint(&self) -> bool {
+        *self.through_waypoint.get_or_init(|| self.find_waypoint())
+    }
+
+    fn find_waypoint(&self) -> bool {
+        let peer = self.peer.as_ref().map(|peer| peer.identity);
         let source = self.mesh.workload_at(self.source_ip);
-        let Some(source) = source.filter(|source| self.peer == Some(&source.identity)) else {
+        let Some(source) = source.filter(|source| peer == Some(&source.identity)) else {
             return false;
         };
         let services = self.workload.services.keys();
@@ -144,98 +189,6 @@ impl<'a> Judged<'a> {
         let mut waypoints = self.workload.waypoint.iter().chain(of_services);
         waypoints.any(|gateway| is_pod_of(self.mesh, source, gateway))
     }
-}
-
-fn policy_matches(policy: &Policy, conn: &Judged<'_>) -> bool {
-    policy
-        .rules
-        .iter()
-        .any(|rule| rule_matches(rule, policy.action, conn))
-}
-
-fn rule_matches(rule: &Rule, action: Action, conn: &Judged<'_>) -> bool {
-    rule.clauses
-        .iter()
-        .all(|clause| clause_matches(clause, action, conn))
-}
-
-fn clause_matches(clause: &Clause, action: Action, conn: &Judged<'_>) -> bool {
-    if clause.matches.is_empty() {
-        return empty_matches(action);
-    }
-    clause
-        .matches
-        .iter()
-        .any(|match_| match_matches(match_, action, conn))
-}
-
-/// Nothing is said, so nothing is known: it must never widen what is allowed.
-fn empty_matches(action: Action) -> bool {
-    action == Action::Deny
-}
-
-/// Every field that says something must hold.
-///
-/// A plaintext peer has no name of any kind. A field that names some does not hold for it, not even `*` (which asks that
-/// there be one); its `not_` twin does hold, for a peer without a name is not one of those named. So
-/// `not_principals: [*]` is how a policy says "plaintext", and an ALLOW by `not_principals: [x]` lets plaintext peers
-/// in: as in Istio, whoever wants proof must ask for it, by `principals` or by STRICT.
-fn match_matches(match_: &Match, action: Action, conn: &Judged<'_>) -> bool {
-    if *match_ == Match::default() {
-        return empty_matches(action);
-    }
-    let unknown = !match_.unseen.is_empty() || !match_.unreadable.is_empty();
-    if unknown && action == Action::Allow {
-        return false;
-    }
-    if !match_.unseen.is_empty() && conn.came_through_waypoint() {
-        return false;
-    }
-    peer_matches(match_, conn) && addresses_match(match_, conn)
-}
-
-fn peer_matches(match_: &Match, conn: &Judged<'_>) -> bool {
-    let is = |pattern: &StringMatch, name: fn(&SpiffeId) -> &str| {
-        conn.peer.is_some_and(|peer| pattern.matches(name(peer)))
-    };
-    let service_account = |account: &ServiceAccountMatch| {
-        conn.peer.is_some_and(|peer| {
-            peer.namespace() == &*account.namespace && peer.service_account() == &*account.name
-        })
-    };
-    field_matches(&match_.namespaces, &match_.not_namespaces, |pattern| {
-        is(pattern, SpiffeId::namespace)
-    }) && field_matches(&match_.trust_domains, &match_.not_trust_domains, |pattern| {
-        is(pattern, SpiffeId::trust_domain)
-    }) && field_matches(&match_.principals, &match_.not_principals, |pattern| {
-        is(pattern, SpiffeId::principal)
-    }) && field_matches(
-        &match_.service_accounts,
-        &match_.not_service_accounts,
-        service_account,
-    )
-}
-
-fn addresses_match(match_: &Match, conn: &Judged<'_>) -> bool {
-    let source_ip = |net: &IpNet| net.contains(&conn.source_ip);
-    let destination_ip = |net: &IpNet| net.contains(&conn.destination_ip);
-    let destination_port = |port: &u16| *port == conn.destination_port;
-    field_matches(&match_.source_ips, &match_.not_source_ips, source_ip)
-        && field_matches(
-            &match_.destination_ips,
-            &match_.not_destination_ips,
-            destination_ip,
-        )
-        && field_matches(
-            &match_.destination_ports,
-            &match_.not_destination_ports,
-            destination_port,
-        )
-}
-
-/// One of the values, where there are any, and none of the `not_` twin's.
-fn field_matches<T>(values: &[T], not_values: &[T], holds: impl Fn(&T) -> bool) -> bool {
-    (values.is_empty() || values.iter().any(&holds)) && !not_values.iter().any(&holds)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Not here: reading it from anywhere (`feed`), and the answers themselves (`route`, `authorize`). A change of the
 //! mesh is a new `Mesh`.
 
-use std::{hash::Hash, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, hash::Hash, net::IpAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -11,7 +11,10 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
     MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
-    SameNodes, Scope, Service, ServiceKey, TrustDomain, Workload, endpoints::Endpoints, names::Names,
+    SameNodes, Service, ServiceKey, TrustDomain, Workload,
+    authorize::{Cover, Covered, Policies},
+    endpoints::Endpoints,
+    names::Names,
     vips::Vips,
 };
 
@@ -48,16 +51,14 @@ pub struct Mesh {
     cluster_domain: Arc<str>,
     root_namespace: Arc<str>,
     cluster_cidrs: Vec<IpNet>,
-    workloads: FxHashMap<Arc<str>, Arc<Workload>>,
+    workloads: Covered,
     workloads_by_address: FxHashMap<IpAddr, Arc<Workload>>,
     services: FxHashMap<ServiceKey, Arc<Service>>,
     vips: Vips,
     names: Names,
     endpoints: FxHashMap<ServiceKey, Endpoints>,
     headless: FxHashMap<Arc<str>, Vec<(u16, Arc<Service>)>>,
-    policies: FxHashMap<PolicyKey, Arc<Policy>>,
-    mesh_policies: Vec<Arc<Policy>>,
-    namespace_policies: FxHashMap<Arc<str>, Vec<Arc<Policy>>>,
+    policies: Policies,
     peer_authentications: PeerAuthentications,
     same_nodes: SameNodes,
 }
@@ -70,6 +71,7 @@ impl Mesh {
         });
         let services = unique(parts.services, canonical_service, |service| service.key.clone());
         let policies = unique(parts.policies, canonical_policy, |policy| policy.key.clone());
+        let policies = Policies::new(&policies);
         let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
         let vips = Vips::new(&services);
         let gateways = gateways(&workloads, &services, &vips);
@@ -90,14 +92,8 @@ impl Mesh {
             names: Names::new(&services),
             endpoints: endpoints(&choosable, &services_by_key, &gateways),
             headless: headless(&workloads, &services_by_key),
-            mesh_policies: policies
-                .iter()
-                .filter(|p| p.scope == Scope::Mesh)
-                .cloned()
-                .collect(),
-            namespace_policies: namespace_policies(&policies),
-            policies: index(policies.iter().map(|policy| (policy.key.clone(), policy))),
-            workloads: index(workloads.iter().map(|workload| (workload.uid.clone(), workload))),
+            workloads: Covered::new(&workloads, &policies),
+            policies,
             services: services_by_key,
             peer_authentications: parts.peer_authentications,
             same_nodes: parts.same_nodes,
@@ -132,7 +128,7 @@ impl Mesh {
 
     /// The workload of this uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.workloads.workload(uid)
     }
 
     /// The workload that has this address. A hostNetwork workload is never found: its address is its node's.
@@ -177,7 +173,7 @@ impl Mesh {
 
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.workloads()
     }
 
     /// Every service, in no order.
@@ -187,7 +183,7 @@ impl Mesh {
 
     /// Every policy, in no order.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.policies.all()
     }
 
     /// The policy of this name, whatever its scope.
@@ -198,19 +194,12 @@ impl Mesh {
     /// The policies that cover a workload: the mesh's, its namespace's, and those that it names. One that it names
     /// and that is not there is not in here; `authorize` refuses for it.
     pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
-        let of_namespace = self
-            .namespace_policies
-            .get(&workload.namespace)
-            .into_iter()
-            .flatten();
-        let named = workload.policies.iter().filter_map(|key| self.policy(key));
-        // One that covers the workload anyway is in here once.
-        let named = named.filter(|policy| match policy.scope {
-            Scope::Mesh => false,
-            Scope::Namespace => policy.key.namespace != workload.namespace,
-            Scope::Selector => true,
-        });
-        self.mesh_policies.iter().chain(of_namespace).chain(named)
+        self.policies.of(workload)
+    }
+
+    /// The same, as `authorize` asks them.
+    pub(super) fn cover(&self, workload: &Workload) -> Cow<'_, Arc<Cover>> {
+        self.workloads.cover(&self.policies, workload)
     }
 
     /// Whether a port of a workload takes plaintext.
@@ -367,17 +356,6 @@ fn endpoint_ports(service: &Service, mapped: &[PortMapping]) -> Vec<PortMapping>
         .map(of_workload)
         .filter(|port| port.target_port != 0)
         .collect()
-}
-
-fn namespace_policies(policies: &[Arc<Policy>]) -> FxHashMap<Arc<str>, Vec<Arc<Policy>>> {
-    let mut by_namespace: FxHashMap<Arc<str>, Vec<Arc<Policy>>> = FxHashMap::default();
-    for policy in policies.iter().filter(|policy| policy.scope == Scope::Namespace) {
-        by_namespace
-            .entry(policy.key.namespace.clone())
-            .or_default()
-            .push(policy.clone());
-    }
-    by_namespace
 }
 
 fn canonical_workload(mut workload: Workload) -> Workload {

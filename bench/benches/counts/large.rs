@@ -86,6 +86,10 @@ fn everywhere() -> impl Iterator<Item = Place> {
 }
 
 fn mesh() -> Mesh {
+    Mesh::new(parts())
+}
+
+fn parts() -> MeshParts {
     let pods = everywhere()
         .flat_map(|Place(namespace, service, _)| (1..=PODS).map(move |pod| Place(namespace, service, pod)));
     let parts = MeshParts {
@@ -106,7 +110,7 @@ fn mesh() -> Mesh {
         (parts.workloads.len(), parts.services.len(), parts.policies.len()),
         (10_000, 1_000, 1_000)
     );
-    Mesh::new(parts)
+    parts
 }
 
 fn workload(place: Place) -> Workload {
@@ -277,7 +281,10 @@ fn kept<T>(question: T) -> &'static T {
 
 /// The last pod of a service is dialled at 8080 by `peer`, or at another port in clear.
 fn arrival(to: Place, peer: Option<Place>, port: u16) -> &'static Arrival {
-    let mesh = mesh();
+    arrival_in(mesh(), to, peer, port)
+}
+
+fn arrival_in(mesh: Mesh, to: Place, peer: Option<Place>, port: u16) -> &'static Arrival {
     let workload = mesh.workload_at(to.address()).expect("a pod").clone();
     let conn = Inbound {
         peer: peer.map(Place::identity),
@@ -321,14 +328,11 @@ pub(crate) fn plaintext_to_permissive() -> &'static Arrival {
 
 /// The last that the pod names.
 pub(crate) fn policy_missing() -> &'static Arrival {
-    let Arrival { mesh, workload, conn } = arrival(COVERED, Some(Place(3, 10, 1)), 8080);
-    let mut workload = Workload::clone(workload);
-    workload.policies.push(selector_key(0, POLICIES));
-    kept(Arrival {
-        mesh: mesh.clone(),
-        workload: Arc::new(workload),
-        conn: conn.clone(),
-    })
+    let mut parts = parts();
+    let covered = |pod: &&mut Workload| pod.addresses.contains(&COVERED.address());
+    let pod = parts.workloads.iter_mut().find(covered).expect("a pod");
+    pod.policies.push(selector_key(0, POLICIES));
+    arrival_in(Mesh::new(parts), COVERED, Some(Place(3, 10, 1)), 8080)
 }
 
 /// A pod dials `to`.

@@ -91,7 +91,11 @@ fn forwarded(text: &str) -> Result<Forwarded, HeaderError> {
     black_box(text).parse()
 }
 
-library_benchmark_group!(name = authorize_, benchmarks = authorized);
+library_benchmark_group!(
+    name = authorize_,
+    config = within_a_microsecond(),
+    benchmarks = authorized
+);
 library_benchmark_group!(
     name = route_,
     config = within_a_microsecond(),

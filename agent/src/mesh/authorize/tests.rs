@@ -1,11 +1,13 @@
 //! Who may reach a workload, as Istio's ambient mode has it, as tables; and `authorize` against an oracle that is too
 //! simple to be wrong.
 
+use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 
-use super::*;
+use super::{rule::Test, *};
 use crate::mesh::{
-    InScope, MeshParts, MtlsSetting, PeerAuthentication, PeerAuthentications, Scope,
+    Clause, InScope, Match, MeshParts, MtlsSetting, PeerAuthentication, PeerAuthentications, Rule, Scope,
+    ServiceAccountMatch, StringMatch,
     sample::{self, any_of, policy},
 };
 
@@ -181,7 +183,8 @@ fn check_match(match_: Match, curl: bool, plaintext: bool) {
     let (mesh, workload) = (Mesh::new(sample::parts()), sample::pod("web-1", &["10.0.0.9"]));
     for (from, expect) in [("demo/curl", curl), ("-", plaintext)] {
         let conn = conn(from, "::ffff:10.0.0.1");
-        let holds = match_matches(&match_, Action::Allow, &Judged::new(&mesh, &workload, &conn));
+        let judged = Judged::new(&mesh, &workload, &conn);
+        let holds = Test::new(&match_, Action::Allow).is_some_and(|test| test.holds(&judged));
         assert_eq!(holds, expect, "{from}: {match_:?}");
     }
 }
@@ -573,6 +576,39 @@ fn a_refusal_names_the_first_few_policies_in_scope() {
 }
 
 #[test]
+fn a_workload_that_is_not_as_the_mesh_has_it() {
+    let of_selector = |key, action| policy(key, Scope::Selector, action, vec![Rule::default()]);
+    let known = sample::pod("web-1", &["10.0.0.9"]);
+    let mesh = Mesh::new(MeshParts {
+        policies: vec![
+            of_selector("demo/d", Action::Deny),
+            of_selector("demo/a", Action::Allow),
+            policy("other/p", Scope::Namespace, Action::Deny, vec![Rule::default()]),
+        ],
+        workloads: vec![known.clone()],
+        ..sample::parts()
+    });
+    let check = |workload: &Workload, expect: &str| {
+        let verdict = authorize(&mesh, workload, &conn("demo/curl", "10.0.0.1"));
+        assert_eq!(shown(verdict), expect);
+    };
+    let named = |keys: &[&str]| Workload {
+        policies: keys.iter().map(|key| sample::policy_key(key)).collect(),
+        ..known.clone()
+    };
+    let elsewhere = Workload {
+        namespace: "other".into(),
+        ..known.clone()
+    };
+    check(mesh.workload(&known.uid).unwrap(), "allowed");
+    check(&known, "allowed");
+    check(&named(&["demo/a"]), "allowed by demo/a");
+    check(&named(&["demo/a", "demo/d"]), "denied by policy demo/d");
+    check(&named(&["demo/q"]), "policy demo/q applies but has not arrived");
+    check(&elsewhere, "denied by policy other/p");
+}
+
+#[test]
 fn strict() {
     let setting = |name: &str, mode, port_mode| PeerAuthentication {
         key: sample::policy_key(name),
@@ -923,7 +959,7 @@ fn strict_everywhere() -> MtlsSetting {
     }
 }
 
-/// Which of several policies is named, and in which order, is not promised.
+/// Which of several policies is named is not asked of the oracle.
 fn kind(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Allow { policy } => format!("allow {}", policy.is_some()),
@@ -933,6 +969,16 @@ fn kind(verdict: &Verdict) -> String {
         }
         Verdict::Deny(why) => why.to_string(),
     }
+}
+
+/// Found without any index.
+fn first_in_order(mesh: &Mesh, workload: &Workload, conn: &Inbound, action: Action) -> Option<PolicyKey> {
+    let judged = Judged::new(mesh, workload, conn);
+    let mut enforced = mesh
+        .policies_of(workload)
+        .filter(|policy| policy.action == action && !policy.dry_run);
+    let first = enforced.find(|policy| matches(policy, &judged));
+    first.map(|policy| policy.key.clone())
 }
 
 proptest! {
@@ -965,7 +1011,14 @@ proptest! {
         let mesh = Mesh::new(MeshParts { peer_authentications, ..parts });
         let (verdict, expect) = (authorize(&mesh, &workload, &conn), oracle(&kept, &workload, strict, &conn));
         prop_assert_eq!(kind(&verdict), kind(&expect));
-        // The policy that is named is one that covers the workload and says so.
+        // The policy that is named is the first that says so.
+        let first = |action| first_in_order(&mesh, &workload, &conn, action);
+        match verdict.clone() {
+            Verdict::Deny(Refusal::DeniedBy(key)) => prop_assert_eq!(first(Action::Deny), Some(key)),
+            Verdict::Allow { policy } => prop_assert_eq!(first(Action::Allow), policy),
+            Verdict::Deny(_) => {}
+        }
+        // And it is one that covers the workload and says so.
         if let Verdict::Allow { policy: Some(key) } | Verdict::Deny(Refusal::DeniedBy(key)) = &verdict {
             let alone: Vec<_> = kept.iter().filter(|policy| policy.key == *key).cloned().collect();
             let workload = Workload { policies: workload.policies.into_iter().filter(|k| k == key).collect(), ..workload };

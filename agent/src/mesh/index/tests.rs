@@ -1,7 +1,7 @@
 //! What the indexes find, and the mTLS modes of the scopes.
 
 use super::*;
-use crate::mesh::{Action, PeerAuthentication, sample};
+use crate::mesh::{Action, PeerAuthentication, Scope, sample};
 
 #[test]
 fn addresses() {
