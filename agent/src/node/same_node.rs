@@ -302,11 +302,13 @@ impl SameNode {
             }
         }
         entries.verdicts = apps.values().map(|app| (dialled.0, *app)).collect();
-        entries.service = (is_service && !apps.is_empty()).then(|| Choices {
-            service: dialled,
-            endpoints: all as u32,
-            apps,
-        });
+        if is_service && !apps.is_empty() {
+            entries.service = Some(Choices {
+                service: dialled,
+                endpoints: all as u32,
+                apps,
+            });
+        }
         (entries, why)
     }
 

@@ -337,7 +337,7 @@ fn same_node_goes_on(stage: &mut Stage, it: &mut Evidence) -> Result<()> {
     }
     it.line(format!(
         "{} MiB each way, echoed and compared, with no agent on the node",
-        BLOCK * BLOCKS >> 20
+        (BLOCK * BLOCKS) >> 20
     ));
     Ok(())
 }

@@ -341,7 +341,7 @@ fn how_connections_inside_a_node_go() {
         "sameNode: tunnel\nnamespaces: [{name: demo, sameNode: kernel}, {name: other}]\nworkloads:\n\
          - {name: a, namespace: demo}\n- {name: b, namespace: other}\n- {name: c, namespace: demo, sameNode: tunnel}",
     );
-    let of = |name| mesh.mesh.same_node(&workload(&mesh, name));
+    let of = |name| mesh.mesh.same_node(workload(&mesh, name));
     use crate::mesh::SameNode::{Kernel, Tunnel};
     assert_eq!([of("a"), of("b"), of("c")], [Kernel, Tunnel, Tunnel]);
     check(
