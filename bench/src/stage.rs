@@ -13,6 +13,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -45,10 +46,13 @@ pub(crate) struct Pair {
     _nginx: Nginx,
     /// Of a pair on one node that is to talk from app to app: its agent, which says whether it does.
     agent: Option<Agent>,
+    /// How often its server has listened.
+    turns: AtomicUsize,
 }
 
-/// Where the servers of a pair on one node listen: at each port the first connection is the agent's.
-const NEAR_PORT: u16 = 9000;
+/// Where the servers of a pair on one node listen, by turns: at each port the first connection is the agent's. A port of a
+/// client rests for a minute after its connection to one of them, so there are several.
+const NEAR_PORTS: [u16; 4] = [9000, 9001, 9002, 9003];
 
 impl Pair {
     fn set(
@@ -70,12 +74,17 @@ impl Pair {
             captured: name.ends_with("weft"),
             _nginx: nginx,
             agent: None,
+            turns: AtomicUsize::new(0),
         })
     }
 
     /// A listener on the server, and where the client finds it. Waiting for a connection has an end.
     pub(crate) fn listen(&self) -> Result<(TcpListener, SocketAddr)> {
-        let port = self.agent.as_ref().map_or(0, |_| NEAR_PORT);
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        let port = self
+            .agent
+            .as_ref()
+            .map_or(0, |_| NEAR_PORTS[turn % NEAR_PORTS.len()]);
         let listener = self.server.listen(port).context("listen on the server")?;
         SockRef::from(&listener).set_read_timeout(Some(ACCEPT_LIMIT))?;
         let port = listener.local_addr()?.port();
@@ -84,12 +93,12 @@ impl Pair {
 
     /// Makes a pair on one node talk from app to app at every port that loads use.
     fn warm(&self, agent: &Agent) -> Result<()> {
-        for port in [NEAR_PORT, bulk::PORT] {
+        for port in NEAR_PORTS.into_iter().chain([bulk::PORT]) {
             let listener = self.server.listen(port)?;
             self.connection(&listener, self.server.addr(port))?;
         }
         self.client.connect(self.server.addr(HTTP_PORT))?;
-        for port in [NEAR_PORT, bulk::PORT, HTTP_PORT] {
+        for port in NEAR_PORTS.into_iter().chain([bulk::PORT, HTTP_PORT]) {
             let to = self.server.addr(port).to_string();
             wait_until("the pair to talk from app to app", LIMIT, || {
                 agent.status().is_ok_and(|status| is_direct(&status, &to))
