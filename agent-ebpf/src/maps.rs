@@ -5,8 +5,8 @@ use agent_common::{
     same_node::{Choice, ChoiceKey, Direct, MOST_DIRECTS, Pair},
 };
 use aya_ebpf::{
-    btf_maps::SkStorage,
     bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, RingBuf, SockHash},
 };

@@ -305,4 +305,3 @@ fn now() -> u64 {
     // SAFETY: the helper takes nothing.
     unsafe { bpf_ktime_get_ns() }
 }
-

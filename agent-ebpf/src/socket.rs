@@ -14,7 +14,8 @@ use aya_ebpf::{
         bpf_sock_addr, bpf_sock_ops,
     },
     helpers::{
-        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_sk_storage_get,
+        bpf_sock_ops_cb_flags_set,
     },
 };
 
