@@ -75,6 +75,8 @@ pub mod stage {
     pub const ADMITTED: u32 = 1;
     /// The app has the connection: no other SYN of the same tuple may use it.
     pub const OPEN: u32 = 2;
+    /// The dialled pod has seen the SYN, but the verdict was gone by then: it is judged as plaintext, and is the agent's.
+    pub const PLAINTEXT: u32 = 3;
 }
 
 /// What the programs report through `EVENTS`.

@@ -147,6 +147,8 @@ pub fn admit(syn: &Tuple) -> bool {
         if source != config.node {
             let verdict = pair(source, &syn.remote, syn.remote_port);
             if !is_leased(config) || VERDICTS.get(&verdict).is_none() {
+                // It has come to the right pod all the same, which is what `confirm` asks.
+                write_volatile(&raw mut (*direct).stage, stage::PLAINTEXT);
                 return false;
             }
         }
@@ -211,6 +213,9 @@ pub fn open(sock: SockOps, key: &Tuple) {
     };
     // SAFETY: as in `admit`.
     let direct = unsafe {
+        if read_volatile(addr_of!((*direct).stage)) == stage::PLAINTEXT {
+            return;
+        }
         write_volatile(&raw mut (*direct).app, sock.cookie());
         write_volatile(&raw mut (*direct).stage, stage::OPEN);
         &*direct
@@ -223,7 +228,9 @@ pub fn open(sock: SockOps, key: &Tuple) {
 pub fn close(sock: SockOps, tuple: &Tuple) {
     // SAFETY: as in `admit`.
     if let Some(direct) = unsafe { DIRECTS.get(tuple) } {
-        report(event::CLOSED, tuple, direct, sock.bytes());
+        if direct.stage != stage::PLAINTEXT {
+            report(event::CLOSED, tuple, direct, sock.bytes());
+        }
         if DIRECTS.remove(tuple).is_ok() {
             count(-1);
         }

@@ -14,7 +14,7 @@ use agent_common::{
 };
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::unix::AsyncFd;
+use tokio::{io::unix::AsyncFd, time::timeout};
 
 use super::{maps::absent_is_fine, pins::Generation};
 
@@ -196,22 +196,36 @@ impl DirectEvents {
     /// # Errors
     /// Those of epoll(7).
     pub async fn next(&mut self, mut take: impl FnMut(DirectConnection, DirectEvent)) -> io::Result<()> {
-        let mut ready = self.0.readable_mut().await?;
-        let ring = ready.get_inner_mut();
-        // So many at a time that others have their turn.
-        for _ in 0..EVENTS_AT_A_TIME {
-            let Some(item) = ring.next() else {
-                ready.clear_ready();
-                break;
-            };
-            if let Some((connection, event)) = parse(&item) {
-                take(connection, event);
+        // The kernel wakes a reader only if that had read everything before, and the two may miss each other: so the ring is
+        // looked at now and then in any case.
+        match timeout(LOOK, self.0.readable_mut()).await {
+            Ok(ready) => {
+                let mut ready = ready?;
+                if drain(ready.get_inner_mut(), &mut take) {
+                    ready.clear_ready();
+                }
             }
+            Err(_) => drop(drain(self.0.get_mut(), &mut take)),
         }
         Ok(())
     }
 }
 
+/// Hands on what is in the ring, so much at a time that others have their turn; whether it is empty then.
+fn drain(ring: &mut RingBuf<MapData>, take: &mut impl FnMut(DirectConnection, DirectEvent)) -> bool {
+    for _ in 0..EVENTS_AT_A_TIME {
+        let Some(item) = ring.next() else {
+            return true;
+        };
+        if let Some((connection, event)) = parse(&item) {
+            take(connection, event);
+        }
+    }
+    false
+}
+
+/// How often the ring is looked at when nothing wakes its reader.
+const LOOK: Duration = Duration::from_millis(500);
 /// Events that are taken before other work has its turn.
 const EVENTS_AT_A_TIME: usize = 1_024;
 

@@ -210,7 +210,9 @@ impl SameNode {
             Incoming::Trouble(Trouble::Blocked(verdict)) => self.suspend(verdict, BLOCKED),
             Incoming::Trouble(Trouble::NotTaken(verdict)) => self.suspend(verdict, NOT_TAKEN),
             Incoming::Trouble(Trouble::Stranger(connection)) => {
-                self.suspend((connection.source, connection.app), BLOCKED);
+                let until = Instant::now() + BLOCKED;
+                self.suspended.insert((connection.source, connection.app), until);
+                self.look_again();
                 self.end(&connection, Refusal::AnotherAnswered(connection.app));
             }
         }
