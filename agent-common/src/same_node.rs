@@ -77,6 +77,9 @@ pub mod stage {
     pub const OPEN: u32 = 2;
     /// The dialled pod has seen the SYN, but the verdict was gone by then: it is judged as plaintext, and is the agent's.
     pub const PLAINTEXT: u32 = 3;
+    /// Somebody else has answered. What the socket sends stays in its own pod and may look for a listener there: it is
+    /// nobody's.
+    pub const STRANGER: u32 = 4;
 }
 
 /// What the programs report through `EVENTS`.

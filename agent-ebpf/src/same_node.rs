@@ -167,16 +167,21 @@ pub fn confirm(sock: SockOps) {
         return;
     }
     let tuple = sock.tuple();
-    // SAFETY: as in `admit`.
-    let direct = unsafe { DIRECTS.get(&tuple) };
-    if direct.is_some_and(|direct| direct.stage != stage::SYN) {
+    let Some(direct) = DIRECTS.get_ptr_mut(&tuple) else {
+        sock.confine();
+        report(event::STRANGER, &tuple, &begun(sock, state), (0, 0));
         return;
-    }
+    };
+    // SAFETY: as in `admit`.
+    let direct = unsafe {
+        if read_volatile(addr_of!((*direct).stage)) != stage::SYN {
+            return;
+        }
+        write_volatile(&raw mut (*direct).stage, stage::STRANGER);
+        &*direct
+    };
     sock.confine();
-    match direct {
-        Some(direct) => report(event::STRANGER, &tuple, direct, (0, 0)),
-        None => report(event::STRANGER, &tuple, &begun(sock, state), (0, 0)),
-    }
+    report(event::STRANGER, &tuple, direct, (0, 0));
 }
 
 #[inline(always)]

@@ -33,7 +33,7 @@ use super::{Shared, pod::Pod};
 use crate::{
     kernel::{
         load::{Kernel, LoadError},
-        verdicts::{self, Dialled, DirectConnection, Verdicts},
+        verdicts::{self, Dialled, DirectConnection, DirectEvents, Verdicts},
     },
     mesh::{Mesh, Outbound, Refusal, ThroughAgent, Verdict, Workload, choices, direct, reconsider},
     net::{
@@ -71,6 +71,8 @@ pub(super) struct SameNode {
     shared: Shared,
     verdicts: Verdicts,
     flows: Flows,
+    /// Not read yet: to no pod can what the programs report be put down before one is captured.
+    unread: Option<DirectEvents>,
     reading: Option<(CancellationToken, JoinHandle<()>)>,
     ways: Ways,
     pods: Arc<ArcSwap<Pods>>,
@@ -81,8 +83,6 @@ pub(super) struct SameNode {
     needed: HashMap<Dialled, usize>,
     /// What went wrong with a verdict, and until when it is not given again.
     suspended: HashMap<Dialled, Instant>,
-    /// What came in before the first pods were captured.
-    early: Vec<Incoming>,
     /// What became of the pairs, for people.
     known: Known,
 }
@@ -121,6 +121,7 @@ impl SameNode {
             known: Arc::clone(&shared.same_node),
             shared,
             verdicts: kernel.verdicts()?,
+            unread: None,
             reading: None,
             ways: Ways::new(node),
             pods,
@@ -128,7 +129,6 @@ impl SameNode {
             order: VecDeque::new(),
             needed: HashMap::new(),
             suspended: HashMap::new(),
-            early: Vec::new(),
         };
         same_node.begin(kernel)?;
         Ok((same_node, Inbox { pairs, trouble }))
@@ -141,14 +141,24 @@ impl SameNode {
             *entries = Entries::default();
         }
         self.needed.clear();
-        let (events, stopped) = (kernel.direct_events()?, CancellationToken::new());
-        let reading = tokio::spawn(self.flows.clone().run(events, stopped.clone()));
-        self.reading = Some((stopped, reading));
+        self.unread = Some(kernel.direct_events()?);
+        if !self.pods.load().is_empty() {
+            self.read();
+        }
         Ok(())
+    }
+
+    fn read(&mut self) {
+        if let Some(events) = self.unread.take() {
+            let stopped = CancellationToken::new();
+            let reading = tokio::spawn(self.flows.clone().run(events, stopped.clone()));
+            self.reading = Some((stopped, reading));
+        }
     }
 
     /// Another agent writes and reads from now on.
     pub(super) async fn hand_over(&mut self) {
+        self.unread = None;
         if let Some((stopped, reading)) = self.reading.take() {
             stopped.cancel();
             let _ = reading.await;
@@ -182,8 +192,7 @@ impl SameNode {
         self.look_again();
         if before.is_empty() {
             self.flows.adopt(&self.verdicts.connections());
-            let early = std::mem::take(&mut self.early);
-            early.into_iter().for_each(|incoming| self.take(incoming));
+            self.read();
         }
     }
 
@@ -200,11 +209,6 @@ impl SameNode {
 
     /// A pair was asked for, or something went wrong with one.
     pub(super) fn take(&mut self, incoming: Incoming) {
-        // What the programs have told while there was no agent: the pods are not known yet.
-        if self.pods.load().is_empty() && self.early.len() < WAITING {
-            self.early.push(incoming);
-            return;
-        }
         match incoming {
             Incoming::Pair(pair) => self.add(pair),
             Incoming::Trouble(Trouble::Blocked(verdict)) => self.suspend(verdict, BLOCKED),
