@@ -85,18 +85,8 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
             return PROCEED;
         }
         Connect::Steer(pod) => {
-            let source = sock.source4();
-            let has_pod_source = has_pod_source(sock, &source, &pod, |pod| sock.bind4(pod));
-            let directly = if has_pod_source {
-                same_node::choose(sock, &destination)
-            } else {
-                None
-            };
-            let (hop, port) = match directly {
-                Some(app) => app,
-                None => hop::to(sock, &destination, &source, &pod, has_pod_source),
-            };
-            sock.set4(&hop, port);
+            let (to, port) = steer(sock, &destination, &sock.source4(), &pod, |pod| sock.bind4(pod));
+            sock.set4(&to, port);
         }
     }
     decision!(
@@ -124,22 +114,28 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
             return PROCEED;
         }
         Connect::Steer(pod) => {
-            let source = sock.source6();
-            let has_pod_source = has_pod_source(sock, &source, &pod, |pod| sock.bind6(pod));
-            let directly = if has_pod_source {
-                same_node::choose(sock, &destination)
-            } else {
-                None
-            };
-            let (hop, port) = match directly {
-                Some(app) => app,
-                None => hop::to(sock, &destination, &source, &pod, has_pod_source),
-            };
-            sock.set6(&hop, port);
+            let (to, port) = steer(sock, &destination, &sock.source6(), &pod, |pod| sock.bind6(pod));
+            sock.set6(&to, port);
         }
     }
     decision!(&ctx, "connect6 to port {} steered", sock.port());
     PROCEED
+}
+
+/// Where a socket of a captured pod goes: to an app of this node, or to the agent.
+#[inline(always)]
+fn steer(
+    sock: SockAddr,
+    destination: &Address,
+    source: &Address,
+    pod: &Address,
+    bind: impl FnOnce(&Address) -> bool,
+) -> (Address, u16) {
+    let has_pod_source = has_pod_source(sock, source, pod, bind);
+    if has_pod_source && let Some(app) = same_node::choose(sock, destination) {
+        return app;
+    }
+    hop::to(sock, destination, source, pod, has_pod_source)
 }
 
 /// Decides, and notes the original destination in the socket's storage when it is steered.

@@ -9,12 +9,12 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::builder::FalseyValueParser;
 use http::{StatusCode, Uri};
 
 use super::{
     ask::{AskError, fetch, mend},
+    exit_code,
     status::Output,
 };
 use crate::{
@@ -86,12 +86,8 @@ impl From<Answer> for ExitCode {
 pub async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
     let stdout = io::stdout();
     let colour = stdout.is_terminal() && !args.no_color;
-    match print(&args, colour, &mut stdout.lock(), &mut io::stderr().lock()).await {
-        Ok(answer) => Ok(answer.into()),
-        // `weft explain | head` is no error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(error).context("cannot print the explanation"),
-    }
+    let printed = print(&args, colour, &mut stdout.lock(), &mut io::stderr().lock()).await;
+    exit_code(printed, "cannot print the explanation")
 }
 
 async fn print(

@@ -1,9 +1,24 @@
 //! The commands for people. Each asks a running agent, reads files or cleans up, and prints; none of them carries
 //! traffic.
 
+use std::{io, process::ExitCode};
+
+use anyhow::Context;
+
 mod ask;
 pub mod ca;
 pub mod explain;
 mod page;
 pub mod release;
 pub mod status;
+
+/// What a command that has printed exits with. Nothing to print to any more is no error: `weft status | head`.
+///
+/// # Errors
+/// When printing failed in any other way.
+fn exit_code(printed: io::Result<impl Into<ExitCode>>, failed: &'static str) -> anyhow::Result<ExitCode> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        printed => printed.map(Into::into).context(failed),
+    }
+}

@@ -9,12 +9,14 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
 use bytes::Bytes;
 use clap::builder::FalseyValueParser;
 use http::{StatusCode, Uri};
 
-use super::ask::{AskError, fetch, mend};
+use super::{
+    ask::{AskError, fetch, mend},
+    exit_code,
+};
 use crate::telemetry::{Status, chain};
 
 mod table;
@@ -77,13 +79,8 @@ impl From<Health> for ExitCode {
 pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     let stdout = io::stdout();
     let colour = stdout.is_terminal() && !args.no_color;
-    let health = print(&args, colour, &mut stdout.lock(), &mut io::stderr().lock()).await;
-    match health {
-        Ok(health) => Ok(health.into()),
-        // `weft status | head` is no error.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(error).context("cannot print the status"),
-    }
+    let printed = print(&args, colour, &mut stdout.lock(), &mut io::stderr().lock()).await;
+    exit_code(printed, "cannot print the status")
 }
 
 async fn print(
