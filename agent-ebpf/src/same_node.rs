@@ -167,18 +167,20 @@ pub fn confirm(sock: SockOps) {
         return;
     }
     let tuple = sock.tuple();
-    let Some(direct) = DIRECTS.get_ptr_mut(&tuple) else {
-        sock.confine();
-        report(event::STRANGER, &tuple, &begun(sock, state), (0, 0));
-        return;
-    };
-    // SAFETY: as in `admit`.
-    let direct = unsafe {
-        if read_volatile(addr_of!((*direct).stage)) != stage::SYN {
-            return;
+    let unnoted;
+    let direct = match DIRECTS.get_ptr_mut(&tuple) {
+        // SAFETY: as in `admit`.
+        Some(direct) => unsafe {
+            if read_volatile(addr_of!((*direct).stage)) != stage::SYN {
+                return;
+            }
+            write_volatile(&raw mut (*direct).stage, stage::STRANGER);
+            &*direct
+        },
+        None => {
+            unnoted = begun(sock, state);
+            &unnoted
         }
-        write_volatile(&raw mut (*direct).stage, stage::STRANGER);
-        &*direct
     };
     sock.confine();
     report(event::STRANGER, &tuple, direct, (0, 0));
