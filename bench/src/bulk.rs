@@ -1,6 +1,6 @@
 //! Throughput: a real iperf3 in the client pod sends to one in the server pod, as fast as it goes.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -11,25 +11,22 @@ use crate::stage::Pair;
 /// Where its server listens.
 pub(crate) const PORT: u16 = 5201;
 
-/// Whether this machine has iperf3.
-pub(crate) fn available() -> bool {
-    let probe = Command::new("iperf3")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    probe.is_ok()
+/// What arrived at the server, over all streams.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Received {
+    pub(crate) gbits_per_second: f64,
+    pub(crate) gigabytes: f64,
 }
 
-/// Gbit/s that reached the server, over all streams.
-pub(crate) fn run(pair: &Pair, streams: usize, seconds: u64) -> Result<f64> {
+/// Sends over so many connections at once.
+pub(crate) fn run(pair: &Pair, streams: usize, seconds: u64) -> Result<Received> {
     let _server = serve(pair)?;
     let mut iperf = pair.client.command("iperf3");
     iperf.args(["--json", "--client", &pair.server.v4().to_string()]);
     iperf.args(["--port", &PORT.to_string(), "--time", &seconds.to_string()]);
     iperf.args(["--parallel", &streams.to_string()]);
     let output = iperf.stdin(Stdio::null()).output().context("run iperf3")?;
-    received(&String::from_utf8_lossy(&output.stdout)).map(|bits| bits / 1e9)
+    received(&String::from_utf8_lossy(&output.stdout))
 }
 
 /// A server for one run: the next one never meets what this one has not put away yet.
@@ -45,15 +42,20 @@ fn serve(pair: &Pair) -> Result<Process> {
     Ok(server)
 }
 
-/// Reads how many bits per second the server says that it has got.
-fn received(said: &str) -> Result<f64> {
+/// Reads how much the server says that it has got.
+fn received(said: &str) -> Result<Received> {
     let said: Value = serde_json::from_str(said).context("iperf3 does not answer in JSON")?;
     if let Some(error) = said.get("error").and_then(Value::as_str) {
         bail!("iperf3: {error}");
     }
-    let bits = said.pointer("/end/sum_received/bits_per_second");
-    bits.and_then(Value::as_f64)
-        .context("iperf3 does not say how much was received")
+    let number = |what: &str| said.pointer(&format!("/end/sum_received/{what}"))?.as_f64();
+    let (bits, bytes) = number("bits_per_second")
+        .zip(number("bytes"))
+        .context("iperf3 does not say how much was received")?;
+    Ok(Received {
+        gbits_per_second: bits / 1e9,
+        gigabytes: bytes / 1e9,
+    })
 }
 
 #[cfg(test)]
@@ -62,9 +64,12 @@ mod tests {
 
     #[test]
     fn what_iperf3_says_is_read() {
-        let good =
-            r#"{"end": {"sum_sent": {"bits_per_second": 9e9}, "sum_received": {"bits_per_second": 8.5e9}}}"#;
-        assert!((received(good).unwrap() - 8.5e9).abs() < 1.0);
+        let good = r#"{"end": {"sum_sent": {"bytes": 9}, "sum_received": {"bytes": 2e9, "bits_per_second": 8.5e9}}}"#;
+        let expected = Received {
+            gbits_per_second: 8.5,
+            gigabytes: 2.0,
+        };
+        assert_eq!(received(good).unwrap(), expected);
         for bad in [
             r#"{"start": {}, "error": "unable to connect to server: Connection refused"}"#,
             r#"{"end": {}}"#,

@@ -13,7 +13,10 @@ use rustix::net::{Shutdown, shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 use weft_tests::pause::SocketSpec;
 
-use crate::{ping_pong::MESSAGE, stage::Pair};
+use crate::stage::Pair;
+
+/// The size of a message, each way.
+const MESSAGE: usize = 64;
 
 /// Connections that are open at a time.
 pub(crate) const CLIENTS: usize = 16;

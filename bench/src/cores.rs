@@ -8,7 +8,8 @@ use rustix::{
     process::Pid,
     thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
-use weft_tests::Agent;
+
+use crate::stage::Carriers;
 
 /// The first core that this process may use.
 pub(crate) fn first() -> Result<usize> {
@@ -22,21 +23,22 @@ fn allowed() -> Result<CpuSet> {
     sched_getaffinity(None).context("ask which cores may be used")
 }
 
-/// Does `work` with this thread, those that it starts, and every thread of the agents on one core.
-pub(crate) fn pinned<T>(core: usize, agents: &[Agent], work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Does `work` with this thread, those that it starts, and every thread of those who carry the traffic on one core.
+pub(crate) fn pinned<T>(core: usize, carriers: &Carriers, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = allowed()?;
     let mut one = CpuSet::new();
     one.set(core);
-    let outcome = confine(agents, &one).and_then(|()| work());
+    let outcome = confine(carriers, &one).and_then(|()| work());
     // In any case: a failed load must not slow the others down.
-    confine(agents, &before)?;
+    confine(carriers, &before)?;
     outcome
 }
 
-fn confine(agents: &[Agent], cores: &CpuSet) -> Result<()> {
+fn confine(carriers: &Carriers, cores: &CpuSet) -> Result<()> {
     sched_setaffinity(None, cores).context("pin this thread")?;
-    for pid in agents.iter().filter_map(Agent::pid) {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("list an agent's threads")?;
+    for pid in carriers.client.iter().chain(&carriers.server) {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+            .with_context(|| format!("list the threads of process {pid}"))?;
         for task in tasks {
             let task = task?.file_name();
             let task = task.to_str().and_then(|task| task.parse().ok());

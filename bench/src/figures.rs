@@ -1,21 +1,21 @@
 //! What is measured and what the rounds said: medians, ratios and their spread. Pure.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A spread of the ratio beyond this share of its median makes a measure noisy.
 const NOISY: f64 = 0.25;
 
-/// As wide as the longest name of a measure.
-pub(crate) const WIDTH: usize = 52;
-
 /// What a figure counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
     /// Time: less is better.
     #[serde(rename = "µs")]
     Micros,
+    /// Time: less is better.
+    #[serde(rename = "ms")]
+    Millis,
     /// A rate: more is better.
     #[serde(rename = "1/s")]
     PerSecond,
@@ -28,47 +28,86 @@ pub(crate) enum Unit {
     /// How many times another figure it is: less is better.
     #[serde(rename = "x")]
     Times,
+    /// Memory: less is better.
+    #[serde(rename = "MiB")]
+    Mebibytes,
+    /// Things, such as sockets: fewer are better.
+    #[serde(rename = "count")]
+    Count,
 }
 
 impl Unit {
     /// A figure as people read it.
     pub(crate) fn show(self, figure: f64) -> String {
         match self {
+            Self::Micros if figure >= 10_000.0 => format!("{:.1} ms", figure / 1e3),
             Self::Micros => format!("{figure:.1} µs"),
+            Self::Millis => format!("{figure:.0} ms"),
             Self::PerSecond => format!("{figure:.0} /s"),
             Self::Gbits => format!("{figure:.2} Gbit/s"),
             Self::CpuSeconds => format!("{figure:.2} CPU s"),
             Self::Times => format!("{figure:.2} x"),
+            Self::Mebibytes => format!("{figure:.1} MiB"),
+            Self::Count => format!("{figure:.1}"),
         }
+    }
+
+    /// Whether a larger figure is a better one.
+    pub(crate) fn more_is_better(self) -> bool {
+        matches!(self, Self::PerSecond | Self::Gbits)
     }
 }
 
-/// One line of the table.
-#[derive(Clone, Debug, Serialize)]
+/// Where the two pods of a pair are. Ratios are to direct TCP on the same ground.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Ground {
+    #[serde(rename = "two nodes")]
+    TwoNodes,
+    #[serde(rename = "one node")]
+    OneNode,
+}
+
+impl fmt::Display for Ground {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TwoNodes => "two nodes",
+            Self::OneNode => "one node",
+        })
+    }
+}
+
+/// The mode that every other is compared with.
+pub(crate) const BASELINE: &str = "none";
+
+/// One line of a table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measure {
     /// What a person calls it.
     pub(crate) name: String,
     /// What its figures count.
     pub(crate) unit: Unit,
-    /// Whether direct TCP has it too.
-    #[serde(skip)]
-    pub(crate) compared: bool,
 }
 
-/// What every round measured.
-#[derive(Debug, Serialize)]
+impl Measure {
+    pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+        }
+    }
+}
+
+/// What every round measured, by mode.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Series {
     #[serde(flatten)]
     pub(crate) measure: Measure,
-    /// Round by round.
-    pub(crate) direct: Vec<f64>,
-    /// In the same rounds.
-    pub(crate) weft: Vec<f64>,
-    /// Rounds that failed.
-    pub(crate) failures: usize,
+    pub(crate) ground: Ground,
+    /// Of each mode, round by round. `None` in a round that failed, and where a mode has no such figure.
+    pub(crate) figures: BTreeMap<String, Vec<Option<f64>>>,
 }
 
-/// A ratio of weft to direct TCP over all rounds.
+/// A ratio to direct TCP over all rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ratio {
     pub(crate) median: f64,
@@ -85,52 +124,40 @@ impl Ratio {
 
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2}x ({:.2}..{:.2})", self.median, self.min, self.max)
+        write!(f, "{:.2} ({:.2}..{:.2})", self.median, self.min, self.max)
     }
 }
 
 impl Series {
     /// No round yet.
-    pub(crate) fn new(measure: Measure) -> Self {
+    pub(crate) fn new(measure: Measure, ground: Ground) -> Self {
         Self {
             measure,
-            direct: Vec::new(),
-            weft: Vec::new(),
-            failures: 0,
+            ground,
+            figures: BTreeMap::new(),
         }
     }
 
-    /// Takes a round's figures, and tells them.
-    pub(crate) fn add(&mut self, (direct, weft): (f64, f64)) -> String {
-        self.weft.push(weft);
-        if self.measure.compared {
-            self.direct.push(direct);
-        }
-        let (unit, compared) = (self.measure.unit, self.measure.compared);
-        let told = |text: String| if compared { text } else { String::new() };
-        format!(
-            "{:<WIDTH$} {:>15} {:>15}  {:>6}",
-            self.measure.name,
-            told(unit.show(direct)),
-            unit.show(weft),
-            told(format!("{:.2}x", weft / direct))
-        )
+    /// Takes a round's figure of a mode.
+    pub(crate) fn add(&mut self, mode: &str, figure: Option<f64>) {
+        self.figures.entry(mode.to_owned()).or_default().push(figure);
     }
 
-    /// The median of the rounds, as people read it, of direct TCP and of weft.
-    pub(crate) fn medians(&self) -> [String; 2] {
-        [&self.direct, &self.weft].map(|figures| {
-            median(figures).map_or_else(|| "-".to_owned(), |median| self.measure.unit.show(median))
-        })
+    /// The median of a mode's rounds. `None` without any.
+    pub(crate) fn median(&self, mode: &str) -> Option<f64> {
+        let figures: Vec<f64> = self.figures.get(mode)?.iter().flatten().copied().collect();
+        median(&figures)
     }
 
-    /// The ratio, of each round for itself: a round's two halves have met the same disturbances. `None` without rounds.
-    pub(crate) fn ratio(&self) -> Option<Ratio> {
-        let mut ratios: Vec<_> = self
-            .direct
+    /// A mode's ratio to direct TCP, of each round for itself: all modes of a round have met the same disturbances. `None`
+    /// without rounds in which both have a figure.
+    pub(crate) fn ratio(&self, mode: &str) -> Option<Ratio> {
+        let (base, figures) = (self.figures.get(BASELINE)?, self.figures.get(mode)?);
+        let mut ratios: Vec<f64> = base
             .iter()
-            .zip(&self.weft)
-            .map(|(direct, weft)| weft / direct)
+            .zip(figures)
+            .filter_map(|(base, figure)| Some((*figure)? / (*base)?))
+            .filter(|ratio| ratio.is_finite())
             .collect();
         ratios.sort_by(f64::total_cmp);
         Some(Ratio {
@@ -139,6 +166,34 @@ impl Series {
             max: *ratios.last()?,
         })
     }
+
+    /// Whether some mode's rounds agree too little.
+    pub(crate) fn noisy(&self) -> bool {
+        let mut others = self.figures.keys().filter(|mode| *mode != BASELINE);
+        others.any(|mode| self.ratio(mode).is_some_and(|ratio| ratio.noisy()))
+    }
+}
+
+/// How long something took in one mode, from the shortest to the longest: the share of all below, and the time in µs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Curve {
+    /// The load, as in the names of measures.
+    pub(crate) load: String,
+    pub(crate) ground: Ground,
+    pub(crate) mode: String,
+    /// By share, rising.
+    pub(crate) points: Vec<(f64, f64)>,
+}
+
+/// The shares of a [`Curve`].
+pub(crate) const SHARES: [f64; 13] = [
+    0.0, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0,
+];
+
+/// The time at one of the [`SHARES`]. `None` where the program that measured does not tell.
+pub(crate) fn at(times: &[(f64, f64)], share: f64) -> Option<f64> {
+    let found = times.iter().find(|(other, _)| (other - share).abs() < 1e-9);
+    found.map(|(_, time)| *time)
 }
 
 /// The median of figures in any order.
@@ -159,16 +214,12 @@ mod tests {
     use super::*;
 
     fn series(direct: &[f64], weft: &[f64]) -> Series {
-        let measure = Measure {
-            name: "x".into(),
-            unit: Unit::Micros,
-            compared: true,
-        };
-        Series {
-            direct: direct.to_vec(),
-            weft: weft.to_vec(),
-            ..Series::new(measure)
-        }
+        let mut series = Series::new(Measure::new("x", Unit::Micros), Ground::TwoNodes);
+        direct
+            .iter()
+            .for_each(|figure| series.add(BASELINE, Some(*figure)));
+        weft.iter().for_each(|figure| series.add("weft", Some(*figure)));
+        series
     }
 
     #[test]
@@ -184,10 +235,24 @@ mod tests {
     #[test]
     fn ratios_are_taken_round_by_round() {
         // The machine was twice as slow in the second round: the ratio does not see it.
-        let ratio = series(&[10.0, 20.0, 10.0], &[40.0, 80.0, 42.0]).ratio().unwrap();
+        let same = series(&[10.0, 20.0, 10.0], &[40.0, 80.0, 42.0]);
+        let ratio = same.ratio("weft").unwrap();
         assert!((ratio.median - 4.0).abs() < 1e-9 && (ratio.max - 4.2).abs() < 1e-9);
-        assert!(!ratio.noisy());
-        assert!(series(&[10.0, 10.0], &[10.0, 40.0]).ratio().unwrap().noisy());
-        assert_eq!(series(&[], &[]).ratio(), None);
+        assert!(!ratio.noisy() && !same.noisy());
+        assert!(series(&[10.0, 10.0], &[10.0, 40.0]).noisy());
+        assert_eq!(series(&[], &[]).ratio("weft"), None);
+        assert_eq!(same.ratio("another"), None);
+    }
+
+    #[test]
+    fn a_round_that_failed_is_left_out_on_both_sides() {
+        let mut series = series(&[10.0], &[20.0]);
+        series.add(BASELINE, None);
+        series.add("weft", Some(1000.0));
+        series.add(BASELINE, Some(10.0));
+        series.add("weft", Some(30.0));
+        let ratio = series.ratio("weft").unwrap();
+        assert!((ratio.min - 2.0).abs() < 1e-9 && (ratio.max - 3.0).abs() < 1e-9);
+        assert_eq!(series.median("weft"), Some(30.0));
     }
 }

@@ -6,7 +6,10 @@ use std::{fmt, net::SocketAddrV4, time::Duration};
 use anyhow::{Context, Result};
 use weft_tests::{Flood, Pod, Server, app};
 
-use crate::{ping_pong, stage::Pair};
+use crate::{figures::at, ping_pong, stage::Pair};
+
+/// The size of a message, each way.
+const MESSAGE: usize = 64;
 
 /// The port of tunnels, where handshakes go to through weft.
 const HBONE: u16 = 15008;
@@ -46,21 +49,25 @@ impl fmt::Display for Kind {
 }
 
 /// The 99th percentile of the round trip during the flood, in microseconds, and how many times that of just before it is.
-pub(crate) fn run(pair: &Pair, stranger: &Pod, kind: Kind, duration: Duration) -> Result<Vec<f64>> {
-    let listener = pair.flooded.listen(0).context("listen in the flooded pod")?;
+pub(crate) fn run(pair: &Pair, stranger: &Pod, kind: Kind, duration: Duration) -> Result<[f64; 2]> {
+    let flooded = pair.flooded.as_ref().context("the pair has no pod to flood")?;
+    let listener = flooded.listen(0).context("listen in the flooded pod")?;
     let port = listener.local_addr()?.port();
     let _server = Server::start(listener, app::echo)?;
-    let p99 = || ping_pong::run(pair, duration).map(|figures| figures.last().copied().unwrap_or(0.0));
+    let p99 = || {
+        let times = ping_pong::run(pair, MESSAGE, duration)?;
+        at(&times, 0.99).context("there is no such percentile")
+    };
     let quiet = p99()?;
-    let gate = if pair.captured { HBONE } else { port };
-    let to = [SocketAddrV4::new(pair.flooded.v4(), gate)];
+    let gate = if pair.captured() { HBONE } else { port };
+    let to = [SocketAddrV4::new(flooded.v4(), gate)];
     let flood = match kind {
         Kind::Syns => Flood::syns(stranger, &to)?,
         Kind::Handshakes => Flood::handshakes(stranger, to[0].into()),
-        Kind::Streams => Flood::connections(&pair.client, pair.flooded.addr(port)),
+        Kind::Streams => Flood::connections(&pair.client, flooded.addr(port)),
     };
-    let flooded = flood
+    let during = flood
         .per_second(kind.pace())
         .during(u64::from(kind.pace() / 5), p99)?;
-    Ok(vec![flooded, flooded / quiet])
+    Ok([during, during / quiet])
 }

@@ -1,134 +1,142 @@
-//! `weft-bench`: what the mesh costs, end to end. Two nodes, a pair of pods that talks in direct TCP and a pair that
-//! talks through weft; every load runs on one and then on the other, round after round, so that what disturbs the
-//! machine disturbs both. Nothing is asserted: it prints a table, and says when the rounds disagree too much.
+//! `weft-bench`: what the mesh costs, end to end, against no mesh and against sidecars. Each mode has a pair of pods of its
+//! own; every load runs in one mode after the other, round after round, so that what disturbs the machine disturbs all.
+//! Nothing is asserted: it prints tables, writes a report, and says when the rounds disagree too much.
 //!
 //! It knows the product only as the test world does: a binary beside it (or `WEFT_BIN`), with flags, ports and metrics.
 //! `cargo xtask bench` builds both with optimisations and runs it, as root.
 
 mod beside;
 mod bulk;
+mod charts;
+mod compare;
 mod connects;
 mod cores;
-mod cpu;
+mod envoy;
 mod figures;
+mod fixed_rate;
 mod flood;
+mod growth;
+mod html;
 mod http;
 mod load;
+mod machine;
 mod markdown;
 mod memory;
+mod mode;
 mod ping_pong;
+mod pki;
+mod play;
+mod processes;
 mod report;
+#[cfg(test)]
+mod sample;
+mod sidecar;
 mod stage;
+mod start;
+mod table;
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{fs, path::PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use crate::{
-    figures::Series,
-    load::{Load, Plan},
-    markdown::Markdown,
-    memory::Memory,
-    report::{Machine, Report},
-    stage::Stage,
-};
+use crate::{compare::Comparison, markdown::Markdown, mode::Rival, report::Report};
 
-/// Measure weft against direct TCP over two nodes (as root).
+/// Measure weft against no mesh and against sidecars (as root).
 #[derive(Debug, Parser)]
-#[command(name = "weft-bench")]
+#[command(name = "weft-bench", after_help = mode::CONTRACT)]
 struct Args {
-    /// Fewer and shorter rounds: a first look, under a minute
+    /// Fewer and shorter rounds of what decides: a first look, under 3 minutes
     #[arg(long)]
     quick: bool,
-    /// Only the loads whose name contains this, for example `bulk`
+    /// Only the loads whose name contains this, for example `bulk`, and nothing but loads
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Print the table as Markdown too, to be pasted into a page
+    /// Only these modes, besides `none`; may be given several times
+    #[arg(long = "mode", value_name = "NAME")]
+    modes: Vec<String>,
+    /// Another proxy to compare with; may be given several times
+    #[arg(long = "rival", value_name = "NAME=COMMAND")]
+    rivals: Vec<Rival>,
+    /// How many rounds, instead of 5 (3 in a quick run)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: Option<u16>,
+    /// Print the tables as Markdown too, to be pasted into a page
     #[arg(long)]
     markdown: bool,
-    /// Also write everything, every round of it, to this file
+    /// Also write everything, every round of it, to FILE.json, a page for people to FILE.html, and its charts to the
+    /// directory FILE
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Compare with the JSON of an earlier run: prints what got better and worse
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// The command to name in the report, if it is another one than this
+    #[arg(long, hide = true)]
+    called: Option<String>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let started = Instant::now();
-    let plan = if args.quick { Plan::quick() } else { Plan::full() };
-    let machine = Machine::read(&plan);
-    println!("{machine}");
-    let mut loads = Load::all()?;
-    loads.retain(|load| {
-        args.only
-            .as_ref()
-            .is_none_or(|only| load.to_string().contains(only))
-    });
-    ensure!(!loads.is_empty(), "no load's name contains what --only says");
-    println!("setting up two nodes, their agents, and four pairs of pods");
-    let stage = Stage::set()?;
-    stage.prove()?;
-    let mut memory = Memory::idle(&stage)?;
-    let series = play(&stage, &plan, &loads);
-    memory.measure(&stage)?;
-    let report = Report {
-        machine,
-        series,
-        memory,
-        seconds: started.elapsed().as_secs(),
-    };
+    // Before the work: a file that cannot be read should not be found out after it.
+    let old = args.compare.as_deref().map(compare::read).transpose()?;
+    let report = play::run(&play::Options {
+        quick: args.quick,
+        only: args.only.clone(),
+        modes: args.modes.clone(),
+        rivals: args.rivals.clone(),
+        rounds: args.rounds.map(usize::from),
+        command: command(&args),
+    })?;
     println!("\n{report}");
     if args.markdown {
         println!("\n{}", Markdown(&report));
     }
     if let Some(path) = &args.output {
-        let text = serde_json::to_string_pretty(&report).context("write the report as JSON")?;
-        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-        println!("every round is in {}", path.display());
+        write(&report, path)?;
     }
-    if report.failures() > 0 {
-        bail!("{} loads failed: see above", report.failures());
+    if let Some(old) = &old {
+        let comparison = Comparison::of(old, &report);
+        println!("\n{comparison}");
+        if comparison.worse() > 0 {
+            println!(
+                "{} measures got worse since {}",
+                comparison.worse(),
+                old.machine.date
+            );
+        }
+    }
+    if !report.failures.is_empty() {
+        bail!("{} loads failed: see above", report.failures.len());
     }
     Ok(())
 }
 
-/// All rounds. What begins is said, since it may take a while, and then what came of it. A load that fails leaves its
-/// round out, and the others go on.
-fn play(stage: &Stage, plan: &Plan, loads: &[Load]) -> Vec<Series> {
-    let mut series: Vec<Vec<Series>> = loads
-        .iter()
-        .map(|load| load.measures().into_iter().map(Series::new).collect())
-        .collect();
-    let all = plan.rounds * loads.len();
-    for round in 0..plan.rounds {
-        println!("\nround {} of {}", round + 1, plan.rounds);
-        for (nth, (load, series)) in loads.iter().zip(&mut series).enumerate() {
-            println!(
-                "  [{} of {all}] {load}: direct, then weft",
-                round * loads.len() + nth + 1
-            );
-            match both(load, stage, plan) {
-                Ok((direct, weft)) => {
-                    for (series, pair) in series.iter_mut().zip(direct.into_iter().zip(weft)) {
-                        println!("    {}", series.add(pair));
-                    }
-                }
-                Err(error) => {
-                    println!("    FAILED {load}: {error:#}");
-                    series.iter_mut().for_each(|series| series.failures += 1);
-                }
-            }
-        }
-    }
-    series.into_iter().flatten().collect()
+fn command(args: &Args) -> String {
+    args.called
+        .clone()
+        .unwrap_or_else(|| std::env::args().collect::<Vec<_>>().join(" "))
 }
 
-fn both(load: &Load, stage: &Stage, plan: &Plan) -> Result<(Vec<f64>, Vec<f64>)> {
-    let run = |pair| load.run(stage, pair, plan);
-    let [direct, weft] = load.pairs(stage);
-    let direct = run(direct).context("in direct TCP")?;
-    let weft = run(weft).context("through weft")?;
-    Ok((direct, weft))
+/// Writes the three forms of the report.
+fn write(report: &Report, path: &std::path::Path) -> Result<()> {
+    let save = |extension: &str, text: String| {
+        let path = path.with_added_extension(extension);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        anyhow::Ok(path)
+    };
+    let json = serde_json::to_string_pretty(report).context("write the report as JSON")?;
+    let json = save("json", json + "\n")?;
+    let page = save("html", html::page(report)?)?;
+    let charts = charts::write_all(report, path)?;
+    println!("every round is in {}", json.display());
+    println!(
+        "the page to look at is {}; {} charts are in {}",
+        page.display(),
+        charts.len(),
+        path.display()
+    );
+    Ok(())
 }
 
 #[cfg(test)]

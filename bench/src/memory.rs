@@ -1,115 +1,114 @@
-//! The agents' memory: just started, after the rounds, and with many connections open.
-
-use std::{fmt, fs};
+//! The memory and the sockets of those who carry the traffic: just started, after the rounds, and with many connections
+//! open.
 
 use anyhow::{Context, Result};
-use serde::Serialize;
-use weft_tests::{Server, app};
+use weft_tests::{Crowd, machine};
 
-use crate::{figures::WIDTH, stage::Stage};
+use crate::{
+    figures::{BASELINE, Measure, Series, Unit},
+    processes::{resident, sockets},
+    stage::{Pair, Stage},
+};
 
-/// Connections that are open at once.
-const CONNECTIONS: usize = 1000;
+/// Where the crowd's server listens.
+const PORT: u16 = 9100;
+/// Files that a process has open besides a crowd's connections.
+const SPARE: u64 = 200;
 
-/// What is resident in memory (RSS), in KiB, of node a's agent and of node b's.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Memory {
-    /// After one connection.
-    idle_kib: [u64; 2],
-    /// When all loads have ended.
-    after_rounds_kib: [u64; 2],
-    /// While that many connections are open, each of which has carried a message.
-    connected_kib: [u64; 2],
-    connections: usize,
+/// One series for each side: what is resident at this moment, in every mode that has somebody who carries.
+pub(crate) fn look(stage: &Stage, when: &str, series: &mut Vec<Series>) -> Result<()> {
+    for pair in pairs(stage) {
+        add(pair, &format!("memory (RSS), {when}"), series)?;
+    }
+    Ok(())
 }
 
-impl Memory {
-    /// Before the loads.
-    pub(crate) fn idle(stage: &Stage) -> Result<Self> {
-        Ok(Self {
-            idle_kib: resident(stage)?,
-            after_rounds_kib: [0; 2],
-            connected_kib: [0; 2],
-            connections: CONNECTIONS,
-        })
-    }
-
-    /// After the loads.
-    pub(crate) fn measure(&mut self, stage: &Stage) -> Result<()> {
-        println!("\nopening {CONNECTIONS} connections, to see what they cost in memory");
-        self.after_rounds_kib = resident(stage)?;
-        let (listener, to) = stage.weft.listen()?;
-        let _server = Server::start(listener, app::echo)?;
-        let mut open = Vec::with_capacity(CONNECTIONS);
-        for made in 0..CONNECTIONS {
-            let mut stream = stage
-                .weft
-                .client
-                .connect(to)
-                .with_context(|| format!("connect while {made} connections are open"))?;
-            app::round_trip(&mut stream, &[0x5a; 64])
-                .with_context(|| format!("talk on connection {made}"))?;
-            open.push(stream);
+/// The same with so many connections open, each of which has carried a message; and how many sockets each of them takes.
+pub(crate) fn crowded(
+    stage: &Stage,
+    count: usize,
+    series: &mut Vec<Series>,
+    skipped: &mut Vec<String>,
+) -> Result<()> {
+    for pair in pairs(stage).filter(|pair| !pair.mode.http_only()) {
+        let limit = machine::file_limit();
+        // A proxy beside an app has two sockets for each connection.
+        if !pair.captured() && 2 * count as u64 + SPARE > limit {
+            let mode = &pair.mode;
+            skipped.push(format!(
+                "{mode}: {count} connections open, for which a process would need more than {limit} files"
+            ));
+            continue;
         }
-        self.connected_kib = resident(stage)?;
-        Ok(())
+        crowd(pair, count, series)
+            .with_context(|| format!("{}, with {count} connections open", pair.mode))?;
     }
+    Ok(())
 }
 
-impl Memory {
-    /// What was looked at, and the agents' memory then, as people read it.
-    pub(crate) fn rows(&self) -> [(String, [String; 2]); 3] {
-        let mib = |kib: [u64; 2]| kib.map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0));
-        [
-            ("idle".to_owned(), mib(self.idle_kib)),
-            ("after the rounds".to_owned(), mib(self.after_rounds_kib)),
-            (
-                format!("with {} connections open", self.connections),
-                mib(self.connected_kib),
-            ),
-        ]
-    }
+fn crowd(pair: &Pair, count: usize, series: &mut Vec<Series>) -> Result<()> {
+    let carriers = pair.carriers();
+    let all = [carriers.client, carriers.server].concat();
+    let before = sockets(&all);
+    let to = pair.server.addr(PORT);
+    let _server = Crowd::serve(&pair.server, to)?;
+    let mut clients = Crowd::hold(&pair.client, count, &[to])?;
+    clients.opened()?;
+    let when = format!("with {} connections open", thousands(count));
+    add(pair, &format!("memory (RSS), {when}"), series)?;
+    let each = sockets(&all).saturating_sub(before) as f64 / count as f64;
+    let measure = Measure::new(
+        format!("sockets for each connection, both sides, {when}"),
+        Unit::Count,
+    );
+    put(pair, measure, Some(each), series);
+    Ok(())
 }
 
-impl fmt::Display for Memory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b] = ["agent a (outbound)", "agent b (inbound)"];
-        writeln!(f, "{:<WIDTH$} {a:>20} {b:>20}", "memory (RSS)")?;
-        for (when, [a, b]) in self.rows() {
-            writeln!(f, "  {when:<rest$} {a:>20} {b:>20}", rest = WIDTH - 2)?;
+fn add(pair: &Pair, name: &str, series: &mut Vec<Series>) -> Result<()> {
+    let carriers = pair.carriers();
+    for (side, pids) in [
+        ("client's side", &carriers.client),
+        ("server's side", &carriers.server),
+    ] {
+        if let Some(resident) = resident(pids)? {
+            let measure = Measure::new(format!("{name}, {side}"), Unit::Mebibytes);
+            put(pair, measure, Some(resident), series);
         }
-        Ok(())
     }
+    Ok(())
 }
 
-fn resident(stage: &Stage) -> Result<[u64; 2]> {
-    let [a, b] = stage.agents.each_ref().map(|agent| {
-        let pid = agent
-            .pid()
-            .with_context(|| format!("agent {} has ended", agent.node()))?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read an agent's status")?;
-        rss_kib(&status).context("an agent's status has no VmRSS")
-    });
-    Ok([a?, b?])
+fn put(pair: &Pair, measure: Measure, figure: Option<f64>, series: &mut Vec<Series>) {
+    let ground = pair.mode.ground;
+    let at = series
+        .iter()
+        .position(|series| series.measure == measure && series.ground == ground)
+        .unwrap_or_else(|| {
+            series.push(Series::new(measure, ground));
+            series.len() - 1
+        });
+    series[at].add(&pair.mode.name, figure);
 }
 
-/// From a line such as `VmRSS:     12345 kB`.
-fn rss_kib(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse().ok()
+fn pairs(stage: &Stage) -> impl Iterator<Item = &Pair> {
+    stage.pairs.iter().filter(|pair| pair.mode.name != BASELINE)
+}
+
+fn thousands(count: usize) -> String {
+    match count {
+        1000.. => format!("{},{:03}", count / 1000, count % 1000),
+        _ => count.to_string(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
-    fn the_resident_size_is_read() {
+    fn thousands_are_set_apart() {
         assert_eq!(
-            rss_kib("Name:\tweft\nVmHWM:\t  9 kB\nVmRSS:\t   12345 kB\n"),
-            Some(12_345)
+            [999, 1000, 10_000].map(super::thousands),
+            ["999", "1,000", "10,000"]
         );
-        assert_eq!(rss_kib("Name:\tweft\n"), None);
     }
 }

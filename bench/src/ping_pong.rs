@@ -1,4 +1,4 @@
-//! Latency: 64 bytes there and back over one connection, again and again.
+//! Latency: a message there and back over one connection, again and again.
 
 use std::{
     io::{self, Read, Write},
@@ -9,22 +9,23 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::{figures::quantile, stage::Pair};
+use crate::{
+    figures::{SHARES, quantile},
+    stage::Pair,
+};
 
-/// The size of a message, each way.
-pub(crate) const MESSAGE: usize = 64;
 /// Round trips before the clock is looked at: buffers grow, caches fill.
 const WARM_UP: usize = 500;
 /// More than fit into any duration of a plan; reserved at the start, so that the loop allocates nothing.
 const TRIPS: usize = 1 << 20;
 
-/// The median and the 99th percentile of the round trip, in microseconds.
-pub(crate) fn run(pair: &Pair, duration: Duration) -> Result<Vec<f64>> {
+/// The times of round trips with so many bytes each way, in µs: of each of [`SHARES`].
+pub(crate) fn run(pair: &Pair, bytes: usize, duration: Duration) -> Result<Vec<(f64, f64)>> {
     let (listener, to) = pair.listen()?;
     let (client, server) = pair.connection(&listener, to)?;
     let mut nanos = thread::scope(|scope| {
-        let echo = scope.spawn(|| echo(server));
-        let nanos = ask(client, duration).context("the client");
+        let echo = scope.spawn(|| echo(server, bytes));
+        let nanos = ask(client, bytes, duration).context("the client");
         let echoed = echo.join().map_err(|_| anyhow!("the server panicked"))?;
         // The client's failure is told first: the server's follows from it.
         let nanos = nanos?;
@@ -32,16 +33,16 @@ pub(crate) fn run(pair: &Pair, duration: Duration) -> Result<Vec<f64>> {
         anyhow::Ok(nanos)
     })?;
     nanos.sort_unstable();
-    let micros = |share| quantile(&nanos, share).map(|nanos| f64::from(nanos) / 1e3);
-    [0.5, 0.99]
+    let micros = |share| quantile(&nanos, share).map(|nanos| (share, f64::from(nanos) / 1e3));
+    SHARES
         .map(micros)
         .into_iter()
         .collect::<Option<_>>()
         .context("there was no time for a single round trip")
 }
 
-fn ask(mut stream: TcpStream, duration: Duration) -> io::Result<Vec<u32>> {
-    let mut message = [0; MESSAGE];
+fn ask(mut stream: TcpStream, bytes: usize, duration: Duration) -> io::Result<Vec<u32>> {
+    let mut message = vec![0; bytes];
     let mut trip = || -> io::Result<()> {
         stream.write_all(&message)?;
         stream.read_exact(&mut message)
@@ -65,8 +66,8 @@ fn ask(mut stream: TcpStream, duration: Duration) -> io::Result<Vec<u32>> {
     Ok(nanos)
 }
 
-fn echo(mut stream: TcpStream) -> io::Result<()> {
-    let mut buffer = [0; MESSAGE];
+fn echo(mut stream: TcpStream, bytes: usize) -> io::Result<()> {
+    let mut buffer = vec![0; bytes];
     loop {
         match stream.read(&mut buffer)? {
             0 => return Ok(()),

@@ -1,151 +1,92 @@
-//! The report: a table for people, and the same with every round as JSON.
+//! The report: everything that was found out, as it is kept in JSON. What people read is made of it: a table for the
+//! terminal, one for a page (`markdown`), a page of its own with charts (`html`), and a comparison with an older one (`compare`).
 
-use std::{fmt, fs, time::SystemTime};
-
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    figures::{Series, WIDTH},
-    load::Plan,
-    memory::Memory,
+    figures::{Curve, Ground, Series},
+    machine::Machine,
 };
 
-/// What the figures depend on besides weft.
-#[derive(Debug, Serialize)]
+/// A way for two pods to talk, as the report names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ModeInfo {
+    /// Short, unique on its ground: what figures are filed under.
+    pub(crate) name: String,
+    pub(crate) ground: Ground,
+    /// What it is, in one line.
+    pub(crate) about: String,
+}
+
+/// How something grows with the mesh: the same thing for several sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Machine {
-    /// The day of the run, in UTC.
-    date: String,
-    kernel: String,
-    processor: String,
-    cores: usize,
-    /// Over the minute before the run, in processes that wanted a core.
-    load_before: f64,
-    quick: bool,
-    /// Whether the compiler optimised; without, the figures mean nothing.
-    optimised: bool,
+pub(crate) struct Growth {
+    /// What grows, for example `workloads in the mesh`.
+    pub(crate) of: String,
+    /// The sizes, rising.
+    pub(crate) sizes: Vec<u64>,
+    /// One line for each thing that was measured, by mode; `None` where it was not measured at that size.
+    pub(crate) lines: Vec<GrowthLine>,
 }
 
-impl Machine {
-    /// This one, now. What the kernel does not tell is empty.
-    pub(crate) fn read(plan: &Plan) -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let cpus = read("/proc/cpuinfo");
-        let model = cpus.lines().find_map(|line| line.strip_prefix("model name"));
-        let load = read("/proc/loadavg");
-        let load = load.split(' ').next().and_then(|load| load.parse().ok());
-        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        Self {
-            date: now.chars().take_while(|c| *c != 'T').collect(),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            processor: model
-                .unwrap_or_default()
-                .trim_start_matches([' ', '\t', ':'])
-                .to_owned(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            load_before: load.unwrap_or(0.0),
-            quick: plan.quick,
-            optimised: !cfg!(debug_assertions),
-        }
-    }
-
-    /// Whether somebody else kept it busy.
-    fn busy(&self) -> bool {
-        self.load_before > self.cores as f64 / 4.0
-    }
-}
-
-impl fmt::Display for Machine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (processor, kernel, cores, load) = (&self.processor, &self.kernel, self.cores, self.load_before);
-        let date = &self.date;
-        write!(
-            f,
-            "{cores} cores of {processor}, Linux {kernel}, {date}, load {load:.1} before the run"
-        )?;
-        if !self.optimised {
-            write!(f, "\nbuilt WITHOUT optimisations: the figures mean nothing")?;
-        }
-        Ok(())
-    }
+/// One line of a [`Growth`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GrowthLine {
+    #[serde(flatten)]
+    pub(crate) measure: crate::figures::Measure,
+    pub(crate) mode: String,
+    pub(crate) figures: Vec<Option<f64>>,
 }
 
 /// All that was found out.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
+    /// The command that was run.
+    pub(crate) command: String,
+    /// In the order in which each round plays them; direct TCP is the first of its ground.
+    pub(crate) modes: Vec<ModeInfo>,
     pub(crate) series: Vec<Series>,
-    pub(crate) memory: Memory,
+    pub(crate) curves: Vec<Curve>,
+    pub(crate) growth: Vec<Growth>,
+    /// What did not come off, each in one line.
+    pub(crate) failures: Vec<String>,
+    /// What was left out, and why.
+    pub(crate) skipped: Vec<String>,
+    /// How often each load was played.
+    pub(crate) rounds: usize,
     /// How long all of it took.
     pub(crate) seconds: u64,
 }
 
 impl Report {
-    /// Rounds of a measure that failed.
-    pub(crate) fn failures(&self) -> usize {
-        self.series.iter().map(|series| series.failures).sum()
-    }
-
-    /// Rounds that were played.
-    pub(crate) fn rounds(&self) -> usize {
-        let rounds = self.series.iter().map(|series| series.weft.len());
-        rounds.max().unwrap_or(0)
-    }
-
-    /// What a reader must know before believing the table.
+    /// What a reader must know before believing the figures.
     pub(crate) fn caveats(&self) -> Vec<String> {
-        let noisy = |series: &&Series| series.ratio().is_some_and(|ratio| ratio.noisy());
-        let (noisy, all) = (self.series.iter().filter(noisy).count(), self.series.len());
-        let mut caveats = Vec::new();
+        let (noisy, all) = (
+            self.series.iter().filter(|series| series.noisy()).count(),
+            self.series.len(),
+        );
+        let mut caveats = self.machine.caveats();
         if noisy > 0 {
             caveats.push(format!(
-                "noisy: in {noisy} of {all} measures the rounds differ by more than a quarter; believe the order, not the figure"
+                "noisy: in {noisy} of {all} measures the rounds differ by more than a quarter (marked ~); believe the order, not the figure"
             ));
         }
-        if self.machine.busy() {
-            let load = self.machine.load_before;
-            caveats.push(format!(
-                "busy: the load was {load:.1} before the run began; run it on an idle machine"
-            ));
-        }
-        if !self.machine.optimised {
-            caveats.push("built without optimisations: the figures mean nothing".to_owned());
+        if self.machine.quick {
+            caveats.push("quick: fewer, shorter rounds than a whole run".to_owned());
         }
         caveats
     }
-}
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<WIDTH$} {:>15} {:>15}   ratio (min..max)",
-            "median of the rounds", "direct", "weft"
-        )?;
-        for series in &self.series {
-            writeln!(f, "{}", row(series))?;
-        }
-        writeln!(
-            f,
-            "(µs and CPU s: a smaller ratio is better; /s and Gbit/s: a larger one)\n"
-        )?;
-        write!(f, "{}", self.memory)?;
-        for caveat in self.caveats() {
-            writeln!(f, "{caveat}")?;
-        }
-        write!(f, "{} rounds, {} s", self.rounds(), self.seconds)
+    /// The modes of a ground, in order.
+    pub(crate) fn modes_on(&self, ground: Ground) -> impl Iterator<Item = &ModeInfo> {
+        self.modes.iter().filter(move |mode| mode.ground == ground)
     }
-}
 
-fn row(series: &Series) -> String {
-    let [direct, weft] = series.medians();
-    let mut row = format!("{:<WIDTH$} {direct:>15} {weft:>15}", series.measure.name);
-    if let Some(ratio) = series.ratio() {
-        row += &format!("   {ratio}{}", if ratio.noisy() { " noisy" } else { "" });
+    /// The measures of a ground, in order.
+    pub(crate) fn series_on(&self, ground: Ground) -> impl Iterator<Item = &Series> {
+        self.series.iter().filter(move |series| series.ground == ground)
     }
-    if series.failures > 0 {
-        row += &format!("   FAILED in {} rounds", series.failures);
-    }
-    row
 }

@@ -1,14 +1,14 @@
-//! The stage: two nodes with their agents, a pair of pods that the mesh does not know, and a pair of its own. It is set
-//! once and serves every load of the run.
+//! The stage: two nodes with their agents, and for each mode a pair of pods that talks in it. It is set once and serves
+//! every load of the run.
 //!
 //! ```text
 //!   node a                         node b
 //!   client ────── direct ──────── server, nginx     not in the mesh file: plain TCP, untouched
+//!   client, proxy ═══════ proxy, server, nginx      the same, with a proxy beside each app
 //!   client ── agent ══ agent ──── server, nginx     captured: mutual TLS between the nodes
-//!
-//!   client ────── server, nginx                     two more pairs, all of them on node a: one that the mesh does
-//!   client ────── server, nginx                     not know, and one that is captured and talks from app to app
 //! ```
+//!
+//! and the same on node a alone, where the captured pair talks from app to app.
 
 use std::{
     io,
@@ -18,73 +18,132 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use socket2::SockRef;
-use weft_tests::{Agent, LIMIT, Nginx, Pod, PodSpec, Server, World, app, wait_until};
+use weft_tests::{Agent, LIMIT, Nginx, Pod, PodSpec, Server, World, app, process::Process, wait_until};
 
-use crate::bulk;
+use crate::{
+    bulk,
+    figures::Ground,
+    mode::{Mode, Way},
+    sidecar::{self, Side},
+};
 
 /// Where nginx listens.
-const HTTP_PORT: u16 = 8080;
+pub(crate) const HTTP_PORT: u16 = 8080;
+/// Where it speaks HTTP/2, from the first byte on.
+pub(crate) const HTTP2_PORT: u16 = 8081;
 /// What nginx answers with: as small as a health check.
 const BODY: &str = "hello from behind the mesh\n";
+/// The size of its larger page, in bytes.
+const KILOBYTE: usize = 1024;
 /// How long a server waits for a connection that the client believes to have.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(10);
+/// Where the servers of a pair on one node listen, by turns: at each port the first connection is the agent's. A port of a
+/// client rests for a minute after its connection to one of them, so there are several.
+const NEAR_PORTS: [u16; 4] = [9000, 9001, 9002, 9003];
 
-/// A client on node a and a server on node b.
+/// A client and a server that talk in one mode.
 pub(crate) struct Pair {
-    /// What it is called in names of pods and in errors.
-    name: &'static str,
+    pub(crate) mode: Mode,
     /// Where loads come from.
     pub(crate) client: Pod,
     /// Where they go.
     pub(crate) server: Pod,
     /// Another pod beside the server, for somebody to attack.
-    pub(crate) flooded: Pod,
-    /// Whether the mesh has these pods.
-    pub(crate) captured: bool,
+    pub(crate) flooded: Option<Pod>,
+    /// The two ends' own, or none.
+    sidecars: Vec<Process>,
+    /// weft's agents, in its own modes: of the client's node, and of the server's where that is another one.
+    agents: Vec<Agent>,
     _nginx: Nginx,
-    /// Of a pair on one node that is to talk from app to app: its agent, which says whether it does.
-    agent: Option<Agent>,
     /// How often its server has listened.
     turns: AtomicUsize,
 }
 
-/// Where the servers of a pair on one node listen, by turns: at each port the first connection is the agent's. A port of a
-/// client rests for a minute after its connection to one of them, so there are several.
-const NEAR_PORTS: [u16; 4] = [9000, 9001, 9002, 9003];
+/// Who carries a pair's traffic, by process id. Empty in direct TCP.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carriers {
+    /// On the client's side, or on both where it is one.
+    pub(crate) client: Vec<u32>,
+    pub(crate) server: Vec<u32>,
+}
 
 impl Pair {
-    fn set(
-        world: &mut World,
-        name: &'static str,
-        server_node: &str,
-        dress: fn(PodSpec) -> PodSpec,
-    ) -> Result<Self> {
-        let spec = |role| dress(PodSpec::new(&format!("{name}-{role}")).service_account(role));
+    fn set(world: &mut World, mode: Mode) -> Result<Self> {
+        let slug = mode.slug();
+        let server_node = match mode.ground {
+            Ground::TwoNodes => "b",
+            Ground::OneNode => "a",
+        };
+        let spec = |role| {
+            dress(
+                PodSpec::new(&format!("{slug}-{role}")).service_account(role),
+                &mode.way,
+            )
+        };
         let client = world.pod("a", spec("client"))?;
         let server = world.pod(server_node, spec("server"))?;
-        let flooded = world.pod(server_node, spec("flooded"))?;
-        let nginx = Nginx::start(world, &server, HTTP_PORT, BODY)?;
+        let flooded = match (mode.ground, &mode.way) {
+            (Ground::TwoNodes, Way::Direct | Way::Weft { .. }) => {
+                Some(world.pod(server_node, spec("flooded"))?)
+            }
+            _ => None,
+        };
+        let nginx = Nginx::start_with(world, &server, HTTP_PORT, Some(HTTP2_PORT), BODY)?;
+        nginx.add_page("1k", &"k".repeat(KILOBYTE))?;
+        let sidecars = match &mode.way {
+            Way::Sidecar(sidecar) => vec![
+                sidecar::start(world, sidecar, Side::Client, &client, &server)?,
+                sidecar::start(world, sidecar, Side::Server, &server, &client)?,
+            ],
+            Way::Direct | Way::Weft { .. } => Vec::new(),
+        };
         Ok(Self {
-            name,
+            mode,
             client,
             server,
             flooded,
-            captured: name.ends_with("weft"),
+            sidecars,
+            agents: Vec::new(),
             _nginx: nginx,
-            agent: None,
             turns: AtomicUsize::new(0),
         })
+    }
+
+    /// Who carries its traffic.
+    pub(crate) fn carriers(&self) -> Carriers {
+        let agent = |nth: usize| self.agents.get(nth).and_then(Agent::pid).into_iter().collect();
+        match self.sidecars.as_slice() {
+            [client, server] => Carriers {
+                client: crate::processes::tree(client.id()),
+                server: crate::processes::tree(server.id()),
+            },
+            _ => Carriers {
+                client: agent(0),
+                server: agent(1),
+            },
+        }
+    }
+
+    /// Whether the mesh has its pods.
+    pub(crate) fn captured(&self) -> bool {
+        matches!(self.mode.way, Way::Weft { .. })
+    }
+
+    /// Whether its pods talk from app to app once the agent has allowed it.
+    fn in_kernel(&self) -> bool {
+        self.mode.ground == Ground::OneNode && matches!(self.mode.way, Way::Weft { tunnel: false })
     }
 
     /// A listener on the server, and where the client finds it. Waiting for a connection has an end.
     pub(crate) fn listen(&self) -> Result<(TcpListener, SocketAddr)> {
         let turn = self.turns.fetch_add(1, Ordering::Relaxed);
-        let port = self
-            .agent
-            .as_ref()
-            .map_or(0, |_| NEAR_PORTS[turn % NEAR_PORTS.len()]);
+        let port = if self.in_kernel() {
+            NEAR_PORTS[turn % NEAR_PORTS.len()]
+        } else {
+            0
+        };
         let listener = self.server.listen(port).context("listen on the server")?;
         SockRef::from(&listener).set_read_timeout(Some(ACCEPT_LIMIT))?;
         let port = listener.local_addr()?.port();
@@ -92,13 +151,17 @@ impl Pair {
     }
 
     /// Makes a pair on one node talk from app to app at every port that loads use.
-    fn warm(&self, agent: &Agent) -> Result<()> {
+    fn warm(&self) -> Result<()> {
+        let agent = self.agents.first().context("the pair has no agent")?;
         for port in NEAR_PORTS.into_iter().chain([bulk::PORT]) {
             let listener = self.server.listen(port)?;
             self.connection(&listener, self.server.addr(port))?;
         }
-        self.client.connect(self.server.addr(HTTP_PORT))?;
-        for port in NEAR_PORTS.into_iter().chain([bulk::PORT, HTTP_PORT]) {
+        let nginx = [HTTP_PORT, HTTP2_PORT];
+        for port in nginx {
+            self.client.connect(self.server.addr(port))?;
+        }
+        for port in NEAR_PORTS.into_iter().chain([bulk::PORT]).chain(nginx) {
             let to = self.server.addr(port).to_string();
             wait_until("the pair to talk from app to app", LIMIT, || {
                 agent.status().is_ok_and(|status| is_direct(&status, &to))
@@ -126,9 +189,41 @@ impl Pair {
         Ok((client, server))
     }
 
-    /// The page that nginx serves.
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}/", self.server.addr(HTTP_PORT))
+    /// A page that nginx serves.
+    pub(crate) fn url(&self, port: u16, page: &str) -> String {
+        format!("http://{}/{page}", self.server.addr(port))
+    }
+
+    /// One request there and back: the way is open, and warm.
+    fn greet(&self) -> Result<()> {
+        if self.mode.http_only() {
+            return self
+                .fetch()
+                .with_context(|| format!("the pair {} cannot talk", self.mode));
+        }
+        let (listener, to) = self.listen()?;
+        let _server = Server::start(listener, app::echo)?;
+        let greeting = || -> io::Result<()> {
+            let mut stream = self.client.connect(to)?;
+            app::round_trip(&mut stream, b"is anybody there?")
+        };
+        greeting().with_context(|| format!("the pair {} cannot talk", self.mode))
+    }
+
+    /// The small page, once.
+    fn fetch(&self) -> Result<()> {
+        let curled = weft_tests::curl(&self.client, &[&self.url(HTTP_PORT, "")])?;
+        ensure!(curled.body == BODY, "nginx answers {curled:?}");
+        Ok(())
+    }
+}
+
+/// How the mesh knows the pods of a mode.
+pub(crate) fn dress(spec: PodSpec, way: &Way) -> PodSpec {
+    match way {
+        Way::Weft { tunnel: false } => spec,
+        Way::Weft { tunnel: true } => spec.field("sameNode", json!("tunnel")),
+        Way::Direct | Way::Sidecar(_) => spec.unlisted(),
     }
 }
 
@@ -144,79 +239,79 @@ fn is_direct(status: &Value, app: &str) -> bool {
 
 /// Everything that runs. Fields are dropped in this order: the world, last, removes what is left.
 pub(crate) struct Stage {
-    /// The pair outside of the mesh.
-    pub(crate) direct: Pair,
-    /// The pair inside.
-    pub(crate) weft: Pair,
-    /// A pair on one node, outside.
-    pub(crate) near_direct: Pair,
-    /// A pair on one node, inside.
-    pub(crate) near_weft: Pair,
+    /// In the order of the modes.
+    pub(crate) pairs: Vec<Pair>,
     /// Somebody on node a whom the mesh does not know.
     pub(crate) stranger: Pod,
     /// Of node a and of node b.
     pub(crate) agents: [Agent; 2],
-    _world: World,
+    pub(crate) world: World,
 }
 
 impl Stage {
     /// Brings it up.
-    pub(crate) fn set() -> Result<Self> {
+    pub(crate) fn set(modes: &[Mode]) -> Result<Self> {
         let mut world = World::two_nodes()?;
-        let direct = Pair::set(&mut world, "direct", "b", PodSpec::unlisted)?;
-        let weft = Pair::set(&mut world, "weft", "b", |spec| spec)?;
-        let near_direct = Pair::set(&mut world, "near-direct", "a", PodSpec::unlisted)?;
-        let mut near_weft = Pair::set(&mut world, "near-weft", "a", |spec| spec)?;
+        let mut pairs = Vec::new();
+        for mode in modes {
+            println!("  {mode}: {}", mode.about);
+            let pair = Pair::set(&mut world, mode.clone());
+            pairs.push(pair.with_context(|| format!("set up the pair {mode}"))?);
+        }
         let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
         let agents = world.start_agents()?;
-        near_weft.agent = Some(agents[0].clone());
+        for pair in &mut pairs {
+            pair.agents = match (&pair.mode.way, pair.mode.ground) {
+                (Way::Weft { .. }, Ground::TwoNodes) => agents.to_vec(),
+                (Way::Weft { .. }, Ground::OneNode) => vec![agents[0].clone()],
+                _ => Vec::new(),
+            };
+        }
         Ok(Self {
-            direct,
-            weft,
-            near_direct,
-            near_weft,
+            pairs,
             stranger,
             agents,
-            _world: world,
+            world,
         })
     }
 
-    /// Makes sure that the figures will be of what they say: the one pair's connection goes from agent to agent with
-    /// mutual TLS, the other pair's by no agent. It also warms both ways up.
+    /// Makes sure that the figures will be of what they say: the captured pairs' connections go from agent to agent with
+    /// mutual TLS, no other's does. It also warms all ways up.
     pub(crate) fn prove(&self) -> Result<()> {
-        let before = self.tunnelled()?;
-        greet(&self.direct)?;
-        greet(&self.weft)?;
-        wait_until("the tunnelled connection to be counted", LIMIT, || {
-            self.tunnelled().is_ok_and(|now| now > before)
-        })?;
-        let counted = self.tunnelled()? - before;
-        ensure!(
-            (counted - 1.0).abs() < 0.5,
-            "one tunnelled connection was made, and {counted} were counted: the direct pair is not direct"
-        );
-        greet(&self.near_direct)?;
-        self.near_weft.warm(&self.agents[0])
+        for pair in &self.pairs {
+            let before = self.tunnelled()?;
+            pair.greet()?;
+            if pair.in_kernel() {
+                pair.warm()?;
+                continue;
+            }
+            let expected = if pair.captured() { 1.0 } else { 0.0 };
+            if pair.captured() {
+                wait_until("the tunnelled connection to be counted", LIMIT, || {
+                    self.tunnelled().is_ok_and(|now| now > before)
+                })?;
+            }
+            let counted = self.tunnelled()? - before;
+            ensure!(
+                (counted - expected).abs() < 0.5,
+                "{}: one connection was made, and the agents have counted {counted} with mutual TLS",
+                pair.mode
+            );
+        }
+        Ok(())
     }
 
-    /// Connections that node b's agent has taken in with mutual TLS.
+    /// Connections that the agents have taken in with mutual TLS.
     fn tunnelled(&self) -> Result<f64> {
-        let [_, b] = &self.agents;
         let labels = [
             ("reporter", "destination"),
             ("connection_security_policy", "mutual_tls"),
         ];
-        Ok(b.metrics()?.sum("istio_tcp_connections_opened_total", &labels))
+        let counted = self.agents.iter().map(|agent| {
+            Ok(agent
+                .metrics()?
+                .sum("istio_tcp_connections_opened_total", &labels))
+        });
+        counted.sum()
     }
-}
-
-/// One connection there and back.
-fn greet(pair: &Pair) -> Result<()> {
-    let (listener, to) = pair.listen()?;
-    let _server = Server::start(listener, app::echo)?;
-    let greeting = || -> io::Result<()> {
-        let mut stream = pair.client.connect(to)?;
-        app::round_trip(&mut stream, b"is anybody there?")
-    };
-    greeting().with_context(|| format!("the pair {} cannot talk", pair.name))
 }

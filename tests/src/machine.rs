@@ -64,6 +64,11 @@ pub fn raise_file_limit() {
     );
 }
 
+/// How many files a process may have open at the most, once it has raised its limit.
+pub fn file_limit() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
 /// One of our binaries: what `override_env` names, else the file beside the running test or tool.
 pub fn binary(name: &str, override_env: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(override_env) {

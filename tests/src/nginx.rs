@@ -27,6 +27,11 @@ pub struct Nginx {
 impl Nginx {
     /// Starts it in the pod, as the pod's user, and waits until it listens on `port`, IPv4 and IPv6.
     pub fn start(world: &World, pod: &Pod, port: u16, body: &str) -> Result<Self> {
+        Self::start_with(world, pod, port, None, body)
+    }
+
+    /// The same, which speaks HTTP/2 from the first byte on at another port.
+    pub fn start_with(world: &World, pod: &Pod, port: u16, http2: Option<u16>, body: &str) -> Result<Self> {
         let uid = pod.place().uid;
         let dir = world
             .dir()
@@ -35,7 +40,7 @@ impl Nginx {
         make_dir(&dir.join("html"), uid)?;
         fs::write(dir.join("html/index.html"), body).context("write the page")?;
         let conf = dir.join("nginx.conf");
-        fs::write(&conf, config(&dir, port, uid)).context("write nginx.conf")?;
+        fs::write(&conf, config(&dir, port, http2, uid)).context("write nginx.conf")?;
         let stderr = File::create(dir.join("stderr.log")).context("create nginx's stderr.log")?;
         let mut command = pod.command("nginx");
         command
@@ -51,6 +56,12 @@ impl Nginx {
         wait_until("nginx to listen", LIMIT, || pod.netns().listens_on(port))
             .with_context(|| nginx.complaints())?;
         Ok(nginx)
+    }
+
+    /// One more page, `/name`.
+    pub fn add_page(&self, name: &str, body: &str) -> Result<()> {
+        let path = self.dir.join("html").join(name);
+        fs::write(&path, body).with_context(|| format!("write {}", path.display()))
     }
 
     /// Its process id.
@@ -80,7 +91,8 @@ fn make_dir(dir: &Path, uid: u32) -> Result<()> {
     chown(dir, Some(uid), Some(uid)).with_context(|| format!("give {} to user {uid}", dir.display()))
 }
 
-fn config(dir: &Path, port: u16, uid: u32) -> String {
+fn config(dir: &Path, port: u16, http2: Option<u16>, uid: u32) -> String {
+    let http2 = http2.map_or_else(String::new, |port| format!("listen 0.0.0.0:{port} http2;"));
     // Only root may name a user; any other would be warned.
     let user = if uid == 0 { "user root;" } else { "" };
     let temp =
@@ -91,7 +103,7 @@ fn config(dir: &Path, port: u16, uid: u32) -> String {
          http {{\n\
            access_log access.log; default_type text/plain; {temp}\n\
            server {{\n\
-             listen 0.0.0.0:{port}; listen [::]:{port};\n\
+             listen 0.0.0.0:{port} backlog=4096; listen [::]:{port} backlog=4096; {http2}\n\
              root {dir}/html;\n\
              location = /peer {{ return 200 \"$remote_addr\"; }}\n\
            }}\n\

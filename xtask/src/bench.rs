@@ -1,10 +1,9 @@
 //! `bench`: what the mesh costs. It makes the machine ready, builds weft as it is shipped, and lets `weft-bench` measure
-//! it against direct TCP in one run over two nodes. It judges nothing: no figure makes it fail.
+//! it against no mesh and against sidecars in one run. It judges nothing: no figure makes it fail.
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::geteuid;
 
 use crate::{
     preflight, setup, shell,
@@ -12,7 +11,7 @@ use crate::{
 };
 
 /// How long all rounds may take: several times what they do take.
-const LIMIT: Duration = Duration::from_mins(15);
+const LIMIT: Duration = Duration::from_mins(60);
 /// Where results go, below the checkout.
 const RESULTS: &str = "bench/results";
 
@@ -20,10 +19,8 @@ const RESULTS: &str = "bench/results";
 pub(crate) struct Options {
     /// Fewer and shorter rounds.
     pub(crate) quick: bool,
-    /// Only the loads whose name contains this.
-    pub(crate) only: Option<String>,
-    /// Print the table as Markdown too.
-    pub(crate) markdown: bool,
+    /// What `weft-bench` is given besides, such as `--only bulk` or `--rival NAME=COMMAND`.
+    pub(crate) args: Vec<String>,
     /// Without optimisations: to work on the benchmark itself.
     pub(crate) dev: bool,
     /// Install what is missing.
@@ -41,9 +38,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         dev: false,
     })?;
     preflight::run()?;
-    for tool in TOOLS {
-        add(tool, options.install);
-    }
+    setup::benchmark(options.install);
     step("building weft, its eBPF programs and the benchmark");
     let profile = if options.dev { "dev" } else { "release" };
     let mut build = shell::cargo();
@@ -53,27 +48,11 @@ pub(crate) fn run(options: Options) -> Result<()> {
     for gone in weft_tests::sweep()? {
         println!("swept {gone}, which a run that died had left");
     }
-    step("direct TCP and weft in turns, over two nodes");
+    step("all modes in turns");
     let result = measure(&options, profile);
     // Whatever came of it: a run that was interrupted leaves its world behind.
     weft_tests::sweep()?;
     result
-}
-
-/// Programs that nothing else needs, each Debian's package of that name: a machine without one skips what is measured
-/// with it, loudly.
-const TOOLS: [&str; 2] = ["wrk", "iperf3"];
-
-fn add(tool: &str, install: bool) {
-    if shell::find(tool).is_some() || !install || !geteuid().is_root() {
-        return;
-    }
-    let mut apt = std::process::Command::new("apt-get");
-    apt.args(["install", "-y", "-q", "--no-install-recommends", tool]);
-    println!("+ {tool}: installing with `{}`", shell::show(&apt));
-    if let Err(err) = shell::run(apt.env("DEBIAN_FRONTEND", "noninteractive")) {
-        println!("- {tool}: {err:#}; what is measured with it will be skipped");
-    }
 }
 
 fn measure(options: &Options, profile: &str) -> Result<()> {
@@ -83,18 +62,14 @@ fn measure(options: &Options, profile: &str) -> Result<()> {
     bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
     // What was built now is what is measured.
     bench.env_remove("WEFT_BIN").env_remove("WEFT_PAUSE_BIN");
+    bench.env("WEFT_BENCH_ENVOY", setup::envoy());
     if let Some(output) = &output {
         bench.arg("--output").arg(output);
     }
     if options.quick {
         bench.arg("--quick");
     }
-    if options.markdown {
-        bench.arg("--markdown");
-    }
-    if let Some(only) = &options.only {
-        bench.args(["--only", only]);
-    }
+    bench.arg("--called").arg(called(options)).args(&options.args);
     let interrupt = Interrupt::listen()?;
     match stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"))? {
         (_, Ending::Exited(status)) if status.success() => Ok(()),
@@ -104,10 +79,22 @@ fn measure(options: &Options, profile: &str) -> Result<()> {
     }
 }
 
+/// The command as the user gave it, for the report.
+fn called(options: &Options) -> String {
+    let quick = if options.quick { " --quick" } else { "" };
+    let args: String = options.args.iter().map(|arg| format!(" {arg}")).collect();
+    format!("cargo xtask bench{quick}{args}")
+}
+
 /// A file for this day and this kernel; a later run of the same kind on the same day replaces it. None without
 /// optimisations, whose figures are not worth keeping, and none of a part, which would replace the whole.
 fn output(options: &Options) -> Result<Option<PathBuf>> {
-    if options.dev || options.only.is_some() {
+    if options.dev
+        || options
+            .args
+            .iter()
+            .any(|arg| arg.starts_with("--only") || arg.starts_with("--mode"))
+    {
         return Ok(None);
     }
     let dir = shell::root().join(RESULTS);
@@ -115,9 +102,5 @@ fn output(options: &Options) -> Result<Option<PathBuf>> {
     let day = shell::ask("date", &["-u", "+%F"]).context("`date -u` does not say which day it is")?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
     let kind = if options.quick { "-quick" } else { "" };
-    Ok(Some(dir.join(format!(
-        "{}-{}{kind}.json",
-        day.trim(),
-        kernel.trim()
-    ))))
+    Ok(Some(dir.join(format!("{}-{}{kind}", day.trim(), kernel.trim()))))
 }

@@ -71,15 +71,13 @@ enum Command {
     },
     /// Measure weft against direct TCP over two nodes (as root); prints a table with ratios
     Bench {
-        /// Fewer and shorter rounds: a first look, about a minute
+        /// Fewer and shorter rounds of what decides: a first look, under 3 minutes
         #[arg(long)]
         quick: bool,
-        /// Only the loads whose name contains this, for example `bulk`
-        #[arg(long, value_name = "TEXT")]
-        only: Option<String>,
-        /// Print the table as Markdown too, to be pasted into a page
-        #[arg(long)]
-        markdown: bool,
+        /// And what `weft-bench` knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`;
+        /// `--help` behind another of them shows all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MORE")]
+        args: Vec<String>,
         /// Build without optimisations: to work on the benchmark; its figures mean nothing
         #[arg(long)]
         dev: bool,
@@ -160,14 +158,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo { keep, no_install } => demo::run(keep, !no_install),
         Command::Bench {
             quick,
-            only,
-            markdown,
+            args,
             dev,
             no_install,
         } => bench::run(bench::Options {
             quick,
-            only,
-            markdown,
+            args,
             dev,
             install: !no_install,
         }),

