@@ -23,6 +23,7 @@ mod machine;
 mod markdown;
 mod memory;
 mod mode;
+mod perf;
 mod ping_pong;
 mod pki;
 mod play;
@@ -71,6 +72,9 @@ struct Args {
     /// Compare with the JSON of an earlier run: prints what got better and worse
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
+    /// Record a profile of weft's agents, or of the sidecars, during the one load and mode that were chosen
+    #[arg(long, value_name = "PERF.DATA", requires = "only")]
+    perf: Option<PathBuf>,
     /// The command to name in the report, if it is another one than this
     #[arg(long, hide = true)]
     called: Option<String>,
@@ -86,6 +90,7 @@ fn main() -> Result<()> {
         modes: args.modes.clone(),
         rivals: args.rivals.clone(),
         rounds: args.rounds.map(usize::from),
+        perf: args.perf.clone().map(perf::Perf),
         command: command(&args),
     })?;
     println!("\n{report}");

@@ -10,10 +10,11 @@ use anyhow::{Result, bail, ensure};
 use crate::{
     figures::{BASELINE, Curve, Ground, Measure, Series, Unit, median},
     growth,
-    load::{Load, Plan},
+    load::{Load, Outcome, Plan},
     machine::Machine,
     memory,
     mode::{Mode, Rival},
+    perf::Perf,
     report::Report,
     sidecar,
     stage::{Pair, Stage},
@@ -29,6 +30,7 @@ pub(crate) struct Options {
     pub(crate) modes: Vec<String>,
     pub(crate) rivals: Vec<Rival>,
     pub(crate) rounds: Option<usize>,
+    pub(crate) perf: Option<Perf>,
     /// As the report names it.
     pub(crate) command: String,
 }
@@ -68,6 +70,7 @@ struct Run {
     machine: Machine,
     modes: Vec<Mode>,
     loads: Vec<(Ground, Load)>,
+    perf: Option<Perf>,
     /// Of each load, its measures.
     series: Vec<Vec<Series>>,
     curves: Vec<Rounds>,
@@ -133,6 +136,7 @@ impl Run {
             machine,
             modes,
             loads,
+            perf: options.perf.clone(),
             curves: Vec::new(),
             starts: Vec::new(),
             memory: Vec::new(),
@@ -178,7 +182,7 @@ impl Run {
         let pair = &stage.pairs[pair];
         let (ground, of) = self.loads[load];
         bar(progress, &format!("{ground}: {of}: {}", pair.mode.name));
-        let figures = match of.run(stage, pair, &self.plan) {
+        let figures = match self.play(stage, of, pair) {
             Ok(outcome) => {
                 if let Some(times) = outcome.times {
                     self.curve(ground, of, &pair.mode.name, times);
@@ -196,6 +200,14 @@ impl Run {
         }
         if let Some(first) = self.series[load].first() {
             tell(first, mode);
+        }
+    }
+
+    fn play(&self, stage: &Stage, load: Load, pair: &Pair) -> Result<Outcome> {
+        let run = || load.run(stage, pair, &self.plan);
+        match &self.perf {
+            Some(perf) if pair.mode.name != BASELINE => perf.during(&pair.carriers(), run)?,
+            _ => run(),
         }
     }
 

@@ -39,39 +39,45 @@ pub(crate) fn run(options: Options) -> Result<()> {
     })?;
     preflight::run()?;
     setup::benchmark(options.install);
-    step("building weft, its eBPF programs and the benchmark");
     let profile = if options.dev { "dev" } else { "release" };
+    build(profile)?;
+    step("all modes in turns");
+    let mut args = vec!["--called".to_owned(), called(&options)];
+    if let Some(output) = output(&options)? {
+        args.extend(["--output".to_owned(), output.display().to_string()]);
+    }
+    if options.quick {
+        args.push("--quick".to_owned());
+    }
+    args.extend(options.args);
+    measure(profile, &args)
+}
+
+/// Everything that takes part, with optimisations unless the profile says otherwise.
+pub(crate) fn build(profile: &str) -> Result<()> {
+    step("building weft, its eBPF programs and the benchmark");
     let mut build = shell::cargo();
     build.args(["build", "--profile", profile]);
     build.args(["-p", "weft", "-p", "weft-tests", "-p", "weft-bench", "--bins"]);
-    shell::run(&mut build)?;
+    shell::run(&mut build)
+}
+
+/// Runs `weft-bench` as it was built.
+pub(crate) fn measure(profile: &str, args: &[String]) -> Result<()> {
     for gone in weft_tests::sweep()? {
         println!("swept {gone}, which a run that died had left");
     }
-    step("all modes in turns");
-    let result = measure(&options, profile);
-    // Whatever came of it: a run that was interrupted leaves its world behind.
-    weft_tests::sweep()?;
-    result
-}
-
-fn measure(options: &Options, profile: &str) -> Result<()> {
-    let output = output(options)?;
     let mut bench = shell::cargo();
     // Cargo knows where the binary is; weft and weft-pause are beside it.
     bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
     // What was built now is what is measured.
     bench.env_remove("WEFT_BIN").env_remove("WEFT_PAUSE_BIN");
-    bench.env("WEFT_BENCH_ENVOY", setup::envoy());
-    if let Some(output) = &output {
-        bench.arg("--output").arg(output);
-    }
-    if options.quick {
-        bench.arg("--quick");
-    }
-    bench.arg("--called").arg(called(options)).args(&options.args);
+    bench.env("WEFT_BENCH_ENVOY", setup::envoy()).args(args);
     let interrupt = Interrupt::listen()?;
-    match stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"))? {
+    let ended = stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"));
+    // Whatever came of it: a run that was interrupted leaves its world behind.
+    weft_tests::sweep()?;
+    match ended? {
         (_, Ending::Exited(status)) if status.success() => Ok(()),
         (_, Ending::Exited(status)) => bail!("weft-bench failed ({status}): see above"),
         (_, Ending::TimedOut(limit)) => bail!("weft-bench hung: killed after {} s", limit.as_secs()),

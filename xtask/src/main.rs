@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod mutate;
 mod preflight;
+mod profile;
 mod setup;
 mod shell;
 mod simulate;
@@ -81,6 +82,17 @@ enum Command {
         /// Build without optimisations: to work on the benchmark; its figures mean nothing
         #[arg(long)]
         dev: bool,
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
+    /// See where the agents' time goes under a load of the benchmark: a flame graph and a list (as root)
+    Profile {
+        /// The load, as `bench --only` has it: `connect`, `bulk, 1`, `64 connections`
+        load: String,
+        /// The mode: `weft`, or `envoy L4` to see what another does
+        #[arg(long, default_value = "weft")]
+        mode: String,
         /// Print what is missing instead of installing it
         #[arg(long)]
         no_install: bool,
@@ -165,6 +177,15 @@ fn run(command: Command) -> anyhow::Result<()> {
             quick,
             args,
             dev,
+            install: !no_install,
+        }),
+        Command::Profile {
+            load,
+            mode,
+            no_install,
+        } => profile::run(&profile::Options {
+            load,
+            mode,
             install: !no_install,
         }),
         Command::Counts { update, no_install } => counts::run(update, !no_install),

@@ -47,6 +47,14 @@ pub(crate) fn counting(install: bool) -> Result<()> {
     satisfy(needs::counting().into(), install)
 }
 
+/// Finds or installs what `profile` needs besides what `bench` does.
+///
+/// # Errors
+/// The same.
+pub(crate) fn profiler(install: bool) -> Result<()> {
+    satisfy(needs::profiler(), install)
+}
+
 /// Finds or installs what only `bench` needs. What cannot be had is told, and what is measured with it is left out.
 pub(crate) fn benchmark(install: bool) {
     for need in needs::benchmark() {

@@ -20,8 +20,9 @@ use super::{
     window::{Part, Unread},
 };
 use crate::net::{
-    copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+    copy::{BULK, Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
     tls::Session,
+    turn,
 };
 
 /// An open stream: both ways, after the CONNECT was answered with 200.
@@ -108,6 +109,7 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
         recv,
         unread: unread.part(),
         outlet: Outlet::default(),
+        total: 0,
         ended: false,
         done: false,
     };
@@ -227,6 +229,8 @@ struct ToApp {
     recv: RecvStream,
     unread: Part,
     outlet: Outlet,
+    /// Bytes that have arrived.
+    total: u64,
     ended: bool,
     done: bool,
 }
@@ -269,6 +273,10 @@ impl ToApp {
         while !self.ended {
             match self.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
+                    self.total += chunk.len() as u64;
+                    if self.total < BULK {
+                        turn::somebody_talks();
+                    }
                     self.unread.taken(chunk.len());
                     self.outlet.push(chunk);
                 }

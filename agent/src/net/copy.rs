@@ -19,6 +19,8 @@ use socket2::SockRef;
 use thiserror::Error;
 use tokio::{io::Interest, net::TcpStream};
 
+use super::turn;
+
 /// Counts bytes while they are copied.
 pub trait Count {
     /// Bytes from the side that dialled to the side that was dialled.
@@ -191,7 +193,7 @@ pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
 }
 
 /// Reading from a socket with a buffer that grows with the connection: 1 KiB, after 128 KiB 16 KiB, after 10 MiB
-/// 512 KiB. What a large read costs (wake-ups, packets that are not full) is paid once for all of its bytes. A connection
+/// 512 KiB, or 64 KiB while others talk (see `turn`). What a large read costs (wake-ups, packets that are not full) is paid once for all of its bytes. A connection
 /// that waits for data holds no more than 1 KiB.
 #[derive(Default)]
 pub(crate) struct Inlet {
@@ -203,6 +205,8 @@ pub(crate) struct Inlet {
 
 const SMALL: usize = 1024;
 const MEDIUM: usize = 16 * 1024;
+/// A connection that has carried so much one way is a bulk stream.
+pub(crate) const BULK: u64 = 10 << 20;
 /// The largest read; nothing larger is ever passed on at once.
 pub(crate) const LARGE: usize = 512 * 1024;
 
@@ -226,6 +230,11 @@ impl Inlet {
                 Ok(0) => return Poll::Ready(Ok(None)),
                 Ok(read) => {
                     self.total += read as u64;
+                    if self.total < BULK {
+                        turn::somebody_talks();
+                    } else {
+                        turn::took(cx, read);
+                    }
                     return Poll::Ready(Ok(Some(self.buffer.split().freeze())));
                 }
                 Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -239,8 +248,8 @@ impl Inlet {
     fn make_room(&mut self) {
         let size = match self.total {
             0..0x2_0000 => SMALL,
-            0x2_0000..0xa0_0000 => MEDIUM,
-            _ => LARGE,
+            0x2_0000..BULK => MEDIUM,
+            _ => turn::piece(LARGE),
         };
         if self.buffer.capacity() < size / 4 {
             self.buffer.reserve(size);

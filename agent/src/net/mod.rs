@@ -5,5 +5,6 @@ pub mod netlink;
 pub mod netns;
 pub mod socket;
 pub mod tls;
+pub(crate) mod turn;
 pub mod udp;
 pub mod veth;

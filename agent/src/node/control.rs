@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     NodeConfig, Shared,
     enroll::{Desired, Enrolment},
+    memory::Memory,
     same_node::{Inbox, SameNode, lease},
     state::State,
 };
@@ -61,6 +62,7 @@ pub(super) struct Control {
     standing: Standing,
     local_pods: Vec<LocalPod>,
     desired: BTreeMap<Arc<str>, Desired>,
+    memory: Memory,
 }
 
 impl Control {
@@ -84,6 +86,7 @@ impl Control {
             standing: Standing::Writing,
             local_pods: Vec::new(),
             desired: BTreeMap::new(),
+            memory: Memory::default(),
         }
     }
 
@@ -99,7 +102,7 @@ impl Control {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = looks.tick() => if !self.look().await { continue },
-                _ = turns.tick() => {}
+                _ = turns.tick() => self.memory.turn(self.shared.connections.len()),
                 _ = certificates.changed() => self.same_node.look_again(),
                 incoming = inbox.next() => {
                     if self.standing == Standing::Writing {

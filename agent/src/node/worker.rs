@@ -24,6 +24,7 @@ use super::{
     draws::Draws,
     inbound, outbound,
     pod::{Pod, PodListener},
+    slice,
 };
 use crate::{
     hbone,
@@ -124,6 +125,9 @@ pub(super) fn start(
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
+            if let Err(error) = slice::shorten() {
+                tracing::debug!(%error, "the kernel grants no short slices: small messages wait longer on a busy node");
+            }
             let worker = Worker {
                 shared,
                 sockets,

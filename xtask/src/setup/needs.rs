@@ -202,6 +202,19 @@ pub(crate) fn benchmark() -> Vec<Need> {
     needs
 }
 
+/// What only `profile` needs.
+pub(crate) fn profiler() -> Vec<Need> {
+    vec![
+        packaged("perf", &Check::Program("perf"), "linux-perf"),
+        Need {
+            name: "inferno (flame graphs)".to_owned(),
+            check: Check::Program("inferno-flamegraph"),
+            ways: vec![Way::command(&["cargo", "install", "inferno", "--locked"])],
+            mend: "install it with cargo from a machine that reaches the network",
+        },
+    ]
+}
+
 /// Name, check, Debian's package.
 const BENCHMARK: [(&str, Check, &str); 4] = [
     ("wrk (HTTP/1.1 load)", Check::Program("wrk"), "wrk"),

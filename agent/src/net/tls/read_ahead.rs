@@ -14,9 +14,10 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    task::coop::poll_proceed,
 };
 use tokio_util::io::poll_read_buf;
+
+use crate::net::turn;
 
 /// The first read ahead; each that is answered in full doubles the next.
 const FIRST: usize = 64 * 1024;
@@ -25,20 +26,6 @@ pub(super) const MOST: usize = 512 * 1024;
 /// When the socket is empty and the last read was shorter than this, the tunnel is not busy any more. A tunnel that falls
 /// silent at once keeps its buffer until the next PING.
 const QUIET: usize = 16 * 1024;
-
-/// What is read for one unit of the 128 that tokio gives a task for one turn. Otherwise one turn of the tunnel could take
-/// in whatever the kernel holds for it, and no stream would read before it is all there: with this it is 1 MiB (see
-/// `hbone::settings`).
-const UNIT: usize = 4 * 1024;
-
-fn spend(cx: &mut Context<'_>, units: usize) {
-    for _ in 0..units {
-        match poll_proceed(cx) {
-            Poll::Ready(unit) => unit.made_progress(),
-            Poll::Pending => break,
-        }
-    }
-}
 
 /// A socket that is read ahead.
 #[derive(Debug)]
@@ -75,13 +62,14 @@ impl ReadAhead {
     /// Fills the empty buffer; it stays empty at the end of the connection.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.buffer.clear();
-        self.buffer.reserve(self.next);
-        let mut room = (&mut self.buffer).limit(self.next);
+        let piece = turn::piece(self.next);
+        self.buffer.reserve(piece);
+        let mut room = (&mut self.buffer).limit(piece);
         match poll_read_buf(Pin::new(&mut self.tcp), cx, &mut room) {
             Poll::Ready(read) => {
                 self.last = read?;
-                spend(cx, self.last / UNIT);
-                if self.last == self.next {
+                turn::took(cx, self.last);
+                if self.last == piece {
                     self.next = MOST.min(self.next * 2);
                 }
                 Poll::Ready(Ok(()))
