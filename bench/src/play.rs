@@ -2,7 +2,8 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) command: String,
 }
 
+/// How long nothing happens before memory is looked at.
+const REST: Duration = Duration::from_secs(12);
 /// Connections that are open at once when memory is looked at.
 const CROWDS: [usize; 2] = [1_000, 10_000];
 
@@ -56,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     }
     let once = options.only.is_none();
     if once {
+        settle("everything has started");
         memory::look(&stage, "idle", &mut run.memory)?;
     }
     run.rounds(&mut stage, once);
@@ -246,6 +250,7 @@ impl Run {
     /// What is looked at once: memory and sockets, and how both grow.
     fn once(&mut self, stage: &mut Stage) {
         println!("\nmemory, sockets, growth");
+        settle("the rounds are over");
         let mut outcomes = vec![memory::look(stage, "after the rounds", &mut self.memory)];
         let crowds = &CROWDS[..if self.plan.quick { 1 } else { 2 }];
         for count in crowds {
@@ -317,6 +322,12 @@ impl Rounds {
             points: shares.filter_map(at).collect(),
         }
     }
+}
+
+/// Memory is looked at when things have come to rest, in all modes alike.
+fn settle(since: &str) {
+    println!("  waiting for {} s since {since}", REST.as_secs());
+    thread::sleep(REST);
 }
 
 fn names(modes: &[Mode]) -> String {

@@ -102,7 +102,7 @@ impl Control {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = looks.tick() => if !self.look().await { continue },
-                _ = turns.tick() => self.memory.turn(self.shared.connections.len()),
+                _ = turns.tick() => self.memory.turn(),
                 _ = certificates.changed() => self.same_node.look_again(),
                 incoming = inbox.next() => {
                     if self.standing == Standing::Writing {

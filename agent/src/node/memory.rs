@@ -1,42 +1,58 @@
 //! Gives back what was needed once: the pages of the program that only its start ran, and the heap of a burst of connections
 //! that is over.
 
-use std::ffi::c_int;
+use std::{ffi::c_int, fs};
 
-/// After the start, or since a burst is over, for how many turns of the control loop nothing may have happened.
-const QUIET_TURNS: u32 = 5;
-/// A burst has at least so many connections; memory for fewer is not worth the work.
-const BURST: usize = 64;
+/// Turns of the control loop, about a second each, between two looks.
+const TURNS: u32 = 5;
+/// What must have been added for it to be worth the work, in bytes.
+const GROWN: u64 = 4 << 20;
 
-/// When to give back. The control loop tells it, about once a second, how many connections are open.
+/// When to give back. The control loop tells it that another turn has come.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The most connections since memory was given back last; none at the start.
-    most: Option<usize>,
-    quiet: u32,
+    turns: u32,
+    /// What was resident after memory was given back last; none at the start.
+    least: Option<u64>,
 }
 
 impl Memory {
     /// One turn of the control loop.
-    pub(super) fn turn(&mut self, open: usize) {
-        if self.is_due(open) {
+    pub(super) fn turn(&mut self) {
+        if self.is_due(resident) {
             give_back();
+            self.least = resident();
         }
     }
 
-    /// Whether there is something to give back now: after the start, and when half of a burst's connections have ended.
-    fn is_due(&mut self, open: usize) -> bool {
-        let most = self.most.map(|most| most.max(open));
-        let over = most.is_none_or(|most| most >= BURST && open <= most / 2);
-        self.quiet = if over { self.quiet + 1 } else { 0 };
-        if self.quiet < QUIET_TURNS {
-            self.most = most;
+    /// Whether there is something to give back now: after the start, and when memory has grown. If what was added is in use it
+    /// stays, and is not asked for again until there is more.
+    fn is_due(&mut self, resident: impl Fn() -> Option<u64>) -> bool {
+        self.turns += 1;
+        if self.turns < TURNS {
             return false;
         }
-        self.quiet = 0;
-        self.most = Some(open);
-        true
+        self.turns = 0;
+        let (Some(least), Some(now)) = (self.least, resident()) else {
+            return true;
+        };
+        self.least = Some(least.min(now));
+        now > least + GROWN
     }
+}
+
+/// What this process has in memory, in bytes (proc(5): statm). `None` where /proc is not there.
+fn resident() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * page_size())
+}
+
+fn page_size() -> u64 {
+    // SAFETY: no more than a question.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) }
+        .max(1)
+        .cast_unsigned()
 }
 
 /// The heap's free pages to the kernel, and the program's own pages to the page cache, from where they come back as they are
@@ -86,43 +102,29 @@ unsafe extern "C" fn unmap(info: *mut libc::dl_phdr_info, _size: usize, _data: *
 mod tests {
     use super::*;
 
-    fn turns(memory: &mut Memory, open: usize, count: u32) -> Vec<bool> {
-        (0..count).map(|_| memory.is_due(open)).collect()
+    fn due(memory: &mut Memory, resident: u64) -> bool {
+        (0..TURNS).any(|_| memory.is_due(|| Some(resident << 20)))
     }
 
     #[test]
-    fn it_is_given_back_once_after_the_start_and_once_after_each_burst() {
+    fn it_is_given_back_once_after_the_start_and_whenever_it_has_grown() {
         let mut memory = Memory::default();
-        assert_eq!(
-            turns(&mut memory, 0, 6),
-            [false, false, false, false, true, false]
-        );
-        assert!(!turns(&mut memory, 0, 100).contains(&true));
-        assert!(
-            !turns(&mut memory, 1000, 100).contains(&true),
-            "they are still there"
-        );
-        assert!(!turns(&mut memory, 600, 100).contains(&true), "most of them");
-        assert_eq!(
-            turns(&mut memory, 500, 6),
-            [false, false, false, false, true, false]
-        );
-        assert!(!turns(&mut memory, 500, 100).contains(&true));
-        assert_eq!(
-            turns(&mut memory, 3, 6),
-            [false, false, false, false, true, false]
-        );
-        assert!(!turns(&mut memory, 2, 100).contains(&true));
+        assert!(!memory.is_due(|| Some(0)), "the start is not over");
+        assert!(due(&mut memory, 20));
+        memory.least = Some(10 << 20);
+        assert!(!due(&mut memory, 13));
+        assert!(due(&mut memory, 15));
+        // All of it is in use.
+        memory.least = Some(15 << 20);
+        assert!(!due(&mut memory, 15) && !due(&mut memory, 19) && due(&mut memory, 20));
+        // It shrinks by itself, and grows again.
+        memory.least = Some(20 << 20);
+        assert!(!due(&mut memory, 12) && due(&mut memory, 17));
     }
 
     #[test]
-    fn a_burst_that_comes_back_is_not_over() {
-        let mut memory = Memory::default();
-        turns(&mut memory, 1000, 6);
-        for _ in 0..20 {
-            assert!(!turns(&mut memory, 10, 4).contains(&true));
-            assert!(!turns(&mut memory, 900, 1).contains(&true));
-        }
+    fn this_process_is_resident() {
+        assert!(resident().unwrap() > 1 << 20);
     }
 
     #[test]
