@@ -22,9 +22,10 @@ pub(crate) fn run(pair: &Pair, connections: u32, seconds: u64) -> Result<Vec<(f6
     oha.args(["--no-tui", "--output-format", "json", "--latency-correction"]);
     oha.args(["-q", &RATE.to_string(), "-z", &format!("{seconds}s")]);
     oha.args(["-c", &connections.to_string(), "--disable-compression"]);
-    // No proxy of the machine, and no file of the user's, has a say.
-    oha.env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    // No proxy of the machine has a say.
+    for name in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+        oha.env_remove(name);
+    }
     oha.arg(pair.url(HTTP_PORT, "1k"));
     times(&http::output(&mut oha, "oha")?)
 }

@@ -119,9 +119,9 @@ fn grow_sidecars(
     proxies: &mut Vec<Process>,
     skipped: &mut Vec<String>,
 ) -> Result<Option<f64>> {
-    if sidecar::envoy_binary().is_none() {
+    let Some(envoy) = envoy(stage) else {
         return Ok(None);
-    }
+    };
     let (room, has) = (size * ROOM, available_mib());
     if (proxies.len() as u64) < size && room > has {
         skipped.push(format!(
@@ -132,11 +132,21 @@ fn grow_sidecars(
     while (proxies.len() as u64) < size {
         let name = format!("beside-{}", proxies.len());
         let pod = stage.world.pod("b", PodSpec::new(&name).unlisted())?;
-        let envoy = Sidecar::Envoy(Envoy::Tcp);
         proxies.push(sidecar::start(&stage.world, &envoy, Side::Client, &pod, &pod)?);
     }
     let pids: Vec<u32> = proxies.iter().flat_map(|proxy| tree(proxy.id())).collect();
     resident(&pids)
+}
+
+/// A sidecar for a pod that was added; none in a run without.
+fn envoy(stage: &Stage) -> Option<Sidecar> {
+    stage.pairs.iter().find_map(|pair| match &pair.mode.way {
+        Way::Sidecar(Sidecar::Envoy { binary, .. }) => Some(Sidecar::Envoy {
+            kind: Envoy::Tcp,
+            binary: binary.clone(),
+        }),
+        _ => None,
+    })
 }
 
 fn available_mib() -> u64 {

@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_proxy_of_requests_is_asked_for_nothing_but_requests() {
-        let modes = Mode::all(false, true, &[]);
+        let modes = Mode::all(false, Some(std::path::Path::new("envoy")), &[]);
         let http = modes.iter().find(|mode| mode.http_only()).unwrap();
         assert!(!Load::Connects.fits(http) && !Load::Bulk { streams: 1 }.fits(http));
         assert!(kept_alive(1).fits(http));

@@ -75,6 +75,9 @@ struct Args {
     /// Record a profile of weft's agents, or of the sidecars, during the one load and mode that were chosen
     #[arg(long, value_name = "PERF.DATA", requires = "only")]
     perf: Option<PathBuf>,
+    /// The Envoy of sidecar mode; without it there is none
+    #[arg(long, value_name = "PROGRAM")]
+    envoy: Option<PathBuf>,
     /// The command to name in the report, if it is another one than this
     #[arg(long, hide = true)]
     called: Option<String>,
@@ -91,6 +94,7 @@ fn main() -> Result<()> {
         rivals: args.rivals.clone(),
         rounds: args.rounds.map(usize::from),
         perf: args.perf.clone().map(perf::Perf),
+        envoy: args.envoy.clone(),
         command: command(&args),
     })?;
     println!("\n{report}");

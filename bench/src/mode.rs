@@ -1,6 +1,10 @@
 //! The modes: the ways in which two pods can talk that a run compares.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use crate::{
     envoy::Envoy,
@@ -37,7 +41,11 @@ pub(crate) enum Way {
 /// A proxy beside an app.
 #[derive(Clone, Debug)]
 pub(crate) enum Sidecar {
-    Envoy(Envoy),
+    Envoy {
+        kind: Envoy,
+        /// The program.
+        binary: PathBuf,
+    },
     Rival(Rival),
 }
 
@@ -77,10 +85,11 @@ impl Mode {
     }
 
     /// All of a run, in the order in which each round plays them.
-    pub(crate) fn all(quick: bool, envoy: bool, rivals: &[Rival]) -> Vec<Self> {
-        let mut modes: Vec<_> = [two_nodes(), one_node()].concat();
+    pub(crate) fn all(quick: bool, envoy: Option<&Path>, rivals: &[Rival]) -> Vec<Self> {
+        let binary = envoy.unwrap_or(Path::new(""));
+        let mut modes: Vec<_> = [two_nodes(binary), one_node(binary)].concat();
         modes.retain(|mode| mode.quick || !quick);
-        modes.retain(|mode| envoy || !matches!(mode.way, Way::Sidecar(_)));
+        modes.retain(|mode| envoy.is_some() || !matches!(mode.way, Way::Sidecar(_)));
         modes.extend(rivals.iter().map(|rival| {
             let about = format!("a proxy beside each app: {}", rival.command);
             let way = Way::Sidecar(Sidecar::Rival(rival.clone()));
@@ -92,7 +101,7 @@ impl Mode {
     /// Whether it carries nothing but HTTP.
     pub(crate) fn http_only(&self) -> bool {
         match &self.way {
-            Way::Sidecar(Sidecar::Envoy(envoy)) => envoy.is_http(),
+            Way::Sidecar(Sidecar::Envoy { kind, .. }) => kind.is_http(),
             Way::Sidecar(Sidecar::Rival(rival)) => rival.http_only,
             Way::Direct | Way::Weft { .. } => false,
         }
@@ -128,9 +137,9 @@ impl Mode {
     }
 }
 
-fn two_nodes() -> Vec<Mode> {
+fn two_nodes(binary: &Path) -> Vec<Mode> {
     let mode = |name, way, quick, about| Mode::new(name, Ground::TwoNodes, way, quick, about);
-    let envoy = |envoy| Way::Sidecar(Sidecar::Envoy(envoy));
+    let envoy = |kind| envoy(kind, binary);
     vec![
         mode(BASELINE, Way::Direct, true, "no mesh: plain TCP between the pods"),
         mode(
@@ -166,7 +175,14 @@ fn two_nodes() -> Vec<Mode> {
     ]
 }
 
-fn one_node() -> Vec<Mode> {
+fn envoy(kind: Envoy, binary: &Path) -> Way {
+    Way::Sidecar(Sidecar::Envoy {
+        kind,
+        binary: binary.to_owned(),
+    })
+}
+
+fn one_node(binary: &Path) -> Vec<Mode> {
     let mode = |name, way, quick, about| Mode::new(name, Ground::OneNode, way, quick, about);
     vec![
         mode(
@@ -177,7 +193,7 @@ fn one_node() -> Vec<Mode> {
         ),
         mode(
             "envoy L4",
-            Way::Sidecar(Sidecar::Envoy(Envoy::Tcp)),
+            envoy(Envoy::Tcp, binary),
             false,
             "an Envoy beside each app as a TCP proxy, mutual TLS between them",
         ),
@@ -219,7 +235,7 @@ impl FromStr for Rival {
                 wrong()
             ));
         }
-        if two_nodes().iter().any(|mode| mode.name == name) {
+        if two_nodes(Path::new("")).iter().any(|mode| mode.name == name) {
             return Err(format!(
                 "`{name}` is a mode of weft-bench itself: choose another name"
             ));
@@ -238,7 +254,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_the_baseline_is_first() {
-        let modes = Mode::all(false, true, &[]);
+        let modes = Mode::all(false, Some(Path::new("envoy")), &[]);
         for ground in [Ground::TwoNodes, Ground::OneNode] {
             let names: Vec<_> = modes
                 .iter()
@@ -261,7 +277,7 @@ mod tests {
         for wrong in ["x", "=x", "x=", "weft=x", "a/b=x", "a name that is too long=x"] {
             assert!(wrong.parse::<Rival>().is_err(), "{wrong}");
         }
-        let modes = Mode::all(true, false, &[rival]);
+        let modes = Mode::all(true, None, &[rival]);
         assert!(modes.iter().any(|mode| mode.name == "linkerd"));
     }
 }

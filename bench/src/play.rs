@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +18,6 @@ use crate::{
     mode::{Mode, Rival},
     perf::Perf,
     report::Report,
-    sidecar,
     stage::{Pair, Stage},
     start,
 };
@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) rivals: Vec<Rival>,
     pub(crate) rounds: Option<usize>,
     pub(crate) perf: Option<Perf>,
+    /// Sidecar mode's program.
+    pub(crate) envoy: Option<PathBuf>,
     /// As the report names it.
     pub(crate) command: String,
 }
@@ -98,9 +100,9 @@ impl Run {
         let machine = Machine::read(plan.quick);
         println!("{machine}");
         let mut skipped = Vec::new();
-        let envoy = sidecar::envoy_binary().is_some();
-        if !envoy {
-            skipped.push("sidecar mode: there is no Envoy here (WEFT_BENCH_ENVOY names none)".to_owned());
+        let envoy = options.envoy.as_deref().filter(|path| path.is_file());
+        if envoy.is_none() {
+            skipped.push("sidecar mode: there is no Envoy here (--envoy names none)".to_owned());
         }
         let mut modes = Mode::all(plan.quick, envoy, &options.rivals);
         for name in &options.modes {

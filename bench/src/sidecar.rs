@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     os::unix::fs::chown,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::mpsc,
     thread,
@@ -23,6 +23,9 @@ use crate::{
 /// How long a rival may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(30);
 
+/// Lines of a rival that wait to be read.
+const LINES: usize = 64;
+
 /// Which end of a pair a proxy is beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -39,25 +42,24 @@ impl Side {
     }
 }
 
-/// Where the Envoy is that `cargo xtask bench` has unpacked; none where there is no such thing.
-pub(crate) fn envoy_binary() -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("WEFT_BENCH_ENVOY")?);
-    path.is_file().then_some(path)
-}
-
 /// Starts the proxy of one side and waits until it is ready.
 pub(crate) fn start(world: &World, sidecar: &Sidecar, side: Side, pod: &Pod, peer: &Pod) -> Result<Process> {
     let dir = world.dir().join(format!("sidecar-{}", pod.name()));
     let certs = pki::issue(world, pod, dir.join("certs"))?;
     match sidecar {
-        Sidecar::Envoy(envoy) => start_envoy(*envoy, pod, peer, &certs, &dir),
+        Sidecar::Envoy { kind, binary } => start_envoy((*kind, binary), pod, peer, &certs, &dir),
         Sidecar::Rival(rival) => start_rival(rival, side, (pod, peer), &certs, &dir),
     }
     .with_context(|| format!("the proxy beside the {} {}", side.name(), pod.name()))
 }
 
-fn start_envoy(envoy: Envoy, pod: &Pod, peer: &Pod, certs: &Path, dir: &Path) -> Result<Process> {
-    let binary = envoy_binary().context("there is no Envoy: `cargo xtask bench` installs it")?;
+fn start_envoy(
+    (envoy, binary): (Envoy, &Path),
+    pod: &Pod,
+    peer: &Pod,
+    certs: &Path,
+    dir: &Path,
+) -> Result<Process> {
     envoy::redirect(pod)?;
     let config = dir.join("envoy.json");
     let text = envoy.config(certs, dir, &peer.identity()).to_string();
@@ -95,9 +97,9 @@ fn give(dir: &Path, uid: u32) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
         let path = entry?.path();
         if path.is_dir() {
-            give(&path, uid)?
+            give(&path, uid)?;
         } else {
-            own(&path)?
+            own(&path)?;
         }
     }
     Ok(())
@@ -126,11 +128,12 @@ fn start_rival(
         .stdout(Stdio::piped());
     let mut process = Process::spawn(&mut command, &rival.name)?;
     let (_stdin, stdout) = process.pipes().context("its standard output is gone")?;
-    let (tell, said) = mpsc::channel();
+    let (tell, said) = mpsc::sync_channel(LINES);
     // It goes on to read, so that a rival that talks does not block.
     thread::spawn(move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = tell.send(line);
+            // Nobody listens any more once it is ready.
+            let _ = tell.try_send(line);
         }
     });
     let ready = said.iter_until(READY).any(|line| line.trim() == "ready");

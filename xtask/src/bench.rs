@@ -72,7 +72,7 @@ pub(crate) fn measure(profile: &str, args: &[String]) -> Result<()> {
     bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
     // What was built now is what is measured.
     bench.env_remove("WEFT_BIN").env_remove("WEFT_PAUSE_BIN");
-    bench.env("WEFT_BENCH_ENVOY", setup::envoy()).args(args);
+    bench.arg("--envoy").arg(setup::envoy()).args(args);
     let interrupt = Interrupt::listen()?;
     let ended = stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"));
     // Whatever came of it: a run that was interrupted leaves its world behind.

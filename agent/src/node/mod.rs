@@ -16,7 +16,6 @@ mod outbound;
 mod places;
 mod pod;
 mod same_node;
-mod slice;
 mod state;
 mod target;
 mod worker;

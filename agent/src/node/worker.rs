@@ -24,13 +24,13 @@ use super::{
     draws::Draws,
     inbound, outbound,
     pod::{Pod, PodListener},
-    slice,
 };
 use crate::{
     hbone,
     kernel::{
         dns::DnsServers,
         maps::{ListenerKind, SocketStates},
+        slice,
     },
     mesh::Flow,
 };

@@ -11,7 +11,7 @@ const SLICE: u64 = 100_000;
 ///
 /// # Errors
 /// The kernel's or a seccomp filter's refusal. Nothing but speed depends on it.
-pub(super) fn shorten() -> io::Result<()> {
+pub fn shorten() -> io::Result<()> {
     let size = size_of::<libc::sched_attr>() as u32;
     // SAFETY: plain numbers, of which zero is a value.
     let mut attr: libc::sched_attr = unsafe { std::mem::zeroed() };
