@@ -29,6 +29,12 @@ impl Cpu {
         })
     }
 
+    /// Whether every side that carries has done something.
+    pub(crate) fn has_worked_since(self, before: Self) -> bool {
+        let [_, _, client, server] = self.since(before, 1.0);
+        [client, server].iter().flatten().all(|used| *used >= WORK)
+    }
+
     /// What was used since `before`, times `share`: of the machine, of all who carry, of the client's side, of the server's.
     pub(crate) fn since(self, before: Self, share: f64) -> [Option<f64>; 4] {
         let used = |now: Option<f64>, before: Option<f64>| Some((now? - before?) * share);
@@ -38,6 +44,9 @@ impl Cpu {
         [Some((self.machine - before.machine) * share), all, client, server]
     }
 }
+
+/// What carrying a single connection takes at the least, in seconds; much more than a proxy that idles.
+const WORK: f64 = 20e-6;
 
 /// Seconds of all processes; to the nanosecond, since a short load is a few ticks only.
 fn side(pids: &[u32]) -> Result<Option<f64>> {
@@ -162,6 +171,10 @@ mod tests {
         let alone = cpu(14.0, Some(3.0), None).since(cpu(10.0, Some(1.0), None), 1.0);
         assert_eq!(alone, [Some(4.0), Some(2.0), Some(2.0), None]);
         assert_eq!(cpu(2.0, None, None).since(cpu(1.0, None, None), 1.0)[1], None);
+        let idle = cpu(1.0, Some(1.0), Some(1.0));
+        assert!(cpu(1.0, Some(1.1), Some(1.1)).has_worked_since(idle));
+        assert!(!cpu(9.0, Some(1.1), Some(1.0)).has_worked_since(idle));
+        assert!(cpu(1.0, None, None).has_worked_since(cpu(1.0, None, None)));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::{
     bulk,
     figures::Ground,
     mode::{Mode, Way},
+    processes::{self, Cpu},
     sidecar::{self, Side},
 };
 
@@ -116,8 +117,8 @@ impl Pair {
         let agent = |nth: usize| self.agents.get(nth).and_then(Agent::pid).into_iter().collect();
         match self.sidecars.as_slice() {
             [client, server] => Carriers {
-                client: crate::processes::tree(client.id()),
-                server: crate::processes::tree(server.id()),
+                client: processes::tree(client.id()),
+                server: processes::tree(server.id()),
             },
             _ => Carriers {
                 client: agent(0),
@@ -276,11 +277,18 @@ impl Stage {
     }
 
     /// Makes sure that the figures will be of what they say: the captured pairs' connections go from agent to agent with
-    /// mutual TLS, no other's does. It also warms all ways up.
+    /// mutual TLS, no other's does, and proxies carry what is theirs. It also warms all ways up.
     pub(crate) fn prove(&self) -> Result<()> {
         for pair in &self.pairs {
             let before = self.tunnelled()?;
+            let carriers = pair.carriers();
+            let idle = Cpu::used(&carriers)?;
             pair.greet()?;
+            ensure!(
+                Cpu::used(&carriers)?.has_worked_since(idle),
+                "{}: a connection was made, and the proxy of one side did nothing: does it get the pod's connections?",
+                pair.mode
+            );
             if pair.in_kernel() {
                 pair.warm()?;
                 continue;

@@ -101,7 +101,7 @@ fn config(dir: &Path, port: u16, http2: Option<u16>, uid: u32) -> String {
         "daemon off; {user} worker_processes 1; pid nginx.pid;\n\
          events {{ worker_connections 4096; }}\n\
          http {{\n\
-           access_log access.log; default_type text/plain; {temp}\n\
+           access_log access.log; default_type text/plain; keepalive_requests 1000000000; {temp}\n\
            server {{\n\
              listen 0.0.0.0:{port} backlog=4096; listen [::]:{port} backlog=4096; {http2}\n\
              root {dir}/html;\n\
