@@ -20,7 +20,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use socket2::SockRef;
-use weft_tests::{Agent, LIMIT, Nginx, Pod, PodSpec, Server, World, app, process::Process, wait_until};
+use weft_tests::{
+    Agent, AgentOptions, LIMIT, Nginx, Pod, PodSpec, Server, World, app, process::Process, wait_until,
+};
 
 use crate::{
     bulk,
@@ -260,7 +262,16 @@ impl Stage {
             pairs.push(pair.with_context(|| format!("set up the pair {mode}"))?);
         }
         let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
-        let agents = world.start_agents()?;
+        // One pod has all connections here. An agent's limits follow from how many files it may open, which is little on some
+        // machines; a node's usual million allows more than this.
+        let options = || {
+            let options = AgentOptions::default().arg("--max-sockets-per-pod=12000");
+            options.arg("--max-connections-per-peer=12000")
+        };
+        let agents = [
+            world.start_agent_with("a", options())?,
+            world.start_agent_with("b", options())?,
+        ];
         for pair in &mut pairs {
             pair.agents = match (&pair.mode.way, pair.mode.ground) {
                 (Way::Weft { .. }, Ground::TwoNodes) => agents.to_vec(),

@@ -20,7 +20,7 @@ use super::{
     window::{Part, Unread},
 };
 use crate::net::{
-    copy::{BULK, Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+    copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
     tls::Session,
     turn,
 };
@@ -274,9 +274,7 @@ impl ToApp {
             match self.recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
                     self.total += chunk.len() as u64;
-                    if self.total < BULK {
-                        turn::somebody_talks();
-                    }
+                    turn::arrived(chunk.len(), self.total);
                     self.unread.taken(chunk.len());
                     self.outlet.push(chunk);
                 }

@@ -205,8 +205,6 @@ pub(crate) struct Inlet {
 
 const SMALL: usize = 1024;
 const MEDIUM: usize = 16 * 1024;
-/// A connection that has carried so much one way is a bulk stream.
-pub(crate) const BULK: u64 = 10 << 20;
 /// The largest read; nothing larger is ever passed on at once.
 pub(crate) const LARGE: usize = 512 * 1024;
 
@@ -230,9 +228,7 @@ impl Inlet {
                 Ok(0) => return Poll::Ready(Ok(None)),
                 Ok(read) => {
                     self.total += read as u64;
-                    if self.total < BULK {
-                        turn::somebody_talks();
-                    } else {
+                    if turn::arrived(read, self.total) {
                         turn::took(cx, read);
                     }
                     return Poll::Ready(Ok(Some(self.buffer.split().freeze())));
@@ -248,7 +244,7 @@ impl Inlet {
     fn make_room(&mut self) {
         let size = match self.total {
             0..0x2_0000 => SMALL,
-            0x2_0000..BULK => MEDIUM,
+            0x2_0000..turn::BULK => MEDIUM,
             _ => turn::piece(LARGE),
         };
         if self.buffer.capacity() < size / 4 {

@@ -21,9 +21,18 @@ thread_local! {
     static BULK_READS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// A connection that is no bulk stream has sent something.
-pub(crate) fn somebody_talks() {
-    BULK_READS.set(0);
+/// A connection that has carried so much one way is a bulk stream, as long as it sends more than messages.
+pub(crate) const BULK: u64 = 10 << 20;
+/// A message.
+const MESSAGE: usize = 1024;
+
+/// So much has arrived on a connection, of so much in all. Answers whether it is a bulk stream's.
+pub(crate) fn arrived(bytes: usize, total: u64) -> bool {
+    let is_bulk = total >= BULK && bytes > MESSAGE;
+    if !is_bulk {
+        BULK_READS.set(0);
+    }
+    is_bulk
 }
 
 fn is_alone() -> bool {
@@ -54,14 +63,15 @@ mod tests {
     #[test]
     fn pieces_are_small_until_nobody_else_has_talked_for_a_while() {
         let cx = &mut Context::from_waker(std::task::Waker::noop());
-        somebody_talks();
+        assert!(!arrived(64, 64));
         for _ in 0..PATIENCE {
             assert_eq!(piece(1 << 20), SHARED);
             took(cx, SHARED);
         }
         assert_eq!(piece(1 << 20), 1 << 20);
         assert_eq!(piece(1024), 1024);
-        somebody_talks();
+        // Nor is a stream that has carried much alone while it sends messages.
+        assert!(arrived(1 << 20, BULK) && !arrived(64, BULK));
         assert_eq!((piece(1 << 20), piece(1024)), (SHARED, 1024));
     }
 }
