@@ -70,13 +70,13 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
-    /// Measure weft against direct TCP over two nodes (as root); prints a table with ratios
+    /// Measure weft against no mesh and against sidecars (as root): tables, a page with charts, JSON
     Bench {
         /// Fewer and shorter rounds of what decides: a first look, under 3 minutes
         #[arg(long)]
         quick: bool,
-        /// And what `weft-bench` knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`;
-        /// `--help` behind another of them shows all
+        /// And what `weft-bench` knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`:
+        /// `cargo run -p weft-bench -- --help` shows all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MORE")]
         args: Vec<String>,
         /// Build without optimisations: to work on the benchmark; its figures mean nothing
