@@ -195,6 +195,8 @@ async fn new_streams_keep_off_the_tunnel_of_a_bulk_stream() {
         }
     };
     let _other = world.app(echo).await;
+    // The small ones of before take a moment to end.
+    until(|| world.pool.counts().1 == 3).await;
     assert_eq!((world.tunnels(), world.pool.counts()), (2, (2, 3)));
     drop(small);
     writer.abort();
