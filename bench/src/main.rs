@@ -72,7 +72,7 @@ struct Args {
     /// Compare with the JSON of an earlier run: prints what got better and worse
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
-    /// Record a profile of weft's agents, or of the sidecars, during the one load and mode that were chosen
+    /// Record a profile of weft's agents, or of the sidecars, during the first load that --only and --mode choose
     #[arg(long, value_name = "PERF.DATA", requires = "only")]
     perf: Option<PathBuf>,
     /// The Envoy of sidecar mode; without it there is none

@@ -125,6 +125,10 @@ impl Run {
             options.only.as_ref().is_none_or(|only| name.contains(only))
         };
         loads.retain(wanted);
+        if options.perf.is_some() {
+            // One profile is of one load.
+            loads.truncate(1);
+        }
         if loads.is_empty() {
             bail!("no load's name contains what --only says");
         }

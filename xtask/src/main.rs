@@ -88,7 +88,7 @@ enum Command {
     },
     /// See where the agents' time goes under a load of the benchmark: a flame graph and a list (as root)
     Profile {
-        /// The load, as `bench --only` has it: `connect`, `bulk, 1`, `64 connections`
+        /// The first load whose name contains this, as `bench --only` has it: `connect, echo`, `bulk, 1`, `kept alive, 64`
         load: String,
         /// The mode: `weft`, or `envoy L4` to see what another does
         #[arg(long, default_value = "weft")]

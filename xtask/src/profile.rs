@@ -70,9 +70,7 @@ fn draw(dir: &Path, data: &Path, title: &str) -> Result<std::path::PathBuf> {
     into(&mut script, &stacks)?;
     into(Command::new("inferno-collapse-perf").arg(&stacks), &folded)?;
     let mut flame = Command::new("inferno-flamegraph");
-    flame
-        .args(["--title", title, "--countname", "samples"])
-        .arg(&folded);
+    flame.args(["--title", title, "--countname", "ns"]).arg(&folded);
     into(&mut flame, &graph)?;
     Ok(graph)
 }
@@ -94,29 +92,29 @@ fn into(command: &mut Command, file: &Path) -> Result<()> {
 fn list(dir: &Path) -> Result<()> {
     let folded = fs::read_to_string(dir.join("folded")).context("read the folded stacks")?;
     let functions = top(&folded);
-    let all: u64 = functions.iter().map(|(_, samples)| samples).sum();
-    println!("{all} samples; time in the function itself:");
-    for (function, samples) in functions.iter().take(LISTED) {
-        println!(
-            "{:6.1} %  {function}",
-            *samples as f64 * 100.0 / all.max(1) as f64
-        );
+    let all: u64 = functions.iter().map(|(_, nanos)| nanos).sum();
+    println!(
+        "{:.2} s of processor time; in the function itself:",
+        all as f64 / 1e9
+    );
+    for (function, nanos) in functions.iter().take(LISTED) {
+        println!("{:6.1} %  {function}", *nanos as f64 * 100.0 / all.max(1) as f64);
     }
     Ok(())
 }
 
-/// Of lines `thread;outer;inner 12`, the innermost functions with their samples.
+/// Of lines `thread;outer;inner 12`, the innermost functions with their time, in ns.
 fn top(folded: &str) -> Vec<(&str, u64)> {
     let mut functions = std::collections::HashMap::new();
     for line in folded.lines() {
-        let Some((stack, samples)) = line.rsplit_once(' ') else {
+        let Some((stack, nanos)) = line.rsplit_once(' ') else {
             continue;
         };
         let function = stack.rsplit(';').next().unwrap_or(stack);
-        *functions.entry(function).or_insert(0) += samples.parse::<u64>().unwrap_or(0);
+        *functions.entry(function).or_insert(0) += nanos.parse::<u64>().unwrap_or(0);
     }
     let mut functions: Vec<_> = functions.into_iter().collect();
-    functions.sort_unstable_by_key(|(function, samples)| (std::cmp::Reverse(*samples), *function));
+    functions.sort_unstable_by_key(|(function, nanos)| (std::cmp::Reverse(*nanos), *function));
     functions
 }
 
