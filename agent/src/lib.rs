@@ -4,15 +4,19 @@
 
 pub mod args;
 pub mod cli;
+pub mod controller;
 pub mod node;
 
 pub mod admin;
+pub mod cluster;
 pub mod dns;
 pub mod feed;
 pub mod hbone;
 pub mod kernel;
 pub mod svid;
 pub mod telemetry;
+
+pub mod rpc;
 
 pub mod net;
 

@@ -7,10 +7,11 @@ use super::{
 };
 
 /// The modules of `agent/src`, the highest layer first; modules of one layer do not see each other.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
-    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns"],
+    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns", "cluster"],
+    &["rpc"],
     &["net"],
     &["mesh"],
 ];

@@ -1,0 +1,1 @@
+//! The Kubernetes API as weft sees it: objects with the fields that are read, and watches that go on.
