@@ -1,1 +1,3 @@
 //! The Kubernetes API as weft sees it: objects with the fields that are read, and watches that go on.
+
+pub mod enrolment;

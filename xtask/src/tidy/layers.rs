@@ -10,7 +10,16 @@ use super::{
 const LAYERS: [&[&str]; 6] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
-    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns", "cluster"],
+    &[
+        "hbone",
+        "feed",
+        "svid",
+        "kernel",
+        "telemetry",
+        "admin",
+        "dns",
+        "cluster",
+    ],
     &["rpc"],
     &["net"],
     &["mesh"],
