@@ -29,7 +29,7 @@ const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs
 /// Calls of one connection at once.
 const CALLS: u32 = 128;
 /// How long calls may go on once the server is to end.
-const DRAIN: Duration = Duration::from_secs(5);
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What answers calls.
 pub trait Handler: Send + Sync + 'static {
@@ -129,7 +129,7 @@ pub async fn serve<H: Handler>(
         }
     }
     connections.close();
-    let _ = timeout(DRAIN, connections.wait()).await;
+    connections.wait().await;
 }
 
 /// With no place free it waits: the kernel's queue says to clients that we are busy.
@@ -181,7 +181,11 @@ impl<H: Handler> Connection<H> {
             served = connection.as_mut() => served,
             () = self.shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                // Streams have no end of their own.
+                match timeout(DRAIN, connection).await {
+                    Ok(served) => served,
+                    Err(_) => return,
+                }
             }
         };
         if let Err(error) = served {

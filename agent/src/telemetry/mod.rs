@@ -3,8 +3,6 @@
 //! Everything about a connection derives from its one [`Flow`](crate::mesh::Flow): the roles record it here, once.
 //! Nothing here listens on a port; that is `admin`.
 
-use std::error::Error;
-
 pub mod explain;
 pub mod log;
 pub mod metrics;
@@ -17,8 +15,4 @@ pub use log::{DroppedLines, LogFilter, LogFormat, LogGuard};
 pub use metrics::{ByteCounts, Metrics, OpenConnection};
 pub use status::Status;
 
-/// An error and its causes in one line, as log lines and a failed [`Flow`](crate::mesh::Flow) have them.
-pub fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
+pub use crate::net::chain;

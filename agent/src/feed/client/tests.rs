@@ -1,0 +1,258 @@
+//! The client against the server, over TLS.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use hyper::body::Incoming;
+use rcgen::{CertificateParams, KeyPair};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    feed::{
+        on_demand,
+        server::Server,
+        store::{Encoded, Store, Update},
+        wds,
+    },
+    mesh::{PolicyKey, SameNodes, TrustDomain, Workload},
+    rpc::{Answer, Handler, ServerTls, serve},
+};
+
+const WAIT: Duration = Duration::from_secs(20);
+const NAME: &str = "weft-controller.weft-system.svc";
+
+/// Whoever calls is taken.
+struct Open(Server);
+
+impl Handler for Open {
+    fn call(self: Arc<Self>, request: http::Request<Incoming>) -> Answer {
+        Box::pin(async move {
+            assert_eq!(request.uri().path(), DELTA_PATH);
+            assert_eq!(request.headers()["authorization"], "Bearer a-token");
+            self.0.answer("test".into(), request).await
+        })
+    }
+}
+
+struct World {
+    store: Store,
+    server: Server,
+    root: String,
+    tls: ServerTls,
+    token: PathBuf,
+}
+
+impl World {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec![NAME.to_owned()]).unwrap().self_signed(&key).unwrap();
+        let tls = ServerTls::new(vec![cert.der().clone()], key.serialize_der().try_into().unwrap()).unwrap();
+        let token = std::env::temp_dir().join(format!("weft-token-{}-{:p}", std::process::id(), &tls));
+        std::fs::write(&token, "a-token\n").unwrap();
+        let store = Store::default();
+        Self {
+            server: Server::new(store.clone()),
+            store,
+            root: cert.pem(),
+            tls,
+            token,
+        }
+    }
+
+    /// Serves on an address until the token is cancelled.
+    async fn serve(&self, at: &str) -> (SocketAddr, CancellationToken, JoinHandle<()>) {
+        let listener = loop {
+            match TcpListener::bind(at).await {
+                Ok(listener) => break listener,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let handler = Arc::new(Open(self.server.clone()));
+        let serving = tokio::spawn(serve(listener, self.tls.clone(), handler, shutdown.clone()));
+        (address, shutdown, serving)
+    }
+
+    fn client(&self, address: SocketAddr) -> Client {
+        self.client_of(address, NAME)
+    }
+
+    /// One that expects a server of this name.
+    fn client_of(&self, address: SocketAddr, server_name: &str) -> Client {
+        let root = self.root.clone();
+        Client::spawn(ClientConfig {
+            credentials: Credentials {
+                address: address.to_string(),
+                server_name: server_name.to_owned(),
+                roots: Arc::new(move || {
+                    let root = root.clone().into_bytes();
+                    Box::pin(async move { Ok(root) })
+                }),
+                token: self.token.clone(),
+                cluster: "Kubernetes".into(),
+            },
+            id: "agent".into(),
+            node: "a".into(),
+            settings: MeshSettings {
+                trust_domain: TrustDomain::default(),
+                cluster: "Kubernetes".into(),
+                cluster_domain: "cluster.local".into(),
+                root_namespace: "istio-system".into(),
+                cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+                same_nodes: SameNodes::default(),
+            },
+        })
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.token);
+    }
+}
+
+fn pod(name: &str, address: &str, policies: &[PolicyKey]) -> (Workload, Update) {
+    let mut workload = wds::tests::sample();
+    workload.uid = format!("Kubernetes//Pod/shop/{name}").into();
+    workload.addresses = vec![address.parse().unwrap()];
+    workload.policies.clear();
+    let encoded = Encoded {
+        bytes: wds::encode_workload(&workload, policies),
+        aliases: vec![format!("/{address}")],
+    };
+    let update = Update {
+        kind: Kind::Address,
+        name: workload.uid.clone(),
+        resource: Some(encoded),
+    };
+    (workload, update)
+}
+
+fn gone(name: &str) -> Update {
+    Update {
+        kind: Kind::Address,
+        name: format!("Kubernetes//Pod/shop/{name}").into(),
+        resource: None,
+    }
+}
+
+/// The next mesh that has these workloads and no others.
+async fn mesh_with(client: &mut Client, names: &[&str]) -> Answered {
+    let found = async {
+        loop {
+            let answered = client.changed().await;
+            let mut uids: Vec<_> = answered.mesh.workloads().map(|it| it.uid.to_string()).collect();
+            uids.sort();
+            if uids == names.iter().map(|name| format!("Kubernetes//Pod/shop/{name}")).collect::<Vec<_>>() {
+                return answered;
+            }
+        }
+    };
+    timeout(WAIT, found).await.expect("the mesh never came")
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(WAIT, wait).await.unwrap_or_else(|_| panic!("{what} never came"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_arrives_changes_and_outlives_its_server() {
+    let world = World::new();
+    let (address, shutdown, serving) = world.serve("127.0.0.1:0").await;
+    let mut client = world.client(address);
+    // There is nothing to say before the server has a whole mesh.
+    until("the client", || world.server.counts().clients.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
+    let (first, update) = pod("a-1", "10.0.0.1", &[]);
+    world.store.update([update]);
+    let mesh = mesh_with(&mut client, &["a-1"]).await.mesh;
+    assert_eq!(**mesh.workload_at("10.0.0.1".parse().unwrap()).unwrap(), first);
+    world.store.update([pod("b-1", "10.0.0.2", &[]).1]);
+    mesh_with(&mut client, &["a-1", "b-1"]).await;
+
+    shutdown.cancel();
+    serving.await.unwrap();
+    world.store.update([gone("a-1"), pod("c-1", "10.0.0.3", &[]).1]);
+    let state = client.state();
+    until("the loss", || !state.lock().unwrap().connected).await;
+    let before = world.server.counts().pushes.load(std::sync::atomic::Ordering::Relaxed);
+    let _serving = world.serve(&address.to_string()).await;
+    mesh_with(&mut client, &["b-1", "c-1"]).await;
+    assert!(state.lock().unwrap().connected);
+    let after = world.server.counts().pushes.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(after - before, 2, "one for each kind: what it has already is not sent again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_refused_and_the_rest_is_taken() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    world.store.update([pod("a-1", "10.0.0.1", &[]).1]);
+    let mut client = world.client(address);
+    mesh_with(&mut client, &["a-1"]).await;
+    let mut broken = pod("a-1", "10.0.0.1", &[]).1;
+    broken.resource.as_mut().unwrap().bytes = "not a message".into();
+    world.store.update([broken, pod("b-1", "10.0.0.2", &[]).1]);
+    mesh_with(&mut client, &["a-1", "b-1"]).await;
+    until("the NACK", || world.server.counts().nacks.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
+    let error = client.state().lock().unwrap().error.clone().unwrap();
+    assert!(error.contains("shop/a-1"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_looked_up() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    world.store.update([pod("a-1", "10.0.0.1", &[]).1]);
+    let mut client = world.client(address);
+    mesh_with(&mut client, &["a-1"]).await;
+    let (on_demand, mut lookups) = on_demand();
+    let unknown = tokio::spawn(async move { on_demand.look_up(&"pod".into(), "10.9.9.9".parse().unwrap()).await });
+    for lookup in lookups.next().await.unwrap() {
+        client.look_up(lookup);
+    }
+    assert_eq!(unknown.await.unwrap(), crate::feed::Answer::Answered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mtls_modes_arrive_as_modes() {
+    use crate::mesh::{MtlsMode, PortModes};
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    let strict = PortModes {
+        mode: MtlsMode::Strict,
+        ..PortModes::default()
+    };
+    let (shop, root) = ("shop".into(), "istio-system".into());
+    let key = wds::modes_policy(&strict, &PolicyKey::default(), &shop, &root).unwrap();
+    let policy = Update {
+        kind: Kind::Authorization,
+        name: key.to_string().into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_policy(&wds::encode_modes(key.clone(), &strict)),
+            aliases: Vec::new(),
+        }),
+    };
+    world.store.update([policy, pod("a-1", "10.0.0.1", &[key]).1]);
+    let mut client = world.client(address);
+    let mesh = mesh_with(&mut client, &["a-1"]).await.mesh;
+    let workload = mesh.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+    assert_eq!(mesh.mtls_mode(workload, 80), MtlsMode::Strict);
+    assert_eq!((mesh.policies().len(), workload.policies.len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_name_is_sent_no_token() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    let client = world.client_of(address, "somebody-else.svc");
+    let state = client.state();
+    until("an error", || state.lock().unwrap().error.is_some()).await;
+    let error = state.lock().unwrap().error.clone().unwrap();
+    assert!(error.contains("somebody-else") && error.contains("certificate"), "{error}");
+}

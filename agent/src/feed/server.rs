@@ -1,0 +1,336 @@
+//! The server's side of the discovery service: what each client is sent, and when.
+//!
+//! ```text
+//! subscribe --> everything, or what is new against `initial_resource_versions` --> ACK | NACK
+//!                   and then, once the last response was answered, what has changed since
+//! ```
+//!
+//! A client that does not answer is sent nothing more, and what changes meanwhile is sent once, in its last state. Who the
+//! client is has been asked by whoever calls [`Server::stream`]. What there is to say is in `store`.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use hyper::body::Incoming;
+use prost::Message as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep_until},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Status, Streaming,
+    body::Body,
+    server::{Grpc, StreamingService},
+};
+use tonic_prost::ProstCodec;
+
+use super::store::{Delta, Kind, Store};
+use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+/// Names that one client may ask for besides `*`.
+const NAMES: usize = 10_000;
+/// Large pushes on their way at once: each is encoded as a whole, and a thousand agents may come at the same moment.
+const LARGE_PUSHES: usize = 4;
+/// Larger than this, in bytes, is large.
+const LARGE: usize = 1 << 20;
+/// How long a large push may keep others waiting.
+const LARGE_WAIT: Duration = Duration::from_secs(20);
+
+/// The largest request that is read, in bytes: with it come the versions of all that a client has.
+const LARGEST_REQUEST: usize = 64 << 20;
+
+/// What a client is sent.
+type Responses = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+/// Serves the store. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Server {
+    store: Store,
+    large: Arc<Semaphore>,
+    counts: Arc<Counts>,
+}
+
+/// What has been done, for metrics.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Clients at this moment.
+    pub clients: AtomicU64,
+    /// Responses sent.
+    pub pushes: AtomicU64,
+    /// Responses that clients have refused.
+    pub nacks: AtomicU64,
+}
+
+impl Server {
+    /// Serves what is in the store.
+    pub fn new(store: Store) -> Self {
+        Self {
+            store,
+            large: Arc::new(Semaphore::new(LARGE_PUSHES)),
+            counts: Arc::default(),
+        }
+    }
+
+    /// What has been done.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Answers a call of [`DELTA_PATH`](crate::rpc::discovery::DELTA_PATH). `client` is what logs call it.
+    pub async fn answer(&self, client: String, call: http::Request<Incoming>) -> http::Response<Body> {
+        let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
+        Grpc::new(codec)
+            .max_decoding_message_size(LARGEST_REQUEST)
+            .streaming(Called(self.clone(), client), call)
+            .await
+    }
+
+    /// Serves one stream.
+    fn stream(&self, client: String, requests: Streaming<DeltaDiscoveryRequest>) -> Responses {
+        let (sender, receiver) = mpsc::channel(1);
+        let stream = Stream {
+            server: self.clone(),
+            client,
+            sender,
+            subscriptions: [Subscription::default(), Subscription::default()],
+            nonce: 0,
+        };
+        tokio::spawn(stream.run(requests));
+        ReceiverStream::new(receiver)
+    }
+}
+
+/// One call, as tonic wants it.
+struct Called(Server, String);
+
+impl StreamingService<DeltaDiscoveryRequest> for Called {
+    type Response = DeltaDiscoveryResponse;
+    type ResponseStream = Responses;
+    type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
+        let responses = self.0.stream(std::mem::take(&mut self.1), request.into_inner());
+        std::future::ready(Ok(tonic::Response::new(responses)))
+    }
+}
+
+/// What a client wants of one kind.
+#[derive(Debug, Default)]
+struct Subscription {
+    /// Whether it has asked at all.
+    asked: bool,
+    /// Everything.
+    wildcard: bool,
+    /// Whatever else it has named.
+    names: HashSet<String>,
+    /// It has everything up to this revision.
+    sent: u64,
+    /// The response that it has not answered yet.
+    unanswered: Option<Unanswered>,
+}
+
+#[derive(Debug)]
+struct Unanswered {
+    nonce: String,
+    /// Held by a large push, until then at most.
+    large: Option<(OwnedSemaphorePermit, Instant)>,
+}
+
+struct Stream {
+    server: Server,
+    client: String,
+    sender: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    subscriptions: [Subscription; 2],
+    nonce: u64,
+}
+
+/// Why a stream ends; none when its client has gone.
+type Ended = Option<Status>;
+
+impl Stream {
+    async fn run(mut self, requests: Streaming<DeltaDiscoveryRequest>) {
+        let counts = Arc::clone(&self.server.counts);
+        counts.clients.fetch_add(1, Relaxed);
+        tracing::info!(client = self.client, "a client has come");
+        let ended = self.serve(requests).await;
+        tracing::info!(client = self.client, why = ended.as_ref().map(Status::message), "a client has gone");
+        if let Some(status) = ended {
+            let _ = self.sender.send(Err(status)).await;
+        }
+        counts.clients.fetch_sub(1, Relaxed);
+    }
+
+    async fn serve(&mut self, mut requests: Streaming<DeltaDiscoveryRequest>) -> Ended {
+        let mut revision = self.server.store.revision();
+        // Nobody is told of half a mesh.
+        let complete = async { revision.wait_for(Option::is_some).await.is_ok() };
+        tokio::select! {
+            complete = complete => if !complete { return None },
+            () = self.sender.closed() => return None,
+        }
+        loop {
+            let done = tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.request(request).await,
+                    Ok(None) | Err(_) => Err(None),
+                },
+                changed = revision.changed() => match changed {
+                    Ok(()) => self.push_changes().await,
+                    Err(_) => Err(None),
+                },
+                () = Self::waited_too_long(&self.subscriptions) => {
+                    self.stop_waiting();
+                    Ok(())
+                }
+            };
+            if let Err(ended) = done {
+                return ended;
+            }
+        }
+    }
+
+    async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Ended> {
+        let Some(kind) = Kind::of(&request.type_url) else {
+            tracing::debug!(client = self.client, kind = request.type_url, "asks for what there is none of");
+            return Ok(());
+        };
+        self.answered(kind, &request);
+        let subscription = &mut self.subscriptions[kind as usize];
+        let first = !std::mem::replace(&mut subscription.asked, true);
+        let asks_for_all = request.resource_names_subscribe.iter().any(|name| name == "*");
+        if first {
+            // A client that names nothing in its first request wants everything.
+            subscription.wildcard = asks_for_all || request.resource_names_subscribe.is_empty();
+        } else if asks_for_all {
+            subscription.wildcard = true;
+        }
+        let unsubscribed = &request.resource_names_unsubscribe;
+        subscription.names.retain(|name| !unsubscribed.contains(name));
+        let names = request.resource_names_subscribe.iter().filter(|name| *name != "*");
+        let names: Vec<_> = names.cloned().collect();
+        subscription.names.extend(names.iter().cloned());
+        if subscription.names.len() > NAMES {
+            return Err(Some(Status::resource_exhausted("too many names; subscribe to *")));
+        }
+        let store = self.server.store.clone();
+        if (first || asks_for_all) && self.subscriptions[kind as usize].wildcard {
+            let delta = store.against(kind, &request.initial_resource_versions);
+            return self.push(kind, delta).await;
+        }
+        if !names.is_empty() {
+            let mut delta = store.named(kind, names.iter().map(String::as_str));
+            // Only of these is it up to date.
+            delta.revision = match first {
+                true => delta.revision,
+                false => self.subscriptions[kind as usize].sent,
+            };
+            return self.push(kind, delta).await;
+        }
+        self.push_changes_of(kind).await
+    }
+
+    /// An answer to the last response, if it is one.
+    fn answered(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) {
+        if request.response_nonce.is_empty() {
+            return;
+        }
+        if let Some(error) = &request.error_detail {
+            self.server.counts.nacks.fetch_add(1, Relaxed);
+            let (client, kind) = (&self.client, kind.type_url());
+            tracing::warn!(client, kind, error = error.message, "a client refuses what it was sent");
+        }
+        let subscription = &mut self.subscriptions[kind as usize];
+        let last = subscription.unanswered.as_ref();
+        if last.is_some_and(|last| last.nonce == request.response_nonce) {
+            subscription.unanswered = None;
+        }
+    }
+
+    async fn push_changes(&mut self) -> Result<(), Ended> {
+        for kind in Kind::ALL {
+            self.push_changes_of(kind).await?;
+        }
+        Ok(())
+    }
+
+    async fn push_changes_of(&mut self, kind: Kind) -> Result<(), Ended> {
+        let subscription = &mut self.subscriptions[kind as usize];
+        if !subscription.asked || subscription.unanswered.is_some() {
+            return Ok(());
+        }
+        let Some(mut delta) = self.server.store.since(kind, subscription.sent) else {
+            return Err(Some(Status::unavailable("too far behind; come again with what you have")));
+        };
+        if !subscription.wildcard {
+            let names = &subscription.names;
+            let wanted = |it: &crate::rpc::discovery::Resource| {
+                names.contains(&it.name) || it.aliases.iter().any(|alias| names.contains(alias))
+            };
+            delta.resources.retain(wanted);
+            delta.removed.retain(|name| names.contains(name));
+        }
+        if delta.is_empty() {
+            subscription.sent = delta.revision;
+            return Ok(());
+        }
+        self.push(kind, delta).await
+    }
+
+    async fn push(&mut self, kind: Kind, delta: Delta) -> Result<(), Ended> {
+        self.nonce += 1;
+        let nonce = self.nonce.to_string();
+        let response = DeltaDiscoveryResponse {
+            system_version_info: delta.revision.to_string(),
+            resources: delta.resources,
+            type_url: kind.type_url().to_owned(),
+            nonce: nonce.clone(),
+            removed_resources: delta.removed,
+        };
+        let large = self.large(&response).await?;
+        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        tracing::debug!(client = self.client, kind = kind.type_url(), resources, removed, "sending");
+        let subscription = &mut self.subscriptions[kind as usize];
+        subscription.sent = delta.revision;
+        subscription.unanswered = Some(Unanswered { nonce, large });
+        self.server.counts.pushes.fetch_add(1, Relaxed);
+        self.sender.send(Ok(response)).await.map_err(|_| None)
+    }
+
+    /// Waits its turn, where the response is large.
+    async fn large(
+        &self,
+        response: &DeltaDiscoveryResponse,
+    ) -> Result<Option<(OwnedSemaphorePermit, Instant)>, Ended> {
+        if response.encoded_len() < LARGE {
+            return Ok(None);
+        }
+        let permit = Arc::clone(&self.server.large).acquire_owned();
+        tokio::select! {
+            permit = permit => Ok(permit.ok().map(|permit| (permit, Instant::now() + LARGE_WAIT))),
+            () = self.sender.closed() => Err(None),
+        }
+    }
+
+    /// Resolves when a large push has kept others waiting for long enough.
+    async fn waited_too_long(subscriptions: &[Subscription; 2]) {
+        let large = subscriptions.iter().filter_map(|it| it.unanswered.as_ref()?.large.as_ref());
+        match large.map(|(_, until)| *until).min() {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn stop_waiting(&mut self) {
+        let now = Instant::now();
+        for unanswered in self.subscriptions.iter_mut().filter_map(|it| it.unanswered.as_mut()) {
+            unanswered.large.take_if(|(_, until)| *until <= now);
+        }
+    }
+}

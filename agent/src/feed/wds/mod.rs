@@ -1,0 +1,111 @@
+//! What the resources of the discovery service mean: `istio.workload.Address` and `istio.security.Authorization` as workloads,
+//! services and policies of a mesh, and the other way round.
+//!
+//! Pure. What weft says beyond Istio's fields travels in extensions, in such a way that an agent that does not know them
+//! decides no more openly than one that does. Not here: the protocol that carries them (`client`, `server`).
+
+mod addresses;
+mod decode;
+mod encode;
+mod mtls;
+mod policies;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+pub use decode::{service, workload};
+pub use encode::{encode_service, encode_workload};
+pub use mtls::{Converted, converted, encode_modes, modes_policy};
+pub use policies::{encode_policy, policy};
+
+use crate::mesh::{PolicyKey, Service, ServiceKey, TrustDomain};
+
+/// How a workload's connections inside its node go: `kernel` or `tunnel`.
+const SAME_NODE: &str = "weft.dev/same-node";
+/// Names of a match's fields that no L4 agent can judge, one a line.
+const UNSEEN: &str = "weft.dev/unseen";
+/// Names of a match's fields that could not be read, one a line.
+const UNREADABLE: &str = "weft.dev/unreadable";
+/// A match's trust domains; a line that begins with `!` is one that must not match.
+const TRUST_DOMAINS: &str = "weft.dev/trust-domains";
+/// A port that no connection has. It keeps a match that would otherwise be empty, or wider than it is, from meaning that to an
+/// agent that does not know the extensions.
+const NO_PORT: u16 = 0;
+
+/// Why a resource cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unreadable {
+    /// Not the bytes of such a message.
+    #[error("it is no message of its type: {0}")]
+    Encoding(String),
+    /// A field says what cannot be.
+    #[error("{field}: {why}")]
+    Field {
+        /// The field's name in the protocol.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+fn bad(field: &'static str, why: impl ToString) -> Unreadable {
+    let why = why.to_string();
+    Unreadable::Field { field, why }
+}
+
+/// What the resources leave out: the mesh's own settings.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Of workloads that do not say it.
+    pub trust_domain: TrustDomain,
+    /// Of workloads that do not say it.
+    pub cluster: Arc<str>,
+}
+
+/// An address of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addressed {
+    /// A workload.
+    Workload(Box<crate::mesh::Workload>),
+    /// A service.
+    Service(Box<Service>),
+}
+
+/// Reads an `istio.workload.Address`.
+///
+/// # Errors
+/// When it says nothing that could be, with the field.
+pub fn address(bytes: &[u8], defaults: &Defaults) -> Result<Addressed, Unreadable> {
+    use crate::rpc::workload::{Address, AddressType};
+    let address: Address = prost::Message::decode(bytes).map_err(|err| Unreadable::Encoding(err.to_string()))?;
+    match address.r#type {
+        Some(AddressType::Workload(it)) => Ok(Addressed::Workload(Box::new(workload(*it, defaults)?))),
+        Some(AddressType::Service(it)) => Ok(Addressed::Service(Box::new(service(*it)?))),
+        None => Err(bad("type", "neither a workload nor a service")),
+    }
+}
+
+/// `namespace/hostname`, as resources name services.
+pub fn service_name(key: &ServiceKey) -> String {
+    key.to_string()
+}
+
+fn service_key(name: &str) -> Option<ServiceKey> {
+    let (namespace, hostname) = name.split_once('/')?;
+    (!hostname.is_empty()).then(|| ServiceKey {
+        namespace: namespace.into(),
+        hostname: hostname.to_ascii_lowercase().into(),
+    })
+}
+
+/// `namespace/name`, as workloads name policies. A name without a namespace is of the empty one.
+fn policy_key(name: &str) -> PolicyKey {
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    PolicyKey {
+        namespace: namespace.into(),
+        name: name.into(),
+    }
+}
