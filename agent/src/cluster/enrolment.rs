@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use super::labels;
+
 /// The label of namespaces and pods that says whether pods are in the mesh.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// The value of [`DATAPLANE_MODE`] that puts pods in the mesh.
@@ -56,6 +58,8 @@ pub enum Outside {
     Sidecar,
     /// It has ended, and its address may be another's.
     Ended,
+    /// It is a waypoint's pod, which speaks HBONE itself.
+    Waypoint,
     /// Its own label keeps it out.
     OptedOut,
     /// Neither it nor its namespace has the label.
@@ -75,6 +79,7 @@ impl fmt::Display for Outside {
             Self::HostNetwork => "it uses its node's network (hostNetwork)",
             Self::Sidecar => "it has a sidecar (annotation sidecar.istio.io/status)",
             Self::Ended => "it has ended",
+            Self::Waypoint => "it is a waypoint's, and speaks HBONE itself",
             Self::OptedOut => "its label istio.io/dataplane-mode keeps it out",
             Self::Unlabelled => "neither it nor its namespace has the label istio.io/dataplane-mode=ambient",
         })
@@ -93,12 +98,22 @@ pub fn verdict(pod: Candidate<'_>) -> Verdict {
     if pod.ended {
         return Verdict::Outside(Outside::Ended);
     }
+    if is_waypoint(pod.labels) {
+        return Verdict::Outside(Outside::Waypoint);
+    }
     match (mode(pod.labels), pod.namespace.and_then(mode)) {
         (Some(Mode::None), _) => Verdict::Outside(Outside::OptedOut),
         (Some(Mode::Ambient), _) => Verdict::ByPod,
         (_, Some(Mode::Ambient)) => Verdict::ByNamespace,
         _ => Verdict::Outside(Outside::Unlabelled),
     }
+}
+
+/// Whether a pod was made for a Gateway that is a waypoint.
+fn is_waypoint(pod: &Labels) -> bool {
+    let class = pod.get(labels::GATEWAY_CLASS_NAME);
+    pod.contains_key(labels::GATEWAY_NAME)
+        && class.is_some_and(|class| labels::WAYPOINT_CLASSES.contains(&class.as_str()))
 }
 
 /// What a pod says of its DNS queries; nothing leaves it to the agent's setting.
@@ -131,7 +146,7 @@ impl Mode {
 mod tests {
     use super::*;
 
-    fn labels(mode: &str) -> Labels {
+    fn mode(mode: &str) -> Labels {
         match mode {
             "" => Labels::new(),
             mode => Labels::from([(DATAPLANE_MODE.to_owned(), mode.to_owned())]),
@@ -152,7 +167,7 @@ mod tests {
             ("none", "", Verdict::Outside(Unlabelled)),
             ("Ambient", "", Verdict::Outside(Unlabelled)),
         ] {
-            let (namespace, pod) = (labels(namespace), labels(pod));
+            let (namespace, pod) = (mode(namespace), mode(pod));
             let candidate = Candidate {
                 labels: &pod,
                 annotations: &Labels::new(),
@@ -170,7 +185,12 @@ mod tests {
 
     #[test]
     fn what_a_pod_cannot_be_no_label_makes_it() {
-        let (ambient, nothing) = (labels(AMBIENT), Labels::new());
+        let (ambient, nothing) = (mode(AMBIENT), Labels::new());
+        let made_for = [
+            (labels::GATEWAY_NAME.to_owned(), "waypoint".to_owned()),
+            (labels::GATEWAY_CLASS_NAME.to_owned(), "weft-waypoint".to_owned()),
+        ];
+        let waypoint: Labels = ambient.clone().into_iter().chain(made_for).collect();
         let sidecar = Labels::from([(SIDECAR_STATUS.to_owned(), "{}".to_owned())]);
         let pod = Candidate {
             labels: &ambient,
@@ -195,6 +215,13 @@ mod tests {
                 Outside::Sidecar,
             ),
             (Candidate { ended: true, ..pod }, Outside::Ended),
+            (
+                Candidate {
+                    labels: &waypoint,
+                    ..pod
+                },
+                Outside::Waypoint,
+            ),
         ] {
             assert_eq!(verdict(pod), Verdict::Outside(outside));
             assert!(!outside.to_string().is_empty());

@@ -11,7 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
     MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
-    SameNodes, Service, ServiceKey, TrustDomain, Workload,
+    SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
     authorize::{Cover, Covered, Policies},
     endpoints::Endpoints,
     names::Names,
@@ -262,12 +262,14 @@ fn addresses(workloads: &[Arc<Workload>]) -> impl Iterator<Item = (IpAddr, &Arc<
 }
 
 /// Whether no other workload has one of its addresses. Pods' addresses are used again before everybody knows that they are
-/// free, and what is meant for one pod, perhaps in clear, must not reach another.
+/// free, and what is meant for one pod, perhaps in clear, must not reach another. A machine outside of the cluster may be
+/// known by several names.
 fn keeps_addresses(workload: &Workload, by_address: &FxHashMap<IpAddr, Arc<Workload>>) -> bool {
+    let outside = |it: &Workload| it.node.is_empty() && it.tunnel_protocol == TunnelProtocol::None;
     let keeps = |address| {
         by_address
             .get(address)
-            .is_none_or(|there| there.uid == workload.uid)
+            .is_none_or(|there| there.uid == workload.uid || (outside(there) && outside(workload)))
     };
     workload.addresses.iter().all(keeps)
 }

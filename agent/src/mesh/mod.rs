@@ -7,12 +7,14 @@ mod flow;
 mod index;
 mod limit;
 mod names;
+mod place;
 mod policy;
 mod refusal;
 mod route;
 mod same_node;
 mod service;
 mod spiffe;
+pub mod values;
 mod vips;
 mod workload;
 
@@ -25,6 +27,7 @@ pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, 
 pub use index::{Mesh, MeshParts};
 pub use limit::Limit;
 pub use names::{Host, Lookup, Wanted, resolve};
+pub use place::Place;
 pub use policy::{
     Action, Clause, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy, PolicyKey,
     PortModes, Rule, Scope, ServiceAccountMatch, StringMatch,
@@ -33,8 +36,8 @@ pub use refusal::{InScope, Refusal};
 pub use route::{Candidate, NextHop, Route, Standing, Tunnel, candidates, choices, reroute, route};
 pub use same_node::{SameNode, SameNodes, ThroughAgent, direct, instead_of_tunnel, question, reconsider};
 pub use service::{
-    BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, RoutingScope,
-    Service, ServiceKey,
+    AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing,
+    RoutingScope, Service, ServiceKey,
 };
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use workload::{Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};

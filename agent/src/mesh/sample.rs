@@ -50,6 +50,7 @@ pub(super) fn pod(name: &str, addresses: &[&str]) -> Workload {
         healthy: true,
         host_network: false,
         waypoint: None,
+        native_tunnel: false,
         same_node: None,
         policies: Vec::new(),
         services: BTreeMap::new(),
@@ -76,6 +77,7 @@ pub(super) fn service(name: &str, vips: &[&str]) -> Service {
         subject_alt_names: Vec::new(),
         waypoint: None,
         load_balancing: LoadBalancing::default(),
+        app_protocols: Default::default(),
         ip_families: IpFamilies::default(),
     }
 }

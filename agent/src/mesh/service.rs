@@ -1,6 +1,6 @@
 //! Services: virtual addresses, their ports and the workloads behind them.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -35,6 +35,8 @@ pub struct Service {
     pub vip_networks: Vec<IpNet>,
     /// The ports, where a workload does not map them differently.
     pub ports: Vec<PortMapping>,
+    /// What is spoken on its ports, as far as it says; an L4 agent does not ask.
+    pub app_protocols: BTreeMap<u16, AppProtocol>,
     /// Identities that endpoints may have besides their own (`subjectAltNames` of a ServiceEntry).
     pub subject_alt_names: Vec<SpiffeId>,
     /// The waypoint that traffic to this service goes through.
@@ -152,6 +154,21 @@ pub enum HealthPolicy {
     OnlyHealthy,
     /// All (`publishNotReadyAddresses`).
     AllowAll,
+}
+
+/// What is spoken on a port of a service (`appProtocol`, or the beginning of the port's name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Anything.
+    Tcp,
+    /// TLS, HTTPS among it.
+    Tls,
 }
 
 /// Of which families a service's name has addresses.

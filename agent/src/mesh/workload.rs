@@ -41,6 +41,8 @@ pub struct Workload {
     pub healthy: bool,
     /// hostNetwork pods share the node's address: never looked up by address, never captured.
     pub host_network: bool,
+    /// Whether it speaks HBONE itself, as a waypoint's pod does, so that no agent captures it.
+    pub native_tunnel: bool,
     /// The waypoint that traffic addressed to the pod itself goes through.
     pub waypoint: Option<GatewayAddress>,
     /// How its connections with pods of its own node go, where that is set for the workload itself.

@@ -135,6 +135,9 @@ pub struct Port {
     pub service_port: u32,
     #[prost(uint32, tag = "2")]
     pub target_port: u32,
+    /// 0 unknown, 1 HTTP/1.1, 2 HTTP/2, 3 gRPC, 4 TCP, 5 TLS.
+    #[prost(int32, tag = "3")]
+    pub app_protocol: i32,
 }
 
 /// What the workload itself wants in place of the bytes of a tunnel.

@@ -28,6 +28,7 @@ pub(crate) fn workload(name: &str, app: &str) -> Arc<Workload> {
         locality: Default::default(),
         capacity: 1,
         healthy: true,
+        native_tunnel: false,
         same_node: None,
         host_network: false,
         waypoint: None,
@@ -56,6 +57,7 @@ fn service() -> Arc<Service> {
         subject_alt_names: Vec::new(),
         waypoint: None,
         load_balancing: Default::default(),
+        app_protocols: Default::default(),
         ip_families: Default::default(),
     })
 }

@@ -137,6 +137,7 @@ fn workload(place: Place) -> Workload {
         healthy: true,
         host_network: false,
         waypoint: None,
+        native_tunnel: false,
         same_node: None,
         policies: selecting.collect(),
         services: BTreeMap::from([(place.service(), Vec::new())]),
@@ -154,6 +155,7 @@ fn service(place: Place) -> Service {
         vips: vec![place.vip(), v6(place.vip())],
         vip_networks: Vec::new(),
         load_balancing: LoadBalancing::failover(&LoadBalancing::CLOSE),
+        app_protocols: Default::default(),
         ip_families: IpFamilies::default(),
         ports: [(80, 8080), (443, 8443), (9090, 9090)]
             .map(|(service_port, target_port)| PortMapping {

@@ -20,13 +20,13 @@ pub(super) fn load_balancing(
         &entry.traffic_distribution,
         place,
         "trafficDistribution",
-        traffic_distribution,
+        values::traffic_distribution,
     );
     let local = problems.optional(
         &entry.internal_traffic_policy,
         place,
         "internalTrafficPolicy",
-        internal_policy,
+        values::internal_policy,
     );
     let of_service = match local {
         // It outdoes the distribution, as in Kubernetes.
@@ -131,31 +131,6 @@ fn health_policy(text: &str) -> Result<HealthPolicy, String> {
         "ONLY_HEALTHY" => Ok(HealthPolicy::OnlyHealthy),
         "ALLOW_ALL" => Ok(HealthPolicy::AllowAll),
         _ => Err(values::one_of(text, "ONLY_HEALTHY or ALLOW_ALL")),
-    }
-}
-
-/// Case does not count, as in Istio's annotation.
-fn traffic_distribution(text: &str) -> Result<LoadBalancing, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "preferclose" | "prefersamezone" => Ok(LoadBalancing::failover(&LoadBalancing::CLOSE)),
-        "prefersamenode" => Ok(LoadBalancing::failover(&LoadBalancing::SAME_NODE)),
-        _ => Err(values::one_of(
-            text,
-            "PreferClose, PreferSameZone or PreferSameNode",
-        )),
-    }
-}
-
-/// What `Local` asks for; `Cluster` asks for nothing.
-fn internal_policy(text: &str) -> Result<Option<LoadBalancing>, String> {
-    match text {
-        "Local" => Ok(Some(LoadBalancing {
-            routing_preference: vec![RoutingScope::Node],
-            mode: BalancingMode::Strict,
-            health: HealthPolicy::OnlyHealthy,
-        })),
-        "Cluster" => Ok(None),
-        _ => Err(values::one_of(text, "Local or Cluster")),
     }
 }
 

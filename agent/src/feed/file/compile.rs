@@ -200,6 +200,7 @@ fn service(
             .as_ref()
             .and_then(|w| workloads::waypoint(w, globals, &place.field("waypoint"), problems)),
         load_balancing,
+        app_protocols: Default::default(),
         ip_families: ip_families.unwrap_or_default(),
     })
 }

@@ -12,7 +12,6 @@ mod position;
 mod problem;
 mod rules;
 mod schema;
-mod values;
 mod watch;
 mod workloads;
 
@@ -27,7 +26,7 @@ use std::{
 pub use problem::{MeshFileError, Problem};
 pub use watch::{FeedError, FileWatch, load};
 
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, values};
 
 /// The largest mesh file that is read, in bytes. Some tens of thousands of workloads.
 pub const LARGEST_FILE: usize = 16 << 20;

@@ -8,11 +8,10 @@ use std::{
 use serde_saphyr::Location;
 
 use super::schema::Text;
+pub(super) use crate::mesh::Place;
 
 /// How many problems an error prints; the rest are counted.
 const PRINTED_PROBLEMS: usize = 50;
-/// How many characters of a value a message repeats.
-const QUOTED_CHARS: usize = 64;
 
 /// Everything that is wrong with a mesh file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,66 +165,4 @@ impl Problems {
             Err(self.errors)
         }
     }
-}
-
-/// A field of the file: printed only when something is wrong with it, so it is a chain rather than a text.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
-    parent: Option<&'a Place<'a>>,
-    step: Step<'a>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Step<'a> {
-    Root,
-    Field(&'a str),
-    Index(usize),
-}
-
-impl<'a> Place<'a> {
-    /// The whole file.
-    pub(super) const ROOT: Place<'static> = Place {
-        parent: None,
-        step: Step::Root,
-    };
-
-    /// A field of this one.
-    pub(super) fn field(&'a self, name: &'a str) -> Place<'a> {
-        Place {
-            parent: Some(self),
-            step: Step::Field(name),
-        }
-    }
-
-    /// An item of this list.
-    pub(super) fn index(&'a self, index: usize) -> Place<'a> {
-        Place {
-            parent: Some(self),
-            step: Step::Index(index),
-        }
-    }
-}
-
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(parent) = self.parent {
-            parent.fmt(f)?;
-        }
-        let below_root = self
-            .parent
-            .is_some_and(|parent| !matches!(parent.step, Step::Root));
-        match self.step {
-            Step::Root => Ok(()),
-            Step::Field(name) if below_root => write!(f, ".{name}"),
-            Step::Field(name) => f.write_str(name),
-            Step::Index(index) => write!(f, "[{index}]"),
-        }
-    }
-}
-
-/// A value as messages show it: quoted, escaped and not too long.
-pub(super) fn quoted(value: &str) -> String {
-    let shown: String = value.chars().take(QUOTED_CHARS).collect();
-    let rest = if shown.len() < value.len() { "..." } else { "" };
-    format!("{shown:?}{rest}")
 }

@@ -139,7 +139,7 @@ fn condition(
 ) -> Match {
     let account = |text: &str| values::service_account(text, policy.namespace);
     let mut read = Match::default();
-    let Some(key) = problems.required(&entry.key, at, place, "key", condition_key) else {
+    let Some(key) = problems.required(&entry.key, at, place, "key", values::condition_key) else {
         return read;
     };
     let mut fields = Fields { place, problems };
@@ -170,44 +170,6 @@ fn condition(
         }
     }
     read
-}
-
-/// The keys of Istio's conditions that an L4 agent sees.
-const KEYS: [&str; 7] = [
-    "source.ip",
-    "source.namespace",
-    "source.serviceAccount",
-    "source.principal",
-    "source.trustDomain",
-    "destination.ip",
-    "destination.port",
-];
-/// Those that only a request has, or a TLS handshake of the app.
-const REQUEST_KEYS: [&str; 5] = [
-    "remote.ip",
-    "request.auth.principal",
-    "request.auth.audiences",
-    "request.auth.presenter",
-    "connection.sni",
-];
-/// How the others of these begin.
-const REQUEST_PREFIXES: [&str; 3] = [
-    "request.headers[",
-    "request.auth.claims[",
-    "experimental.envoy.filters.",
-];
-
-fn condition_key(text: &str) -> Result<Arc<str>, String> {
-    let of_a_request =
-        REQUEST_KEYS.contains(&text) || REQUEST_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
-    if of_a_request || KEYS.contains(&text) {
-        return Ok(text.into());
-    }
-    let known = format!(
-        "{} or an attribute of requests, such as request.headers[x]",
-        KEYS.join(", ")
-    );
-    Err(values::one_of(text, &known))
 }
 
 /// The fields of one source, operation or condition.

@@ -78,6 +78,7 @@ pub(super) fn pod<'a>(
             .unwrap_or(1),
         healthy: entry.healthy.unwrap_or(true),
         host_network: entry.host_network.unwrap_or_default(),
+        native_tunnel: false,
         waypoint: entry
             .waypoint
             .as_ref()
@@ -112,17 +113,9 @@ impl Pod<'_> {
     }
 }
 
-/// Where Kubernetes' people write a canonical name and revision, the first of which counts (as in Istio).
-const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
-const CANONICAL_REVISION: [&str; 3] = [
-    "service.istio.io/canonical-revision",
-    "app.kubernetes.io/version",
-    "version",
-];
-
 fn canonical_name(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> Option<Arc<str>> {
     let written = problems.optional(&entry.canonical_name, place, "canonicalName", values::word);
-    written.or_else(|| label_of(entry, &CANONICAL_NAME))
+    written.or_else(|| label_of(entry, &values::CANONICAL_NAME))
 }
 
 fn canonical_revision(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> Option<Arc<str>> {
@@ -132,7 +125,7 @@ fn canonical_revision(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut P
         "canonicalRevision",
         values::word,
     );
-    written.or_else(|| label_of(entry, &CANONICAL_REVISION))
+    written.or_else(|| label_of(entry, &values::CANONICAL_REVISION))
 }
 
 fn label_of(entry: &WorkloadEntry, keys: &[&str]) -> Option<Arc<str>> {
@@ -202,8 +195,20 @@ fn capture(
     problems: &mut Problems,
 ) -> Option<(PathBuf, Location)> {
     check_capture(entry, workload, place, problems);
-    let netns = problems.optional(&entry.netns, place, "netns", values::netns);
+    let netns = problems.optional(&entry.netns, place, "netns", netns);
     netns.zip(entry.netns.as_ref().map(|text| text.referenced))
+}
+
+/// A network namespace.
+fn netns(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if !path.is_absolute() || text.contains('\0') {
+        let value = values::quoted(text);
+        return Err(format!(
+            "{value} is not an absolute path: write, for example, /run/netns/curl-1"
+        ));
+    }
+    Ok(path)
 }
 
 /// What is captured has to be in the mesh and on a node, and cannot share that node's network.

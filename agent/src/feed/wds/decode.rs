@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Defaults, SAME_NODE, Unreadable, addresses, bad, policy_key, service_key};
 use crate::{
     mesh::{
-        BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
+        AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
         LoadBalancing, Locality, PortMapping, RoutingScope, SameNode, Service, ServiceKey, SpiffeId,
         TrustDomain, TunnelProtocol, Workload, WorkloadType,
     },
@@ -35,6 +35,7 @@ pub fn workload(it: wire::Workload, defaults: &Defaults) -> Result<Workload, Unr
         capacity: it.capacity.unwrap_or(1),
         healthy: it.status == wire::WorkloadStatus::Healthy as i32,
         host_network: it.network_mode == wire::NetworkMode::HostNetwork as i32,
+        native_tunnel: it.native_tunnel,
         waypoint: it.waypoint.map(gateway).transpose()?,
         same_node: same_node(&it.extensions)?,
         policies: it.authorization_policies.iter().map(|name| policy_key(name)).collect(),
@@ -83,6 +84,7 @@ pub fn service(it: wire::Service) -> Result<Service, Unreadable> {
         name: it.name.into(),
         vips,
         vip_networks,
+        app_protocols: app_protocols(&it.ports)?,
         ports: ports(&it.ports)?,
         subject_alt_names: names.collect::<Result<_, _>>()?,
         waypoint: it.waypoint.map(gateway).transpose()?,
@@ -154,6 +156,23 @@ fn ports(ports: &[wire::Port]) -> Result<Vec<PortMapping>, Unreadable> {
         })
     });
     each.collect()
+}
+
+/// What we do not know is as good as unknown: no agent asks.
+fn app_protocols(ports: &[wire::Port]) -> Result<BTreeMap<u16, AppProtocol>, Unreadable> {
+    let mut protocols = BTreeMap::new();
+    for port in ports {
+        let protocol = match port.app_protocol {
+            1 => AppProtocol::Http11,
+            2 => AppProtocol::Http2,
+            3 => AppProtocol::Grpc,
+            4 => AppProtocol::Tcp,
+            5 => AppProtocol::Tls,
+            _ => continue,
+        };
+        protocols.insert(addresses::port(port.service_port, "ports")?, protocol);
+    }
+    Ok(protocols)
 }
 
 /// A gateway that cannot be read must not become none: that would be a way around it.

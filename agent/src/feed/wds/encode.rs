@@ -1,12 +1,14 @@
 //! Workloads and services, as they are sent.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use prost::Message as _;
 
 use super::{SAME_NODE, addresses, service_name};
 use crate::{
     mesh::{
-        BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing,
+        AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing,
         PolicyKey, PortMapping, RoutingScope, SameNode, Service, TunnelProtocol, Workload, WorkloadType,
     },
     rpc::{discovery::Any, workload as wire},
@@ -15,7 +17,9 @@ use crate::{
 /// The workload, with the policies that cover it besides those that it names.
 pub fn encode_workload(it: &Workload, more_policies: &[PolicyKey]) -> Bytes {
     let services = it.services.iter().map(|(key, mapped)| {
-        let ports = wire::PortList { ports: ports(mapped) };
+        let ports = wire::PortList {
+            ports: ports(mapped, &BTreeMap::new()),
+        };
         (service_name(key), ports)
     });
     let policies = it.policies.iter().chain(more_policies).map(PolicyKey::to_string);
@@ -60,6 +64,7 @@ pub fn encode_workload(it: &Workload, more_policies: &[PolicyKey]) -> Bytes {
         } else {
             wire::NetworkMode::Standard as i32
         },
+        native_tunnel: it.native_tunnel,
         extensions: it.same_node.map(same_node).into_iter().collect(),
         // One is what a workload has that does not say it.
         capacity: (it.capacity != 1).then_some(it.capacity),
@@ -80,7 +85,7 @@ pub fn encode_service(it: &Service) -> Bytes {
         namespace: it.key.namespace.to_string(),
         hostname: it.key.hostname.to_string(),
         addresses: vips.chain(networks).collect(),
-        ports: ports(&it.ports),
+        ports: ports(&it.ports, &it.app_protocols),
         subject_alt_names: it
             .subject_alt_names
             .iter()
@@ -113,10 +118,17 @@ fn network_address(address: std::net::IpAddr, length: Option<u32>) -> wire::Netw
     }
 }
 
-fn ports(ports: &[PortMapping]) -> Vec<wire::Port> {
+fn ports(ports: &[PortMapping], spoken: &BTreeMap<u16, AppProtocol>) -> Vec<wire::Port> {
     let each = ports.iter().map(|port| wire::Port {
         service_port: port.service_port.into(),
         target_port: port.target_port.into(),
+        app_protocol: spoken.get(&port.service_port).map_or(0, |it| match it {
+            AppProtocol::Http11 => 1,
+            AppProtocol::Http2 => 2,
+            AppProtocol::Grpc => 3,
+            AppProtocol::Tcp => 4,
+            AppProtocol::Tls => 5,
+        }),
     });
     each.collect()
 }

@@ -45,6 +45,7 @@ pub(in crate::feed) fn sample() -> Workload {
         capacity: 0,
         healthy: false,
         host_network: false,
+        native_tunnel: true,
         waypoint: Some(GatewayAddress {
             destination: GatewayDestination::Service(key.clone()),
             hbone_port: 15008,

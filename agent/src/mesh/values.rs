@@ -1,22 +1,24 @@
-//! One value of a mesh file: from the text that was written to what it means, or to a message that says what is wrong
-//! with it and how to mend it. Nothing here knows of any other value.
+//! One value as people write it, in a mesh file or in a manifest: from the text to what it means, or to a message that
+//! says what is wrong with it and how to mend it. Nothing here knows of any other value.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::problem::quoted;
-use crate::mesh::{
-    MtlsMode, SameNode, ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
+use super::{
+    BalancingMode, HealthPolicy, LoadBalancing, MtlsMode, RoutingScope, SameNode, ServiceAccountMatch,
+    ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
 };
 
 /// The longest name that Kubernetes knows, in bytes.
 const LONGEST_NAME: usize = 253;
+/// How many characters of a value a message repeats.
+const QUOTED_CHARS: usize = 64;
 /// The longest DNS label, and the longest value of a Kubernetes label, in bytes.
 const LONGEST_LABEL: usize = 63;
 
 /// An address that a pod or a service can have. A v4-mapped IPv6 address is the IPv4 address.
-pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+pub fn address(text: &str) -> Result<IpAddr, String> {
     let not_an_address = || {
         let value = quoted(text);
         format!("{value} is not an IP address: write four numbers, or an IPv6 address")
@@ -34,7 +36,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// A network; a single address is a network of its own.
-pub(super) fn network(text: &str) -> Result<IpNet, String> {
+pub fn network(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(IpNet::from(address));
     }
@@ -46,7 +48,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 }
 
 /// A virtual address of a service: a single one, or a network of them.
-pub(super) fn vip(text: &str) -> Result<IpNet, String> {
+pub fn vip(text: &str) -> Result<IpNet, String> {
     let network = match text.contains('/') {
         true => network(text)?,
         false => IpNet::from(address(text)?),
@@ -58,7 +60,7 @@ pub(super) fn vip(text: &str) -> Result<IpNet, String> {
 }
 
 /// How much an endpoint takes, against others.
-pub(super) fn capacity(text: &str) -> Result<u32, String> {
+pub fn capacity(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| {
         let value = quoted(text);
         format!("{value} is not a capacity: write a whole number, 0 for an endpoint that takes nothing new")
@@ -66,7 +68,7 @@ pub(super) fn capacity(text: &str) -> Result<u32, String> {
 }
 
 /// A port of a pod.
-pub(super) fn port(text: &str) -> Result<u16, String> {
+pub fn port(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(0) | Err(_) => {
             let value = quoted(text);
@@ -77,7 +79,7 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
 }
 
 /// A port that apps may listen on or dial.
-pub(super) fn app_port(text: &str) -> Result<u16, String> {
+pub fn app_port(text: &str) -> Result<u16, String> {
     let port = port(text)?;
     if is_own_port(port) {
         return Err(format!(
@@ -89,12 +91,12 @@ pub(super) fn app_port(text: &str) -> Result<u16, String> {
 }
 
 /// The name of a pod, a policy or a service account, or a hostname: a DNS name, as Kubernetes wants it.
-pub(super) fn name(text: &str) -> Result<Arc<str>, String> {
+pub fn name(text: &str) -> Result<Arc<str>, String> {
     dns_name(text, LONGEST_NAME, true)
 }
 
 /// The name of a namespace or a service: a single DNS label.
-pub(super) fn label(text: &str) -> Result<Arc<str>, String> {
+pub fn label(text: &str) -> Result<Arc<str>, String> {
     dns_name(text, LONGEST_LABEL, false)
 }
 
@@ -114,7 +116,7 @@ fn dns_name(text: &str, longest: usize, dots: bool) -> Result<Arc<str>, String> 
 }
 
 /// A word for telemetry: a canonical name, a region, a cluster.
-pub(super) fn word(text: &str) -> Result<Arc<str>, String> {
+pub fn word(text: &str) -> Result<Arc<str>, String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/' | b':');
     if text.is_empty() || text.len() > LONGEST_NAME || !text.bytes().all(legal) {
         let value = quoted(text);
@@ -126,7 +128,7 @@ pub(super) fn word(text: &str) -> Result<Arc<str>, String> {
 }
 
 /// The value of a Kubernetes label, which may be empty.
-pub(super) fn label_value(text: &str) -> Result<(), String> {
+pub fn label_value(text: &str) -> Result<(), String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     if text.len() > LONGEST_LABEL || !text.bytes().all(legal) {
         let value = quoted(text);
@@ -137,20 +139,8 @@ pub(super) fn label_value(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A network namespace.
-pub(super) fn netns(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if !path.is_absolute() || text.contains('\0') {
-        let value = quoted(text);
-        return Err(format!(
-            "{value} is not an absolute path: write, for example, /run/netns/curl-1"
-        ));
-    }
-    Ok(path)
-}
-
 /// A pod, as `namespace/name`.
-pub(super) fn pod(text: &str) -> Result<(Arc<str>, Arc<str>), String> {
+pub fn pod(text: &str) -> Result<(Arc<str>, Arc<str>), String> {
     let parts = text.split_once('/').ok_or_else(|| {
         let value = quoted(text);
         format!("{value} is not a pod: write <namespace>/<name>")
@@ -159,7 +149,7 @@ pub(super) fn pod(text: &str) -> Result<(Arc<str>, Arc<str>), String> {
 }
 
 /// A service's hostname; `*.` in front of one stands for all hosts below it.
-pub(super) fn hostname(text: &str) -> Result<Arc<str>, String> {
+pub fn hostname(text: &str) -> Result<Arc<str>, String> {
     match text.strip_prefix("*.") {
         Some(zone) => name(zone).map(|_| text.into()),
         None => name(text),
@@ -167,7 +157,7 @@ pub(super) fn hostname(text: &str) -> Result<Arc<str>, String> {
 }
 
 /// A service, as `namespace/hostname` or `namespace/name`.
-pub(super) fn service(text: &str, cluster_domain: &str) -> Result<ServiceKey, String> {
+pub fn service(text: &str, cluster_domain: &str) -> Result<ServiceKey, String> {
     let (namespace, hostname) = text.split_once('/').ok_or_else(|| {
         let value = quoted(text);
         format!("{value} is not a service: write <namespace>/<hostname>, or <namespace>/<name>")
@@ -182,17 +172,13 @@ pub(super) fn service(text: &str, cluster_domain: &str) -> Result<ServiceKey, St
 }
 
 /// The hostname that Kubernetes gives to a service.
-pub(super) fn cluster_hostname(
-    service: &str,
-    namespace: &str,
-    cluster_domain: &str,
-) -> Result<Arc<str>, String> {
+pub fn cluster_hostname(service: &str, namespace: &str, cluster_domain: &str) -> Result<Arc<str>, String> {
     let service = label(service)?;
     name(&format!("{service}.{namespace}.svc.{cluster_domain}"))
 }
 
 /// An identity, with or without `spiffe://`.
-pub(super) fn identity(text: &str) -> Result<SpiffeId, String> {
+pub fn identity(text: &str) -> Result<SpiffeId, String> {
     let principal = text.strip_prefix("spiffe://").unwrap_or(text);
     format!("spiffe://{principal}")
         .parse()
@@ -200,7 +186,7 @@ pub(super) fn identity(text: &str) -> Result<SpiffeId, String> {
 }
 
 /// A principal as Istio's policies write it: whole, `prefix*`, `*suffix` or `*`; with or without `spiffe://`.
-pub(super) fn principal(text: &str) -> Result<StringMatch, String> {
+pub fn principal(text: &str) -> Result<StringMatch, String> {
     let pattern = pattern(text.strip_prefix("spiffe://").unwrap_or(text))?;
     // A whole principal that no certificate can carry would silently match nothing: in a DENY policy, a hole.
     if matches!(pattern, StringMatch::Exact(_)) {
@@ -218,7 +204,7 @@ fn not_a_principal(text: &str) -> String {
 }
 
 /// A namespace as Istio's policies write it.
-pub(super) fn namespace(text: &str) -> Result<StringMatch, String> {
+pub fn namespace(text: &str) -> Result<StringMatch, String> {
     let pattern = pattern(text)?;
     if let StringMatch::Exact(name) = &pattern {
         label(name)?;
@@ -227,7 +213,7 @@ pub(super) fn namespace(text: &str) -> Result<StringMatch, String> {
 }
 
 /// A trust domain, or a pattern of some.
-pub(super) fn trust_domain(text: &str) -> Result<StringMatch, String> {
+pub fn trust_domain(text: &str) -> Result<StringMatch, String> {
     let pattern = pattern(text)?;
     if let StringMatch::Exact(name) = &pattern {
         name.parse::<TrustDomain>().map_err(|error| error.to_string())?;
@@ -237,7 +223,7 @@ pub(super) fn trust_domain(text: &str) -> Result<StringMatch, String> {
 
 /// A service account as Istio's policies write it: `<namespace>/<name>`, or its name alone for one of the policy's own
 /// namespace; no patterns.
-pub(super) fn service_account(text: &str, own_namespace: &str) -> Result<ServiceAccountMatch, String> {
+pub fn service_account(text: &str, own_namespace: &str) -> Result<ServiceAccountMatch, String> {
     let (namespace, account) = text.split_once('/').unwrap_or((own_namespace, text));
     Ok(ServiceAccountMatch {
         namespace: label(namespace)?,
@@ -246,7 +232,7 @@ pub(super) fn service_account(text: &str, own_namespace: &str) -> Result<Service
 }
 
 /// Any text at all.
-pub(super) fn not_empty(text: &str) -> Result<(), String> {
+pub fn not_empty(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty: write something, or remove it".into());
     }
@@ -274,7 +260,7 @@ fn pattern(text: &str) -> Result<StringMatch, String> {
 }
 
 /// STRICT or PERMISSIVE; UNSET and DISABLE say nothing.
-pub(super) fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
+pub fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
     match text {
         "STRICT" => Ok(Some(MtlsMode::Strict)),
         "PERMISSIVE" => Ok(Some(MtlsMode::Permissive)),
@@ -284,7 +270,7 @@ pub(super) fn mtls_mode(text: &str) -> Result<Option<MtlsMode>, String> {
 }
 
 /// How connections inside a node go.
-pub(super) fn same_node(text: &str) -> Result<SameNode, String> {
+pub fn same_node(text: &str) -> Result<SameNode, String> {
     match text {
         "kernel" => Ok(SameNode::Kernel),
         "tunnel" => Ok(SameNode::Tunnel),
@@ -293,7 +279,84 @@ pub(super) fn same_node(text: &str) -> Result<SameNode, String> {
 }
 
 /// The message for a word that is none of those that may stand here.
-pub(super) fn one_of(text: &str, words: &str) -> String {
+pub fn one_of(text: &str, words: &str) -> String {
     let value = quoted(text);
     format!("{value} is not known here: write {words}")
+}
+
+/// `trafficDistribution` of a Service. Case does not count, as in Istio's annotation.
+pub fn traffic_distribution(text: &str) -> Result<LoadBalancing, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "preferclose" | "prefersamezone" => Ok(LoadBalancing::failover(&LoadBalancing::CLOSE)),
+        "prefersamenode" => Ok(LoadBalancing::failover(&LoadBalancing::SAME_NODE)),
+        _ => Err(one_of(text, "PreferClose, PreferSameZone or PreferSameNode")),
+    }
+}
+
+/// `internalTrafficPolicy` of a Service: what `Local` asks for; `Cluster` asks for nothing.
+pub fn internal_policy(text: &str) -> Result<Option<LoadBalancing>, String> {
+    match text {
+        "Local" => Ok(Some(LoadBalancing {
+            routing_preference: vec![RoutingScope::Node],
+            mode: BalancingMode::Strict,
+            health: HealthPolicy::OnlyHealthy,
+        })),
+        "Cluster" => Ok(None),
+        _ => Err(one_of(text, "Local or Cluster")),
+    }
+}
+
+/// Where people write a canonical name in labels, the first of which counts (as in Istio).
+pub const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+/// Where they write a canonical revision.
+pub const CANONICAL_REVISION: [&str; 3] = [
+    "service.istio.io/canonical-revision",
+    "app.kubernetes.io/version",
+    "version",
+];
+
+/// The keys of an AuthorizationPolicy's conditions that an L4 agent sees.
+const CONDITION_KEYS: [&str; 7] = [
+    "source.ip",
+    "source.namespace",
+    "source.serviceAccount",
+    "source.principal",
+    "source.trustDomain",
+    "destination.ip",
+    "destination.port",
+];
+/// Those that only a request has, or a TLS handshake of the app.
+const REQUEST_KEYS: [&str; 5] = [
+    "remote.ip",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "connection.sni",
+];
+/// How the others of these begin.
+const REQUEST_PREFIXES: [&str; 3] = [
+    "request.headers[",
+    "request.auth.claims[",
+    "experimental.envoy.filters.",
+];
+
+/// The key of an AuthorizationPolicy's condition.
+pub fn condition_key(text: &str) -> Result<Arc<str>, String> {
+    let of_a_request =
+        REQUEST_KEYS.contains(&text) || REQUEST_PREFIXES.iter().any(|prefix| text.starts_with(prefix));
+    if of_a_request || CONDITION_KEYS.contains(&text) {
+        return Ok(text.into());
+    }
+    let known = format!(
+        "{} or an attribute of requests, such as request.headers[x]",
+        CONDITION_KEYS.join(", ")
+    );
+    Err(one_of(text, &known))
+}
+
+/// A value as messages show it: quoted, escaped and not too long.
+pub fn quoted(value: &str) -> String {
+    let shown: String = value.chars().take(QUOTED_CHARS).collect();
+    let rest = if shown.len() < value.len() { "..." } else { "" };
+    format!("{shown:?}{rest}")
 }

@@ -1,0 +1,411 @@
+//! [`Compiler`]: what was compiled, and which namespaces have to be compiled again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
+
+use super::{
+    Change, Compiled, Delta, Diagnostic, ObjectRef, Resources, Settings, WaypointGateway,
+    claims::{Claims, Owner},
+    namespace::{self, Context},
+    resources::Touched,
+    shared::Shared,
+    unit::{Emitted, Unit},
+};
+use crate::{
+    cluster::objects::Kind,
+    mesh::{MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload},
+};
+
+/// The most diagnostics that are kept of all objects.
+const MOST_DIAGNOSTICS: usize = 10_000;
+
+/// Compiles what changed. [`apply`](Self::apply) takes in changes, as many as come; [`compile`](Self::compile) says what
+/// they mean, all at once.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    resources: Resources,
+    state: State,
+    dirty: Dirty,
+}
+
+/// What is compiled so far.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    settings: Settings,
+    shared: Shared,
+    units: BTreeMap<Arc<str>, (Unit, Emitted)>,
+    claims: Claims,
+}
+
+/// What has to be compiled again.
+#[derive(Debug, Default)]
+struct Dirty {
+    shared: bool,
+    all: bool,
+    namespaces: BTreeSet<Arc<str>>,
+}
+
+/// What a set of objects means.
+pub fn compile(resources: &Resources, settings: &Settings) -> Compiled {
+    let mut state = State {
+        settings: settings.clone(),
+        ..State::default()
+    };
+    let everything = Dirty {
+        shared: true,
+        all: true,
+        ..Dirty::default()
+    };
+    state.compile(resources, everything);
+    state.compiled()
+}
+
+impl Compiler {
+    /// One that knows of no objects yet.
+    pub fn new(settings: Settings) -> Self {
+        let state = State {
+            settings,
+            ..State::default()
+        };
+        Self {
+            state,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in a change; nothing is compiled yet. Whether there is something to compile.
+    pub fn apply(&mut self, change: Change) -> bool {
+        for touched in self.resources.apply(change) {
+            self.dirty.note(&touched, &self.resources, &self.state.settings);
+        }
+        self.dirty.shared || !self.dirty.namespaces.is_empty()
+    }
+
+    /// Compiles what the changes since the last time concern, and says what came out differently.
+    pub fn compile(&mut self) -> Delta {
+        self.state.compile(&self.resources, mem::take(&mut self.dirty))
+    }
+
+    /// Everything, as the last [`compile`](Self::compile) left it.
+    pub fn compiled(&self) -> Compiled {
+        self.state.compiled()
+    }
+
+    /// Every workload, as the last [`compile`](Self::compile) left it.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.state.emitted().flat_map(|it| it.workloads.values())
+    }
+
+    /// Every service.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.state.emitted().flat_map(|it| it.services.values())
+    }
+
+    /// Every policy.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.state.emitted().flat_map(|it| it.policies.values())
+    }
+
+    /// The mTLS modes of every scope.
+    pub fn peer_authentications(&self) -> PeerAuthentications {
+        self.state.peer_authentications()
+    }
+
+    /// How connections inside a node go.
+    pub fn same_nodes(&self) -> SameNodes {
+        self.state.same_nodes()
+    }
+
+    /// The objects that were applied.
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+}
+
+impl Dirty {
+    fn note(&mut self, touched: &Touched, resources: &Resources, settings: &Settings) {
+        match touched.kind {
+            Kind::Node => self.namespaces.extend(on_node(resources, &touched.name)),
+            Kind::GatewayClass => self.shared = true,
+            kind => {
+                let in_root = *touched.namespace == *settings.root_namespace;
+                self.shared |= kind == Kind::Gateway || kind == Kind::AuthorizationPolicy;
+                self.shared |= in_root && kind == Kind::Namespace;
+                self.namespaces.insert(touched.namespace.as_str().into());
+            }
+        }
+    }
+}
+
+/// The namespaces that have pods on a node.
+fn on_node(resources: &Resources, node: &str) -> impl Iterator<Item = Arc<str>> {
+    let is_there = move |pod: &crate::cluster::objects::Pod| pod.spec.node_name.as_deref() == Some(node);
+    let namespaces = resources.namespaces.iter();
+    namespaces
+        .filter(move |(_, it)| it.pods.values().any(is_there))
+        .map(|(name, _)| name.as_str().into())
+}
+
+impl State {
+    fn compile(&mut self, resources: &Resources, dirty: Dirty) -> Delta {
+        let again = self.namespaces(resources, dirty);
+        let mut delta = Changes::default();
+        let mut emit = BTreeSet::new();
+        for name in again {
+            let old = self.units.remove(&name);
+            let new = resources.namespaces.get(&*name).map(|objects| {
+                let context = Context {
+                    settings: &self.settings,
+                    shared: &self.shared,
+                    nodes: &resources.nodes,
+                };
+                namespace::compile(&context, &name, objects)
+            });
+            let (old, emitted) = old.unwrap_or_default();
+            let new_claims = new.as_ref().map_or(&[][..], |unit| &unit.claims);
+            emit.extend(self.claims.replace(&old.claims, new_claims));
+            delta.unit(&old, new.as_ref());
+            match new {
+                Some(unit) => {
+                    emit.insert(name.clone());
+                    self.units.insert(name, (unit, emitted));
+                }
+                None => delta.emitted(&emitted, &Emitted::default()),
+            }
+        }
+        for name in emit {
+            let Some((unit, emitted)) = self.units.get_mut(&name) else {
+                continue;
+            };
+            let mut new = unit.emit(&self.claims, |owner| reference(resources, owner));
+            delta.emitted(emitted, &new);
+            keep_shared(emitted, &mut new);
+            *emitted = new;
+        }
+        self.delta(delta)
+    }
+
+    /// The namespaces that have to be compiled again. What they share is compiled here.
+    fn namespaces(&mut self, resources: &Resources, dirty: Dirty) -> BTreeSet<Arc<str>> {
+        let mut again = dirty.namespaces;
+        let mut all = dirty.all;
+        if dirty.shared {
+            let new = Shared::new(resources, &self.settings);
+            let old = mem::replace(&mut self.shared, new);
+            all |= old.root_differs(&self.shared);
+            let changed = self.shared.changed_waypoints(&old);
+            let asks = self
+                .units
+                .iter()
+                .filter(|(_, (unit, _))| !unit.asked.is_disjoint(&changed));
+            again.extend(asks.map(|(name, _)| name.clone()));
+            // The waypoints that are deployed are said by the namespace that they are in.
+            again.extend(changed.iter().map(|(namespace, _)| namespace.as_str().into()));
+        }
+        if all {
+            again.extend(self.units.keys().cloned());
+            again.extend(resources.namespaces.keys().map(|name| name.as_str().into()));
+        }
+        again
+    }
+
+    fn emitted(&self) -> impl Iterator<Item = &Emitted> {
+        self.units.values().map(|(_, emitted)| emitted)
+    }
+
+    fn units(&self) -> impl Iterator<Item = (&Arc<str>, &Unit)> {
+        self.units.iter().map(|(name, (unit, _))| (name, unit))
+    }
+
+    fn peer_authentications(&self) -> PeerAuthentications {
+        let mut all = PeerAuthentications::default();
+        for (name, unit) in self.units() {
+            let of_workloads = unit.workload_peer_authentications.iter();
+            all.workloads
+                .extend(of_workloads.map(|(uid, said)| (uid.clone(), said.clone())));
+            match &unit.peer_authentication {
+                Some(said) if *name == self.settings.root_namespace => all.mesh = said.clone(),
+                Some(said) => {
+                    all.namespaces.insert(name.clone(), said.clone());
+                }
+                None => {}
+            }
+        }
+        all
+    }
+
+    fn same_nodes(&self) -> SameNodes {
+        let said = |(name, unit): (&Arc<str>, &Unit)| Some((name.clone(), unit.same_node?));
+        SameNodes {
+            mesh: self.settings.same_node,
+            namespaces: self.units().filter_map(said).collect(),
+        }
+    }
+
+    fn diagnostics(&self) -> Vec<Diagnostic> {
+        let units = self.units.values();
+        let of_units = units.flat_map(|(unit, emitted)| unit.diagnostics.iter().chain(&emitted.diagnostics));
+        let mut all: Vec<_> = of_units.take(MOST_DIAGNOSTICS).cloned().collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn waypoints(&self) -> Vec<WaypointGateway> {
+        self.units()
+            .flat_map(|(_, unit)| unit.waypoints.clone())
+            .collect()
+    }
+
+    fn compiled(&self) -> Compiled {
+        fn owned<T: Clone>(all: impl Iterator<Item = Arc<T>>) -> Vec<T> {
+            all.map(Arc::unwrap_or_clone).collect()
+        }
+        let Settings {
+            trust_domain,
+            cluster,
+            cluster_domain,
+            root_namespace,
+            cluster_cidrs,
+            ..
+        } = self.settings.clone();
+        let parts = MeshParts {
+            trust_domain,
+            cluster,
+            cluster_domain,
+            root_namespace,
+            cluster_cidrs,
+            workloads: owned(self.emitted().flat_map(|it| it.workloads.values().cloned())),
+            services: owned(self.emitted().flat_map(|it| it.services.values().cloned())),
+            policies: owned(self.emitted().flat_map(|it| it.policies.values().cloned())),
+            peer_authentications: self.peer_authentications(),
+            same_nodes: self.same_nodes(),
+        };
+        Compiled {
+            parts,
+            diagnostics: self.diagnostics(),
+            waypoints: self.waypoints(),
+        }
+    }
+
+    fn delta(&self, changes: Changes) -> Delta {
+        let mut delta = changes.delta;
+        // A workload whose own peer authentication changed is sent again with it.
+        for uid in changes.modes_of {
+            let found = self.emitted().find_map(|it| it.workloads.get(&uid));
+            delta.workloads.extend(found.cloned());
+        }
+        delta.workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
+        delta.workloads.dedup_by(|a, b| a.uid == b.uid);
+        delta.removed_workloads.sort();
+        delta.services.sort_by(|a, b| a.key.cmp(&b.key));
+        delta.removed_services.sort();
+        delta.policies.sort_by(|a, b| a.key.cmp(&b.key));
+        delta.removed_policies.sort();
+        delta.peer_authentications = changes.modes.then(|| self.peer_authentications());
+        delta.same_nodes = changes.same_nodes.then(|| self.same_nodes());
+        delta.diagnostics = changes.diagnostics.then(|| self.diagnostics());
+        delta.waypoints = changes.waypoints.then(|| self.waypoints());
+        delta
+    }
+}
+
+/// What came out differently.
+#[derive(Default)]
+struct Changes {
+    delta: Delta,
+    modes: bool,
+    /// The uids of workloads whose own mTLS modes did.
+    modes_of: BTreeSet<Arc<str>>,
+    same_nodes: bool,
+    diagnostics: bool,
+    waypoints: bool,
+}
+
+impl Changes {
+    fn unit(&mut self, old: &Unit, new: Option<&Unit>) {
+        let none = Unit::default();
+        let new = new.unwrap_or(&none);
+        let (before, after) = (
+            &old.workload_peer_authentications,
+            &new.workload_peer_authentications,
+        );
+        for uid in before.keys().chain(after.keys()) {
+            if before.get(uid) != after.get(uid) {
+                self.modes_of.insert(uid.clone());
+            }
+        }
+        self.modes |= !self.modes_of.is_empty() || old.peer_authentication != new.peer_authentication;
+        self.same_nodes |= old.same_node != new.same_node;
+        self.diagnostics |= old.diagnostics != new.diagnostics;
+        self.waypoints |= old.waypoints != new.waypoints;
+    }
+
+    fn emitted(&mut self, old: &Emitted, new: &Emitted) {
+        let delta = &mut self.delta;
+        differences(
+            &old.workloads,
+            &new.workloads,
+            &mut delta.workloads,
+            &mut delta.removed_workloads,
+        );
+        differences(
+            &old.services,
+            &new.services,
+            &mut delta.services,
+            &mut delta.removed_services,
+        );
+        differences(
+            &old.policies,
+            &new.policies,
+            &mut delta.policies,
+            &mut delta.removed_policies,
+        );
+        self.diagnostics |= old.diagnostics != new.diagnostics;
+    }
+}
+
+fn differences<K: Ord + Clone, V: PartialEq>(
+    old: &BTreeMap<K, Arc<V>>,
+    new: &BTreeMap<K, Arc<V>>,
+    changed: &mut Vec<Arc<V>>,
+    removed: &mut Vec<K>,
+) {
+    let differs = |(key, value): &(&K, &Arc<V>)| old.get(key) != Some(value);
+    changed.extend(new.iter().filter(differs).map(|(_, value)| value.clone()));
+    removed.extend(old.keys().filter(|key| !new.contains_key(key)).cloned());
+}
+
+/// What is as it was stays the same value, for whoever holds it.
+fn keep_shared(old: &Emitted, new: &mut Emitted) {
+    fn keep<K: Ord, V: PartialEq>(old: &BTreeMap<K, Arc<V>>, new: &mut BTreeMap<K, Arc<V>>) {
+        for (key, value) in new {
+            if let Some(same) = old.get(key).filter(|before| *before == value) {
+                *value = same.clone();
+            }
+        }
+    }
+    keep(&old.workloads, &mut new.workloads);
+    keep(&old.services, &mut new.services);
+    keep(&old.policies, &mut new.policies);
+}
+
+fn reference(resources: &Resources, owner: &Owner) -> ObjectRef {
+    let metadata = resources
+        .namespaces
+        .get(&*owner.namespace)
+        .and_then(|within| within.metadata(owner.kind, &owner.name));
+    match metadata {
+        Some(metadata) => ObjectRef::new(owner.kind, metadata),
+        None => ObjectRef {
+            namespace: owner.namespace.to_string(),
+            kind: owner.kind,
+            name: owner.name.to_string(),
+            uid: String::new(),
+            generation: 0,
+        },
+    }
+}

@@ -1,0 +1,112 @@
+//! What one namespace means, before and after it is known who has which address.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use super::{
+    Diagnostic, ObjectRef, Severity, WaypointGateway,
+    claims::{Claim, Claims, Owner},
+};
+use crate::mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload};
+
+/// What one namespace means by itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unit {
+    pub(super) workloads: Vec<Owned<Workload>>,
+    pub(super) services: Vec<Owned<Service>>,
+    pub(super) policies: Vec<Policy>,
+    /// Of the whole namespace; of the mesh, where it is the root namespace.
+    pub(super) peer_authentication: Option<PeerAuthentication>,
+    /// Of single workloads, by uid.
+    pub(super) workload_peer_authentications: BTreeMap<Arc<str>, PeerAuthentication>,
+    pub(super) same_node: Option<SameNode>,
+    pub(super) waypoints: Vec<WaypointGateway>,
+    /// In order.
+    pub(super) claims: Vec<Claim>,
+    /// The waypoints that it asked for, whether or not they are there.
+    pub(super) asked: BTreeSet<(String, String)>,
+    /// In order.
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+/// What an object means.
+#[derive(Clone, Debug)]
+pub(super) struct Owned<T> {
+    pub(super) owner: Owner,
+    pub(super) value: T,
+}
+
+/// What a namespace brings into the mesh: without the addresses that others have.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Emitted {
+    pub(super) workloads: BTreeMap<Arc<str>, Arc<Workload>>,
+    pub(super) services: BTreeMap<ServiceKey, Arc<Service>>,
+    pub(super) policies: BTreeMap<PolicyKey, Arc<Policy>>,
+    /// About addresses that others have. In order.
+    pub(super) diagnostics: Vec<Diagnostic>,
+}
+
+impl Unit {
+    /// What it brings into the mesh. Of two values with one key the first stays.
+    pub(super) fn emit(&self, claims: &Claims, object: impl Fn(&Owner) -> ObjectRef) -> Emitted {
+        let lost = self
+            .claims
+            .iter()
+            .filter_map(|claim| Some((claim, claims.taken_by(claim)?)));
+        let lost: Vec<_> = lost.collect();
+        let keeps = |owner: &Owner, address: IpNet| {
+            let is = |(claim, _): &(&Claim, &Claim)| claim.address == address && claim.owner == *owner;
+            !lost.iter().any(is)
+        };
+        let mut emitted = Emitted::default();
+        for Owned { owner, value } in &self.workloads {
+            let mut workload = value.clone();
+            if !workload.host_network && !lost.is_empty() {
+                workload.addresses.retain(|it| keeps(owner, IpNet::from(*it)));
+            }
+            let entry = emitted.workloads.entry(workload.uid.clone());
+            entry.or_insert_with(|| Arc::new(workload));
+        }
+        for Owned { owner, value } in &self.services {
+            let mut service = value.clone();
+            if !lost.is_empty() {
+                service.vips.retain(|it: &IpAddr| keeps(owner, IpNet::from(*it)));
+                service.vip_networks.retain(|it| keeps(owner, *it));
+            }
+            let entry = emitted.services.entry(service.key.clone());
+            entry.or_insert_with(|| Arc::new(service));
+        }
+        for policy in &self.policies {
+            let entry = emitted.policies.entry(policy.key.clone());
+            entry.or_insert_with(|| Arc::new(policy.clone()));
+        }
+        emitted.diagnostics = lost
+            .iter()
+            .map(|(claim, by)| taken(&object(&claim.owner), claim, by))
+            .collect();
+        emitted.diagnostics.sort();
+        emitted
+    }
+}
+
+fn taken(object: &ObjectRef, claim: &Claim, by: &Claim) -> Diagnostic {
+    let address = match claim.address {
+        net if net.prefix_len() == net.max_prefix_len() => net.addr().to_string(),
+        net => net.to_string(),
+    };
+    let Owner {
+        namespace,
+        kind,
+        name,
+    } = &by.owner;
+    let message = format!(
+        "address {address} is {} {namespace}/{name}'s, which keeps it: remove it here or there",
+        kind.kind()
+    );
+    Diagnostic::new(object, Severity::Warning, "AddressTaken", message)
+}
