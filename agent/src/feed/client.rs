@@ -23,8 +23,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, client::Grpc};
 use tonic_prost::ProstCodec;
 
-use self::received::Received;
 pub use self::received::MeshSettings;
+use self::received::Received;
 use super::{Lookup, store::Kind};
 use crate::{
     mesh::Mesh,
@@ -182,7 +182,11 @@ impl Asking {
             let Err(error) = self.session().await else { return };
             let error = chain(&error);
             let address = &self.config.credentials.address;
-            tracing::warn!(controller = address, error, "no feed: the last mesh stays in force; trying again");
+            tracing::warn!(
+                controller = address,
+                error,
+                "no feed: the last mesh stays in force; trying again"
+            );
             self.note(|state| {
                 state.connected = false;
                 state.error = Some(error);
@@ -200,7 +204,10 @@ impl Asking {
     /// One stream, to its end. Ends well only when nobody wants a mesh any more.
     async fn session(&mut self) -> Result<(), SessionError> {
         let (requests, mut responses) = self.open().await?;
-        tracing::info!(controller = self.config.credentials.address, "the feed's stream is open");
+        tracing::info!(
+            controller = self.config.credentials.address,
+            "the feed's stream is open"
+        );
         self.note(|state| {
             state.connected = true;
             state.error = None;
@@ -261,7 +268,11 @@ impl Asking {
     }
 
     /// Takes a response in, and answers it.
-    async fn take(&mut self, response: DeltaDiscoveryResponse, requests: &Requests) -> Result<(), SessionError> {
+    async fn take(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+        requests: &Requests,
+    ) -> Result<(), SessionError> {
         let mut answer = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -278,7 +289,10 @@ impl Asking {
         });
         let error = (!problems.is_empty()).then(|| summary(&problems));
         if let Some(error) = &error {
-            tracing::warn!(error, "the controller sent what cannot be read; what was there before stays");
+            tracing::warn!(
+                error,
+                "the controller sent what cannot be read; what was there before stays"
+            );
             answer.error_detail = Some(discovery::Status {
                 code: tonic::Code::InvalidArgument as i32,
                 message: error.clone(),
@@ -315,7 +329,11 @@ impl Asking {
             let address = lookup.address();
             mesh.workload_at(address).is_some() || mesh.service_at(address).is_some()
         };
-        let lookups: Vec<_> = self.waiting.extract_if(.., known).map(|(lookup, _)| lookup).collect();
+        let lookups: Vec<_> = self
+            .waiting
+            .extract_if(.., known)
+            .map(|(lookup, _)| lookup)
+            .collect();
         self.sender.send(Answered { mesh, lookups }).await.is_ok()
     }
 
@@ -352,7 +370,12 @@ fn metadata(config: &ClientConfig) -> Struct {
 /// The first few, and how many more there are.
 fn summary(problems: &[String]) -> String {
     const SHOWN: usize = 5;
-    let shown = problems.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    let shown = problems
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
     match problems.len().checked_sub(SHOWN) {
         None | Some(0) => shown,
         Some(more) => format!("{shown}; and {more} more"),

@@ -160,7 +160,11 @@ impl Stream {
         counts.clients.fetch_add(1, Relaxed);
         tracing::info!(client = self.client, "a client has come");
         let ended = self.serve(requests).await;
-        tracing::info!(client = self.client, why = ended.as_ref().map(Status::message), "a client has gone");
+        tracing::info!(
+            client = self.client,
+            why = ended.as_ref().map(Status::message),
+            "a client has gone"
+        );
         if let Some(status) = ended {
             let _ = self.sender.send(Err(status)).await;
         }
@@ -198,7 +202,11 @@ impl Stream {
 
     async fn request(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Ended> {
         let Some(kind) = Kind::of(&request.type_url) else {
-            tracing::debug!(client = self.client, kind = request.type_url, "asks for what there is none of");
+            tracing::debug!(
+                client = self.client,
+                kind = request.type_url,
+                "asks for what there is none of"
+            );
             return Ok(());
         };
         self.answered(kind, &request);
@@ -213,7 +221,10 @@ impl Stream {
         }
         let unsubscribed = &request.resource_names_unsubscribe;
         subscription.names.retain(|name| !unsubscribed.contains(name));
-        let names = request.resource_names_subscribe.iter().filter(|name| *name != "*");
+        let names = request
+            .resource_names_subscribe
+            .iter()
+            .filter(|name| *name != "*");
         let names: Vec<_> = names.cloned().collect();
         subscription.names.extend(names.iter().cloned());
         if subscription.names.len() > NAMES {
@@ -244,7 +255,12 @@ impl Stream {
         if let Some(error) = &request.error_detail {
             self.server.counts.nacks.fetch_add(1, Relaxed);
             let (client, kind) = (&self.client, kind.type_url());
-            tracing::warn!(client, kind, error = error.message, "a client refuses what it was sent");
+            tracing::warn!(
+                client,
+                kind,
+                error = error.message,
+                "a client refuses what it was sent"
+            );
         }
         let subscription = &mut self.subscriptions[kind as usize];
         let last = subscription.unanswered.as_ref();
@@ -266,7 +282,9 @@ impl Stream {
             return Ok(());
         }
         let Some(mut delta) = self.server.store.since(kind, subscription.sent) else {
-            return Err(Some(Status::unavailable("too far behind; come again with what you have")));
+            return Err(Some(Status::unavailable(
+                "too far behind; come again with what you have",
+            )));
         };
         if !subscription.wildcard {
             let names = &subscription.names;
@@ -295,7 +313,13 @@ impl Stream {
         };
         let large = self.large(&response).await?;
         let (resources, removed) = (response.resources.len(), response.removed_resources.len());
-        tracing::debug!(client = self.client, kind = kind.type_url(), resources, removed, "sending");
+        tracing::debug!(
+            client = self.client,
+            kind = kind.type_url(),
+            resources,
+            removed,
+            "sending"
+        );
         let subscription = &mut self.subscriptions[kind as usize];
         subscription.sent = delta.revision;
         subscription.unanswered = Some(Unanswered { nonce, large });
@@ -320,7 +344,9 @@ impl Stream {
 
     /// Resolves when a large push has kept others waiting for long enough.
     async fn waited_too_long(subscriptions: &[Subscription; 2]) {
-        let large = subscriptions.iter().filter_map(|it| it.unanswered.as_ref()?.large.as_ref());
+        let large = subscriptions
+            .iter()
+            .filter_map(|it| it.unanswered.as_ref()?.large.as_ref());
         match large.map(|(_, until)| *until).min() {
             Some(until) => sleep_until(until).await,
             None => std::future::pending().await,
@@ -329,7 +355,11 @@ impl Stream {
 
     fn stop_waiting(&mut self) {
         let now = Instant::now();
-        for unanswered in self.subscriptions.iter_mut().filter_map(|it| it.unanswered.as_mut()) {
+        for unanswered in self
+            .subscriptions
+            .iter_mut()
+            .filter_map(|it| it.unanswered.as_mut())
+        {
             unanswered.large.take_if(|(_, until)| *until <= now);
         }
     }

@@ -151,7 +151,10 @@ impl Store {
     pub fn size(&self, kind: Kind) -> (usize, usize) {
         let resources = self.lock();
         let all = &resources.kinds[kind as usize];
-        (all.len(), all.values().map(|entry| entry.encoded.bytes.len()).sum())
+        (
+            all.len(),
+            all.values().map(|entry| entry.encoded.bytes.len()).sum(),
+        )
     }
 
     /// What has changed after `since`; none if that is too long ago to know what has gone since.
@@ -160,7 +163,9 @@ impl Store {
         if since < resources.forgotten {
             return None;
         }
-        let after = resources.changes.partition_point(|(revision, ..)| *revision <= since);
+        let after = resources
+            .changes
+            .partition_point(|(revision, ..)| *revision <= since);
         let changed = resources.changes.range(after..).filter(|(_, of, _)| *of == kind);
         let names: FxHashSet<&Arc<str>> = changed.map(|(.., name)| name).collect();
         Some(resources.delta(kind, names.into_iter().map(|name| &**name)))
@@ -190,7 +195,10 @@ impl Store {
     }
 
     fn lock(&self) -> MutexGuard<'_, Resources> {
-        self.shared.resources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -332,7 +340,10 @@ mod tests {
         let found = store.named(Kind::Address, ["/a", "/b"].into_iter());
         assert_eq!(names(&found), (vec!["a"], vec!["/b"]));
         store.update([update("a", None)]);
-        assert_eq!(names(&store.named(Kind::Address, ["/a"].into_iter())), (vec![], vec!["/a"]));
+        assert_eq!(
+            names(&store.named(Kind::Address, ["/a"].into_iter())),
+            (vec![], vec!["/a"])
+        );
     }
 
     #[test]

@@ -69,7 +69,9 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug, Error)]
 pub enum ChannelError {
     /// No roots: nothing could be believed.
-    #[error("cannot read the root certificates that the controller's certificate is checked with; has the controller written them yet?")]
+    #[error(
+        "cannot read the root certificates that the controller's certificate is checked with; has the controller written them yet?"
+    )]
     Roots(#[source] io::Error),
     /// Not an address.
     #[error("{address} is no address of a controller: write host:port")]

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 /// The method's path.
-pub const DELTA_PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+pub const DELTA_PATH: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// Workloads and services (`istio.workload.Address`).
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// L4 policies (`istio.security.Authorization`).

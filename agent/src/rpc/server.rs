@@ -63,10 +63,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// When rustls does not take it.
-    pub fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<Self, ServeError> {
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, ServeError> {
         Ok(Self(Arc::new(ArcSwap::from_pointee(config(chain, key)?))))
     }
 

@@ -78,9 +78,17 @@ impl Received {
         problems
     }
 
-    fn take_one(&mut self, kind: Kind, resource: Resource, defaults: &Defaults) -> Result<(), wds::Unreadable> {
+    fn take_one(
+        &mut self,
+        kind: Kind,
+        resource: Resource,
+        defaults: &Defaults,
+    ) -> Result<(), wds::Unreadable> {
         let Resource {
-            version, resource, name, ..
+            version,
+            resource,
+            name,
+            ..
         } = resource;
         let bytes = resource.map(|any| any.value).unwrap_or_default();
         match kind {
@@ -105,8 +113,16 @@ impl Received {
     pub(super) fn versions(&self, kind: Kind) -> HashMap<String, String> {
         let of = |(name, version): (&String, &String)| (name.clone(), version.clone());
         match kind {
-            Kind::Address => self.addresses.iter().map(|(name, (version, _))| of((name, version))).collect(),
-            Kind::Authorization => self.policies.iter().map(|(name, (version, _))| of((name, version))).collect(),
+            Kind::Address => self
+                .addresses
+                .iter()
+                .map(|(name, (version, _))| of((name, version)))
+                .collect(),
+            Kind::Authorization => self
+                .policies
+                .iter()
+                .map(|(name, (version, _))| of((name, version)))
+                .collect(),
         }
     }
 
@@ -121,7 +137,10 @@ impl Received {
             }
         }
         let policies = self.policies.values().map(|(_, policy)| policy);
-        let policies = policies.filter(|policy| modes.is_a_policy(&policy.key)).cloned().collect();
+        let policies = policies
+            .filter(|policy| modes.is_a_policy(&policy.key))
+            .cloned()
+            .collect();
         Mesh::new(MeshParts {
             trust_domain: settings.trust_domain.clone(),
             cluster: settings.cluster.clone(),

@@ -46,7 +46,10 @@ struct World {
 impl World {
     fn new() -> Self {
         let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new(vec![NAME.to_owned()]).unwrap().self_signed(&key).unwrap();
+        let cert = CertificateParams::new(vec![NAME.to_owned()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         let tls = ServerTls::new(vec![cert.der().clone()], key.serialize_der().try_into().unwrap()).unwrap();
         let token = std::env::temp_dir().join(format!("weft-token-{}-{:p}", std::process::id(), &tls));
         std::fs::write(&token, "a-token\n").unwrap();
@@ -144,7 +147,12 @@ async fn mesh_with(client: &mut Client, names: &[&str]) -> Answered {
             let answered = client.changed().await;
             let mut uids: Vec<_> = answered.mesh.workloads().map(|it| it.uid.to_string()).collect();
             uids.sort();
-            if uids == names.iter().map(|name| format!("Kubernetes//Pod/shop/{name}")).collect::<Vec<_>>() {
+            if uids
+                == names
+                    .iter()
+                    .map(|name| format!("Kubernetes//Pod/shop/{name}"))
+                    .collect::<Vec<_>>()
+            {
                 return answered;
             }
         }
@@ -158,7 +166,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(WAIT, wait).await.unwrap_or_else(|_| panic!("{what} never came"));
+    timeout(WAIT, wait)
+        .await
+        .unwrap_or_else(|_| panic!("{what} never came"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +177,15 @@ async fn a_mesh_arrives_changes_and_outlives_its_server() {
     let (address, shutdown, serving) = world.serve("127.0.0.1:0").await;
     let mut client = world.client(address);
     // There is nothing to say before the server has a whole mesh.
-    until("the client", || world.server.counts().clients.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
+    until("the client", || {
+        world
+            .server
+            .counts()
+            .clients
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 1
+    })
+    .await;
     let (first, update) = pod("a-1", "10.0.0.1", &[]);
     world.store.update([update]);
     let mesh = mesh_with(&mut client, &["a-1"]).await.mesh;
@@ -180,12 +198,24 @@ async fn a_mesh_arrives_changes_and_outlives_its_server() {
     world.store.update([gone("a-1"), pod("c-1", "10.0.0.3", &[]).1]);
     let state = client.state();
     until("the loss", || !state.lock().unwrap().connected).await;
-    let before = world.server.counts().pushes.load(std::sync::atomic::Ordering::Relaxed);
+    let before = world
+        .server
+        .counts()
+        .pushes
+        .load(std::sync::atomic::Ordering::Relaxed);
     let _serving = world.serve(&address.to_string()).await;
     mesh_with(&mut client, &["b-1", "c-1"]).await;
     assert!(state.lock().unwrap().connected);
-    let after = world.server.counts().pushes.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(after - before, 2, "one for each kind: what it has already is not sent again");
+    let after = world
+        .server
+        .counts()
+        .pushes
+        .load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(
+        after - before,
+        2,
+        "one for each kind: what it has already is not sent again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,7 +229,15 @@ async fn what_cannot_be_read_is_refused_and_the_rest_is_taken() {
     broken.resource.as_mut().unwrap().bytes = "not a message".into();
     world.store.update([broken, pod("b-1", "10.0.0.2", &[]).1]);
     mesh_with(&mut client, &["a-1", "b-1"]).await;
-    until("the NACK", || world.server.counts().nacks.load(std::sync::atomic::Ordering::Relaxed) == 1).await;
+    until("the NACK", || {
+        world
+            .server
+            .counts()
+            .nacks
+            .load(std::sync::atomic::Ordering::Relaxed)
+            == 1
+    })
+    .await;
     let error = client.state().lock().unwrap().error.clone().unwrap();
     assert!(error.contains("shop/a-1"), "{error}");
 }
@@ -212,7 +250,11 @@ async fn an_address_is_looked_up() {
     let mut client = world.client(address);
     mesh_with(&mut client, &["a-1"]).await;
     let (on_demand, mut lookups) = on_demand();
-    let unknown = tokio::spawn(async move { on_demand.look_up(&"pod".into(), "10.9.9.9".parse().unwrap()).await });
+    let unknown = tokio::spawn(async move {
+        on_demand
+            .look_up(&"pod".into(), "10.9.9.9".parse().unwrap())
+            .await
+    });
     for lookup in lookups.next().await.unwrap() {
         client.look_up(lookup);
     }
@@ -254,5 +296,8 @@ async fn a_server_of_another_name_is_sent_no_token() {
     let state = client.state();
     until("an error", || state.lock().unwrap().error.is_some()).await;
     let error = state.lock().unwrap().error.clone().unwrap();
-    assert!(error.contains("somebody-else") && error.contains("certificate"), "{error}");
+    assert!(
+        error.contains("somebody-else") && error.contains("certificate"),
+        "{error}"
+    );
 }

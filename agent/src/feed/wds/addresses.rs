@@ -18,7 +18,8 @@ pub(super) fn ip(bytes: &[u8], field: &'static str) -> Result<IpAddr, Unreadable
 pub(super) fn network(bytes: &[u8], length: u32, field: &'static str) -> Result<IpNet, Unreadable> {
     let address = ip(bytes, field)?;
     let wrong = |_| bad(field, format!("/{length} is no prefix of {address}"));
-    let length = u8::try_from(length).map_err(|_| bad(field, format!("/{length} is no prefix of {address}")))?;
+    let length =
+        u8::try_from(length).map_err(|_| bad(field, format!("/{length} is no prefix of {address}")))?;
     IpNet::new(address, length).map(|net| net.trunc()).map_err(wrong)
 }
 

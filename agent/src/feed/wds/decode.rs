@@ -38,7 +38,11 @@ pub fn workload(it: wire::Workload, defaults: &Defaults) -> Result<Workload, Unr
         native_tunnel: it.native_tunnel,
         waypoint: it.waypoint.map(gateway).transpose()?,
         same_node: same_node(&it.extensions)?,
-        policies: it.authorization_policies.iter().map(|name| policy_key(name)).collect(),
+        policies: it
+            .authorization_policies
+            .iter()
+            .map(|name| policy_key(name))
+            .collect(),
         services: services(&it.services)?,
         uid: it.uid.into(),
         name: it.name.into(),
@@ -114,9 +118,10 @@ fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, Unreadable> {
     match wire::TunnelProtocol::try_from(value) {
         Ok(wire::TunnelProtocol::None) => Ok(TunnelProtocol::None),
         Ok(wire::TunnelProtocol::Hbone) => Ok(TunnelProtocol::Hbone),
-        Ok(wire::TunnelProtocol::LegacyIstioMtls) | Err(_) => {
-            Err(bad("tunnel_protocol", format!("{value} is none that weft speaks")))
-        }
+        Ok(wire::TunnelProtocol::LegacyIstioMtls) | Err(_) => Err(bad(
+            "tunnel_protocol",
+            format!("{value} is none that weft speaks"),
+        )),
     }
 }
 

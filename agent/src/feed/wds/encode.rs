@@ -8,8 +8,9 @@ use prost::Message as _;
 use super::{SAME_NODE, addresses, service_name};
 use crate::{
     mesh::{
-        AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing,
-        PolicyKey, PortMapping, RoutingScope, SameNode, Service, TunnelProtocol, Workload, WorkloadType,
+        AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies,
+        LoadBalancing, PolicyKey, PortMapping, RoutingScope, SameNode, Service, TunnelProtocol, Workload,
+        WorkloadType,
     },
     rpc::{discovery::Any, workload as wire},
 };
@@ -106,7 +107,9 @@ pub fn encode_service(it: &Service) -> Bytes {
 }
 
 fn encode(address: wire::AddressType) -> Bytes {
-    let address = wire::Address { r#type: Some(address) };
+    let address = wire::Address {
+        r#type: Some(address),
+    };
     address.encode_to_vec().into()
 }
 
@@ -139,9 +142,7 @@ fn gateway(it: &GatewayAddress) -> wire::GatewayAddress {
             namespace: key.namespace.to_string(),
             hostname: key.hostname.to_string(),
         }),
-        GatewayDestination::Address(address) => {
-            wire::Destination::Address(network_address(*address, None))
-        }
+        GatewayDestination::Address(address) => wire::Destination::Address(network_address(*address, None)),
     };
     wire::GatewayAddress {
         destination: Some(destination),

@@ -80,7 +80,8 @@ pub enum Addressed {
 /// When it says nothing that could be, with the field.
 pub fn address(bytes: &[u8], defaults: &Defaults) -> Result<Addressed, Unreadable> {
     use crate::rpc::workload::{Address, AddressType};
-    let address: Address = prost::Message::decode(bytes).map_err(|err| Unreadable::Encoding(err.to_string()))?;
+    let address: Address =
+        prost::Message::decode(bytes).map_err(|err| Unreadable::Encoding(err.to_string()))?;
     match address.r#type {
         Some(AddressType::Workload(it)) => Ok(Addressed::Workload(Box::new(workload(*it, defaults)?))),
         Some(AddressType::Service(it)) => Ok(Addressed::Service(Box::new(service(*it)?))),

@@ -35,7 +35,9 @@ pub fn converted(policy: &Policy) -> Option<Converted> {
     };
     for rule in &policy.rules {
         match refused(rule)? {
-            Ports::Only(ports) => modes.ports.extend(ports.iter().map(|port| (*port, MtlsMode::Strict))),
+            Ports::Only(ports) => modes
+                .ports
+                .extend(ports.iter().map(|port| (*port, MtlsMode::Strict))),
             Ports::AllBut(ports) if modes.mode.is_none() => {
                 modes.mode = Some(MtlsMode::Strict);
                 for port in ports {
@@ -91,7 +93,12 @@ fn refused(rule: &Rule) -> Option<Ports> {
 }
 
 /// The name of the policy that says a workload's modes, if there is anything to say. `decides` is what set them.
-pub fn modes_policy(modes: &PortModes, decides: &PolicyKey, namespace: &Arc<str>, root: &Arc<str>) -> Option<PolicyKey> {
+pub fn modes_policy(
+    modes: &PortModes,
+    decides: &PolicyKey,
+    namespace: &Arc<str>,
+    root: &Arc<str>,
+) -> Option<PolicyKey> {
     if modes.ports.is_empty() {
         return (modes.mode == MtlsMode::Strict).then(|| PolicyKey {
             namespace: root.clone(),

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message as _;
 
-use super::{NO_PORT, TRUST_DOMAINS, UNREADABLE, UNSEEN, Unreadable, addresses, bad, decode, encode::extension};
+use super::{
+    NO_PORT, TRUST_DOMAINS, UNREADABLE, UNSEEN, Unreadable, addresses, bad, decode, encode::extension,
+};
 use crate::{
     mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch},
     rpc::authorization as wire,
@@ -86,9 +88,10 @@ fn read_match(it: &wire::Match, action: Action) -> Match {
     note("ports", failed);
     let (not_destination_ports, failed) = all(&it.not_destination_ports, port);
     note("notPorts", failed);
-    let known = it.extensions.iter().all(|extension| {
-        [UNSEEN, UNREADABLE, TRUST_DOMAINS].contains(&extension.name.as_str())
-    });
+    let known = it
+        .extensions
+        .iter()
+        .all(|extension| [UNSEEN, UNREADABLE, TRUST_DOMAINS].contains(&extension.name.as_str()));
     note("extensions", !known);
     let account = |it: &wire::ServiceAccountMatch| {
         Some(ServiceAccountMatch {
@@ -150,7 +153,10 @@ fn lines(it: &wire::Match, name: &str) -> Vec<Arc<str>> {
         return Vec::new();
     };
     let text = String::from_utf8_lossy(value);
-    text.lines().filter(|line| !line.is_empty()).map(Into::into).collect()
+    text.lines()
+        .filter(|line| !line.is_empty())
+        .map(Into::into)
+        .collect()
 }
 
 /// A name as manifests write it: `*`, `name*`, `*name` or `name`.
@@ -195,7 +201,11 @@ pub fn encode_policy(it: &Policy) -> Bytes {
 fn encode_rule(it: &Rule, action: Action) -> wire::Rule {
     let clause = |clause: &Clause| {
         let empty = [Match::default()];
-        let matches = if clause.matches.is_empty() { &empty[..] } else { &clause.matches };
+        let matches = if clause.matches.is_empty() {
+            &empty[..]
+        } else {
+            &clause.matches
+        };
         wire::Clause {
             matches: matches.iter().map(|it| encode_match(it, action)).collect(),
         }
@@ -238,7 +248,9 @@ fn close(it: &mut wire::Match, action: Action) {
         it.extensions.push(extension(UNSEEN, Vec::new()));
     }
     match action {
-        Action::Allow => it.not_destination_ips.extend(everywhere().iter().map(encode_network)),
+        Action::Allow => it
+            .not_destination_ips
+            .extend(everywhere().iter().map(encode_network)),
         Action::Deny => it.not_destination_ports.push(NO_PORT.into()),
     }
 }
@@ -259,10 +271,7 @@ fn reopen(it: &mut Match, action: Action) {
 
 /// Every address there is.
 fn everywhere() -> [IpNet; 2] {
-    [
-        IpNet::V4(Ipv4Net::default()),
-        IpNet::V6(Ipv6Net::default()),
-    ]
+    [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
 }
 
 fn extensions(it: &Match) -> Vec<crate::rpc::workload::Extension> {

@@ -82,10 +82,34 @@ fn what_cannot_be_read_is_named_and_never_becomes_open() {
         let error = address(&prost::Message::encode_to_vec(&it), &defaults()).unwrap_err();
         assert!(error.to_string().starts_with(field), "{error}");
     };
-    check(Workload { addresses: vec![vec![1, 2, 3].into()], ..Workload::default() }, "addresses");
-    check(Workload { tunnel_protocol: 2, ..Workload::default() }, "tunnel_protocol");
-    check(Workload { waypoint: Some(GatewayAddress::default()), ..Workload::default() }, "waypoint");
-    check(Workload { trust_domain: "No Domain".into(), ..Workload::default() }, "trust_domain");
+    check(
+        Workload {
+            addresses: vec![vec![1, 2, 3].into()],
+            ..Workload::default()
+        },
+        "addresses",
+    );
+    check(
+        Workload {
+            tunnel_protocol: 2,
+            ..Workload::default()
+        },
+        "tunnel_protocol",
+    );
+    check(
+        Workload {
+            waypoint: Some(GatewayAddress::default()),
+            ..Workload::default()
+        },
+        "waypoint",
+    );
+    check(
+        Workload {
+            trust_domain: "No Domain".into(),
+            ..Workload::default()
+        },
+        "trust_domain",
+    );
 }
 
 fn a_policy(action: Action, it: Match) -> Policy {
@@ -109,24 +133,45 @@ fn foreign(policy: &Policy) -> wire::Match {
 #[test]
 fn a_match_that_an_agent_does_not_know_is_closed_to_it() {
     for it in [
-        Match { unseen: vec!["paths".into()], ..Match::default() },
-        Match { trust_domains: vec![StringMatch::Exact("other".into())], ..Match::default() },
+        Match {
+            unseen: vec!["paths".into()],
+            ..Match::default()
+        },
+        Match {
+            trust_domains: vec![StringMatch::Exact("other".into())],
+            ..Match::default()
+        },
         Match::default(),
     ] {
         let allow = foreign(&a_policy(Action::Allow, it.clone()));
         assert_eq!(allow.not_destination_ips.len(), 2, "an ALLOW matches nothing");
         let deny = foreign(&a_policy(Action::Deny, it));
-        assert_eq!(deny.not_destination_ports, [0], "a DENY is not empty, and matches");
+        assert_eq!(
+            deny.not_destination_ports,
+            [0],
+            "a DENY is not empty, and matches"
+        );
         assert!(deny.not_destination_ips.is_empty());
     }
 }
 
 #[test]
 fn a_value_that_cannot_be_read_is_noted_and_takes_its_list_along() {
-    let bad = wire::Network { address: vec![1].into(), length: 8 };
-    let good = wire::Network { address: vec![10, 0, 0, 0].into(), length: 8 };
-    let it = wire::Match { source_ips: vec![good, bad], ..wire::Match::default() };
-    let rule = wire::Rule { clauses: vec![wire::Clause { matches: vec![it] }] };
+    let bad = wire::Network {
+        address: vec![1].into(),
+        length: 8,
+    };
+    let good = wire::Network {
+        address: vec![10, 0, 0, 0].into(),
+        length: 8,
+    };
+    let it = wire::Match {
+        source_ips: vec![good, bad],
+        ..wire::Match::default()
+    };
+    let rule = wire::Rule {
+        clauses: vec![wire::Clause { matches: vec![it] }],
+    };
     let policy_bytes = prost::Message::encode_to_vec(&wire::Authorization {
         name: "p".into(),
         rules: vec![rule],
@@ -153,17 +198,26 @@ fn mtls_modes_are_recognised_again() {
     };
     check(MtlsMode::Strict, &[]);
     check(MtlsMode::Strict, &[(80, MtlsMode::Permissive)]);
-    check(MtlsMode::Permissive, &[(80, MtlsMode::Strict), (81, MtlsMode::Strict)]);
+    check(
+        MtlsMode::Permissive,
+        &[(80, MtlsMode::Strict), (81, MtlsMode::Strict)],
+    );
     let permissive = PortModes::default();
-    assert_eq!(modes_policy(&permissive, &policy_key("a/b"), &"a".into(), &"r".into()), None);
+    assert_eq!(
+        modes_policy(&permissive, &policy_key("a/b"), &"a".into(), &"r".into()),
+        None
+    );
 }
 
 #[test]
 fn a_policy_that_says_more_than_mtls_stays_a_policy() {
-    let strict = encode_modes(policy_key("root/istio_converted_static_strict"), &PortModes {
-        mode: MtlsMode::Strict,
-        ports: BTreeMap::new(),
-    });
+    let strict = encode_modes(
+        policy_key("root/istio_converted_static_strict"),
+        &PortModes {
+            mode: MtlsMode::Strict,
+            ports: BTreeMap::new(),
+        },
+    );
     assert!(converted(&strict).is_some());
     let mut more = strict.clone();
     more.rules[0].clauses[0].matches[0].namespaces = vec![StringMatch::Presence];
@@ -189,25 +243,49 @@ fn strings() -> impl Strategy<Value = Vec<StringMatch>> {
 
 fn a_match() -> impl Strategy<Value = Match> {
     let nets = prop::collection::vec(
-        prop_oneof![Just("10.0.0.0/8"), Just("0.0.0.0/0"), Just("::/0"), Just("fd00::/8")],
+        prop_oneof![
+            Just("10.0.0.0/8"),
+            Just("0.0.0.0/0"),
+            Just("::/0"),
+            Just("fd00::/8")
+        ],
         0..3,
     )
     .prop_map(|all| all.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>());
     let ports = || prop::collection::vec(1u16.., 0..3);
     let names = prop::collection::vec("[a-z]{1,4}".prop_map(|it| it.as_str().into()), 0..2);
-    (strings(), strings(), strings(), strings(), nets, ports(), ports(), names).prop_map(
-        |(namespaces, not_principals, trust_domains, not_trust_domains, not_destination_ips, a, b, unseen)| Match {
-            namespaces,
-            not_principals,
-            trust_domains,
-            not_trust_domains,
-            not_destination_ips,
-            destination_ports: a,
-            not_destination_ports: b,
-            unseen,
-            ..Match::default()
-        },
+    (
+        strings(),
+        strings(),
+        strings(),
+        strings(),
+        nets,
+        ports(),
+        ports(),
+        names,
     )
+        .prop_map(
+            |(
+                namespaces,
+                not_principals,
+                trust_domains,
+                not_trust_domains,
+                not_destination_ips,
+                a,
+                b,
+                unseen,
+            )| Match {
+                namespaces,
+                not_principals,
+                trust_domains,
+                not_trust_domains,
+                not_destination_ips,
+                destination_ports: a,
+                not_destination_ports: b,
+                unseen,
+                ..Match::default()
+            },
+        )
 }
 
 proptest! {
