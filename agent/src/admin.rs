@@ -5,7 +5,9 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::Request;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
@@ -23,7 +25,12 @@ mod answer;
 #[cfg(test)]
 mod tests;
 
+pub use answer::respond;
+
 use answer::answer;
+
+/// What is answered.
+pub type Page = Response<Full<Bytes>>;
 
 /// Connections of one port that are served at a time; others wait in the listen queue.
 const MOST_CONNECTIONS: usize = 64;
@@ -163,10 +170,20 @@ impl Listeners {
     /// Answers until `shutdown`, then lets requests in flight end, for at most a second.
     pub async fn serve(self, admin: Admin, shutdown: CancellationToken) {
         let requests = TaskTracker::new();
+        let of = |port: Port| {
+            let admin = admin.clone();
+            move |request: &Request<Incoming>| answer(port, request, &admin)
+        };
         tokio::join!(
-            accept(self.admin, Port::Admin, &admin, &requests, &shutdown),
-            accept(self.metrics, Port::Metrics, &admin, &requests, &shutdown),
-            accept(self.ready, Port::Ready, &admin, &requests, &shutdown),
+            serve_pages(self.admin, Port::Admin, of(Port::Admin), &requests, &shutdown),
+            serve_pages(
+                self.metrics,
+                Port::Metrics,
+                of(Port::Metrics),
+                &requests,
+                &shutdown
+            ),
+            serve_pages(self.ready, Port::Ready, of(Port::Ready), &requests, &shutdown),
         );
         requests.close();
         if timeout(DRAIN_DEADLINE, requests.wait()).await.is_err() {
@@ -181,13 +198,16 @@ async fn bind(port: Port, addr: SocketAddr) -> Result<TcpListener, AdminError> {
         .map_err(|source| AdminError::Bind { port, addr, source })
 }
 
-async fn accept(
+/// Answers requests on one port until `shutdown`; those in flight are in `requests`.
+pub async fn serve_pages<F>(
     listener: TcpListener,
     port: Port,
-    admin: &Admin,
+    answer: F,
     requests: &TaskTracker,
     shutdown: &CancellationToken,
-) {
+) where
+    F: Fn(&Request<Incoming>) -> Page + Clone + Send + Sync + 'static,
+{
     let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let next = async {
@@ -201,9 +221,9 @@ async fn accept(
         };
         match accepted {
             Ok((client, _)) => {
-                let admin = admin.clone();
+                let answer = answer.clone();
                 requests.spawn(async move {
-                    serve_client(client, port, admin).await;
+                    serve_client(client, port, answer).await;
                     drop(slot);
                 });
             }
@@ -216,9 +236,12 @@ async fn accept(
     }
 }
 
-async fn serve_client(client: TcpStream, port: Port, admin: Admin) {
+async fn serve_client<F>(client: TcpStream, port: Port, answer: F)
+where
+    F: Fn(&Request<Incoming>) -> Page,
+{
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(port, &request, &admin);
+        let response = answer(&request);
         async move { Ok::<_, std::convert::Infallible>(response) }
     });
     let connection = http1::Builder::new()

@@ -3,11 +3,15 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::{
     admin::AdminAddrs,
     cli::{ca::CaArgs, explain::ExplainArgs, release::ReleaseArgs, status::StatusArgs},
+    cluster::client::Access,
+    controller::{AgentAccount, ControllerConfig, compile::Settings},
     kernel::load::LoadConfig,
+    mesh::{SameNode, TrustDomain},
     node::{LimitSettings, NodeConfig, default_ports},
     svid::TrustFiles,
     telemetry::{LogFormat, log},
@@ -38,6 +42,8 @@ Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wron
 pub enum Command {
     /// Run the node agent: capture this node's pods and carry their connections
     Agent(Box<AgentArgs>),
+    /// Run the controller: compile what Kubernetes says into a mesh, serve it to agents, sign their certificates
+    Controller(Box<ControllerArgs>),
     /// Show what the agent of this node does: pods, programs, certificates, connections
     Status(StatusArgs),
     /// Say what becomes of a connection and why: its route, identities, encryption, and the policy that decides
@@ -128,12 +134,221 @@ pub struct AgentArgs {
     /// Where the kubelet asks for /healthz/ready
     #[arg(long, value_name = "ADDR", default_value_t = default_ports().ready)]
     pub ready_address: SocketAddr,
+    /// What is logged
+    #[command(flatten)]
+    pub logging: LogArgs,
+}
+
+/// Logging of the roles.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogArgs {
     /// What is logged: a level, or `target=level,...`; the target `access` has one line for each connection
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info", value_parser = log::filter)]
     pub log: String,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
+}
+
+/// What the mesh is called, for `weft agent` and `weft controller` alike.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Mesh")]
+pub struct MeshArgs {
+    /// The trust domain of every identity
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME", default_value_t)]
+    pub trust_domain: TrustDomain,
+    /// The cluster's name, as part of workloads' uids
+    #[arg(
+        long,
+        env = "WEFT_CLUSTER_ID",
+        value_name = "NAME",
+        default_value = "Kubernetes"
+    )]
+    pub cluster_id: String,
+    /// What services' hostnames end in
+    #[arg(
+        long,
+        env = "WEFT_CLUSTER_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "cluster.local"
+    )]
+    pub cluster_domain: String,
+    /// The namespace whose policies cover the whole mesh
+    #[arg(
+        long,
+        env = "WEFT_ROOT_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "istio-system"
+    )]
+    pub root_namespace: String,
+    /// Networks of the cluster's pods and services, separated by commas: an address in them that nobody has is refused, and
+    /// any other is left alone
+    #[arg(
+        long,
+        env = "WEFT_CLUSTER_CIDRS",
+        value_name = "CIDR,...",
+        value_delimiter = ','
+    )]
+    pub cluster_cidrs: Vec<IpNet>,
+    /// How connections between pods of one node go where nothing else is said: from app to app, or through a tunnel
+    #[arg(long, env = "WEFT_SAME_NODE", value_name = "kernel|tunnel", default_value = "kernel", value_parser = same_node)]
+    pub same_node: SameNode,
+}
+
+fn same_node(text: &str) -> Result<SameNode, String> {
+    match text {
+        "kernel" => Ok(SameNode::Kernel),
+        "tunnel" => Ok(SameNode::Tunnel),
+        _ => Err("write kernel or tunnel".into()),
+    }
+}
+
+/// How the Kubernetes API is reached.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Kubernetes")]
+pub struct KubeArgs {
+    /// The kubeconfig [default: as kubectl, and in a pod its service account]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in it [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+}
+
+impl KubeArgs {
+    /// As the client takes it.
+    pub fn access(&self) -> Access {
+        Access {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        }
+    }
+}
+
+/// Flags of `weft controller`.
+#[derive(Debug, Args)]
+#[command(after_help = CONTROLLER_HELP)]
+pub struct ControllerArgs {
+    /// Where agents ask for the mesh and for certificates, over TLS
+    #[arg(
+        long,
+        env = "WEFT_LISTEN",
+        value_name = "ADDR",
+        default_value = "0.0.0.0:15012"
+    )]
+    pub listen: SocketAddr,
+    /// Where Prometheus asks for /metrics and the kubelet for /healthz/ready
+    #[arg(long, env = "WEFT_HTTP", value_name = "ADDR", default_value = "0.0.0.0:15014")]
+    pub http: SocketAddr,
+    /// The namespace that it runs in
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "weft-system"
+    )]
+    pub namespace: String,
+    /// The Service in front of it: its certificate is for that name
+    #[arg(
+        long,
+        env = "WEFT_SERVICE",
+        value_name = "NAME",
+        default_value = "weft-controller"
+    )]
+    pub service: String,
+    /// This replica's name, of which one at a time writes to the cluster
+    #[arg(
+        long,
+        env = "POD_NAME",
+        value_name = "NAME",
+        default_value = "weft-controller"
+    )]
+    pub replica: String,
+    /// The Secret with the mesh's root (tls.crt, tls.key, and ca.crt for more roots); made where there is none
+    #[arg(long, env = "WEFT_CA_SECRET", value_name = "NAME", default_value = "weft-ca")]
+    pub ca_secret: String,
+    /// The ConfigMap that says whom to trust
+    #[arg(
+        long,
+        env = "WEFT_ROOT_CONFIG_MAP",
+        value_name = "NAME",
+        default_value = "weft-ca-root-cert"
+    )]
+    pub root_config_map: String,
+    /// Tokens are accepted that are for one of these audiences
+    #[arg(
+        long,
+        env = "WEFT_TOKEN_AUDIENCES",
+        value_name = "NAME,...",
+        value_delimiter = ',',
+        default_value = "weft-ca,istio-ca"
+    )]
+    pub token_audiences: Vec<String>,
+    /// Service accounts that may ask for certificates of their node's pods [default: weft-agent of --namespace]
+    #[arg(
+        long,
+        env = "WEFT_TRUSTED_AGENTS",
+        value_name = "NAMESPACE/NAME,...",
+        value_delimiter = ',',
+        value_parser = account
+    )]
+    pub trusted_agents: Vec<(String, String)>,
+    /// What the mesh is called
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    /// How the Kubernetes API is reached
+    #[command(flatten)]
+    pub kube: KubeArgs,
+    /// What is logged
+    #[command(flatten)]
+    pub logging: LogArgs,
+}
+
+const CONTROLLER_HELP: &str = "\
+Runs in the cluster, as the chart in deploy/chart has it. Every replica serves agents; one at a time writes events.
+Its service account must be able to list and watch what it compiles, to create TokenReviews, and to keep the Secret,
+the ConfigMap and the Lease in its namespace.";
+
+fn account(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("write NAMESPACE/NAME of a service account".into()),
+    }
+}
+
+impl ControllerArgs {
+    /// The controller role's configuration.
+    pub fn config(&self) -> ControllerConfig {
+        let own = || vec![(self.namespace.as_str().into(), "weft-agent".into())];
+        let given = self.trusted_agents.iter();
+        let given: Vec<AgentAccount> = given
+            .map(|(namespace, name)| (namespace.as_str().into(), name.as_str().into()))
+            .collect();
+        ControllerConfig {
+            access: self.kube.access(),
+            listen: self.listen,
+            http: self.http,
+            namespace: self.namespace.clone(),
+            service: self.service.clone(),
+            replica: self.replica.clone(),
+            settings: Settings {
+                trust_domain: self.mesh.trust_domain.clone(),
+                cluster: self.mesh.cluster_id.as_str().into(),
+                cluster_domain: self.mesh.cluster_domain.to_ascii_lowercase().into(),
+                root_namespace: self.mesh.root_namespace.as_str().into(),
+                own_namespace: self.namespace.as_str().into(),
+                cluster_cidrs: self.mesh.cluster_cidrs.clone(),
+                same_node: self.mesh.same_node,
+            },
+            ca_secret: self.ca_secret.clone(),
+            root_config_map: self.root_config_map.clone(),
+            audiences: self.token_audiences.clone(),
+            agents: if given.is_empty() { own() } else { given },
+        }
+    }
 }
 
 /// Limits of `weft agent`. Each has a series of weft_limit_rejections_total.

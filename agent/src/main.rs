@@ -11,8 +11,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft::{
-    args::{AgentArgs, Cli, Command},
-    cli,
+    args::{AgentArgs, Cli, Command, ControllerArgs},
+    cli, controller,
     kernel::privileges,
     node,
     telemetry::{Metrics, log},
@@ -22,6 +22,7 @@ pub(crate) fn main() -> ExitCode {
     privileges::write_private_files();
     let done = match Cli::parse().command {
         Command::Agent(args) => agent(&args),
+        Command::Controller(args) => controller(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
         Command::Ca(args) => cli::ca::run(&args),
@@ -44,7 +45,7 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
 
 fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     privileges::keep_needed().context("give up the capabilities that are not needed")?;
-    let log = log::init(&args.log, args.log_format)?;
+    let log = log::init(&args.logging.log, args.logging.log_format)?;
     let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
     let shutdown = CancellationToken::new();
     let open_files = raise_file_limit();
@@ -56,6 +57,21 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     })?;
     Ok(ExitCode::SUCCESS)
 }
+
+fn controller(args: &ControllerArgs) -> anyhow::Result<ExitCode> {
+    let _log = log::init(&args.logging.log, args.logging.log_format)?;
+    let shutdown = CancellationToken::new();
+    raise_file_limit();
+    keep_memory_private();
+    runtime(CONTROLLER_THREADS)?.block_on(async {
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        controller::run(args.config(), shutdown).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One compiles while the others serve.
+const CONTROLLER_THREADS: usize = 4;
 
 /// Every connection takes a file or two, every pod some more: as many as the hard limit allows, which needs no capability.
 /// The answer is how many there may be.

@@ -13,7 +13,7 @@ use crate::telemetry::metrics;
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = super::Page;
 
 /// The answer to one request; its body is not looked at.
 pub(super) fn answer<B>(port: Port, request: &Request<B>, admin: &Admin) -> Answer {
@@ -179,7 +179,8 @@ fn not_allowed(allow: &'static str) -> Answer {
     response
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+/// A page.
+pub fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(

@@ -1,5 +1,6 @@
 //! The Kubernetes API as weft sees it: objects with the fields that are read, and watches that go on.
 
+pub mod client;
 pub mod enrolment;
 pub mod labels;
 pub mod objects;

@@ -49,4 +49,10 @@ pub enum CaError {
     /// No answer.
     #[error("the CA did not answer in time")]
     TimedOut,
+    /// There is no way to the CA.
+    #[error("the CA cannot be asked")]
+    Channel(#[source] crate::rpc::ChannelError),
+    /// The CA answered, but not with a certificate.
+    #[error("the CA refused: {} ({:?})", .0.message(), .0.code())]
+    Refused(Box<tonic::Status>),
 }

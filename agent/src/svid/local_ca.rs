@@ -12,9 +12,9 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
@@ -25,7 +25,7 @@ use super::{
     key::Key,
 };
 use crate::{
-    mesh::TrustDomain,
+    mesh::{SpiffeId, TrustDomain},
     net::tls::{self, TlsError, TrustBundle},
 };
 
@@ -88,7 +88,11 @@ impl LocalCa {
         Self::from_pem(&cert_pem, &key_pem, cert_path, key_path)
     }
 
-    fn from_pem(
+    /// The same, of what is in memory; errors call the two by these names.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_pem(
         cert_pem: &[u8],
         key_pem: &[u8],
         cert_path: &Path,
@@ -138,37 +142,96 @@ impl LocalCa {
     /// When the request is not a good one, or the CA itself has expired.
     pub fn certify(&self, csr_pem: &str) -> Result<Signed, LocalCaError> {
         let csr = ReadCsr::from_pem(csr_pem).map_err(LocalCaError::Csr)?;
+        self.sign_for(&csr, LIFETIME)
+    }
+
+    /// The same, for this name only, whoever asks, and for no longer than `lifetime`.
+    ///
+    /// # Errors
+    /// As [`certify`](Self::certify), and when the request is for another name.
+    pub fn certify_only(
+        &self,
+        csr_pem: &str,
+        id: &SpiffeId,
+        lifetime: Duration,
+    ) -> Result<Signed, LocalCaError> {
+        let csr = ReadCsr::from_pem(csr_pem).map_err(LocalCaError::Csr)?;
+        if csr.id != *id {
+            return Err(LocalCaError::AnotherName {
+                asked: csr.id,
+                allowed: id.clone(),
+            });
+        }
+        self.sign_for(&csr, lifetime.min(LIFETIME))
+    }
+
+    fn sign_for(&self, csr: &ReadCsr, lifetime: Duration) -> Result<Signed, LocalCaError> {
+        // An empty subject, as Istio's: the name is the URI, whose extension is critical then (RFC 5280 4.2.1.6).
+        let names = vec![uri(&csr.id).map_err(LocalCaError::Csr)?];
+        let mut params = self.params(names, lifetime)?;
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ClientAuth);
+        let cert = params
+            .signed_by(&csr.key, &self.issuer)
+            .map_err(LocalCaError::Sign)?;
+        Ok(Signed {
+            chain: self.chain(cert),
+            trust: self.trust.clone(),
+        })
+    }
+
+    /// A certificate of 24 hours for a server with these DNS names, and a fresh key.
+    ///
+    /// # Errors
+    /// When a name is none, the CA has expired, or the crypto library fails.
+    pub fn server_cert(&self, names: &[String]) -> Result<ServerCert, LocalCaError> {
+        let key = KeyPair::generate().map_err(LocalCaError::Sign)?;
+        let dns = |name: &String| Ok(SanType::DnsName(name.as_str().try_into()?));
+        let names: Result<_, rcgen::Error> = names.iter().map(dns).collect();
+        let params = self.params(names.map_err(LocalCaError::Sign)?, LIFETIME)?;
+        let cert = params.signed_by(&key, &self.issuer).map_err(LocalCaError::Sign)?;
+        Ok(ServerCert {
+            chain: self.chain(cert),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        })
+    }
+
+    fn params(&self, names: Vec<SanType>, lifetime: Duration) -> Result<CertificateParams, LocalCaError> {
         let now = SystemTime::now();
         if self.not_after <= now {
             return Err(LocalCaError::Expired);
         }
         let mut params = CertificateParams::default();
-        // An empty subject, as Istio's: the name is the URI, whose extension is critical then (RFC 5280 4.2.1.6).
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![uri(&csr.id).map_err(LocalCaError::Csr)?];
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
         ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         params.not_before = (now - BACKDATED).into();
-        params.not_after = (now + LIFETIME).min(self.not_after).into();
+        params.not_after = (now + lifetime).min(self.not_after).into();
         params.serial_number = Some(serial()?);
-        let cert = params
-            .signed_by(&csr.key, &self.issuer)
-            .map_err(LocalCaError::Sign)?;
+        Ok(params)
+    }
+
+    fn chain(&self, cert: rcgen::Certificate) -> Vec<CertificateDer<'static>> {
         let mut chain = vec![cert.into()];
         chain.extend_from_slice(&self.intermediates);
-        Ok(Signed {
-            chain,
-            trust: self.trust.clone(),
-        })
+        chain
     }
+}
+
+/// A server's certificate and its key.
+#[derive(Debug)]
+pub struct ServerCert {
+    /// The certificate, then its issuers without the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// PKCS #8.
+    pub key: PrivateKeyDer<'static>,
 }
 
 impl CertificateAuthority for LocalCa {
@@ -257,6 +320,14 @@ pub enum LocalCaError {
     /// The request was not a good one.
     #[error("the request was refused")]
     Csr(#[source] CsrError),
+    /// The request is for somebody else.
+    #[error("the request is for {asked}, and whoever asks may have {allowed} only")]
+    AnotherName {
+        /// The name in the request.
+        asked: SpiffeId,
+        /// The one that would be signed.
+        allowed: SpiffeId,
+    },
     /// The CA's own certificate has run out.
     #[error("the CA's own certificate has expired; replace it")]
     Expired,

@@ -4,6 +4,7 @@
 //! away. How certificates are used on the wire is `net::tls`. Called by the roles.
 
 mod authority;
+mod client;
 mod csr;
 mod files;
 mod key;
@@ -13,7 +14,8 @@ mod store;
 mod tests;
 
 pub use authority::{CaError, CertificateAuthority, Signed, Signing};
+pub use client::CaClient;
 pub use csr::{Csr, CsrError};
 pub use files::{FileSources, FilesError, TrustFiles};
-pub use local_ca::{LocalCa, LocalCaError};
+pub use local_ca::{LocalCa, LocalCaError, ServerCert};
 pub use store::{Sources, StoreSettings, Svid, SvidStore};

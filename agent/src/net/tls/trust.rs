@@ -86,6 +86,13 @@ impl TrustBundle {
         }
     }
 
+    /// The roots as PEM, one after the other.
+    pub fn to_pem(&self) -> String {
+        let each = self.certs.iter();
+        each.map(|cert| pem::encode(&pem::Pem::new("CERTIFICATE", cert.to_vec())))
+            .collect()
+    }
+
     /// How many roots there are.
     pub fn len(&self) -> usize {
         self.certs.len()

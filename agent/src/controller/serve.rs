@@ -1,0 +1,105 @@
+//! The controller's two services on one port: the feed and the CA. Each call is signed with a token.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use tonic::{
+    Status,
+    server::{Grpc, UnaryService},
+};
+use tonic_prost::ProstCodec;
+
+use super::{
+    ca::Authority,
+    counts::Counts,
+    tokens::{self, Caller, Reviewer},
+};
+use crate::{
+    feed::server::Server,
+    net::chain,
+    rpc::{
+        Answer, Handler,
+        ca::{CREATE_PATH, CertificateRequest, CertificateResponse},
+        discovery::DELTA_PATH,
+    },
+};
+
+/// Answers calls.
+pub(super) struct Services {
+    /// Who calls.
+    pub(super) reviewer: Arc<dyn Reviewer>,
+    /// The CA.
+    pub(super) authority: Arc<Authority>,
+    /// The feed.
+    pub(super) feed: Server,
+    /// What was done.
+    pub(super) counts: Arc<Counts>,
+}
+
+impl Handler for Services {
+    fn call(self: Arc<Self>, call: http::Request<Incoming>) -> Answer {
+        Box::pin(async move { self.answer(call).await.unwrap_or_else(Status::into_http) })
+    }
+}
+
+type Answered = Result<http::Response<tonic::body::Body>, Status>;
+
+impl Services {
+    async fn answer(self: Arc<Self>, call: http::Request<Incoming>) -> Answered {
+        let path = call.uri().path();
+        if path != DELTA_PATH && path != CREATE_PATH {
+            return Err(Status::unimplemented(format!("there is no {path}")));
+        }
+        let caller = self.caller(call.headers()).await?;
+        if call.uri().path() == DELTA_PATH {
+            return Ok(self.feed.answer(caller.to_string(), call).await);
+        }
+        let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
+        let create = Create {
+            services: self,
+            caller,
+        };
+        Ok(Grpc::new(codec).unary(create, call).await)
+    }
+
+    async fn caller(&self, headers: &http::HeaderMap) -> Result<Caller, Status> {
+        let reviewed = match tokens::bearer(headers) {
+            Ok(token) => self.reviewer.review(token).await,
+            Err(error) => Err(error),
+        };
+        reviewed.map_err(|error| {
+            self.counts.denied("token");
+            tracing::warn!(error = chain(&error), "a call was refused");
+            tokens::status(&error)
+        })
+    }
+}
+
+/// One call of the CA.
+struct Create {
+    services: Arc<Services>,
+    caller: Caller,
+}
+
+impl UnaryService<CertificateRequest> for Create {
+    type Response = CertificateResponse;
+    type Future = std::future::Ready<Result<tonic::Response<CertificateResponse>, Status>>;
+
+    fn call(&mut self, request: tonic::Request<CertificateRequest>) -> Self::Future {
+        let Services {
+            authority, counts, ..
+        } = &*self.services;
+        let answer = match authority.create(&self.caller, request.get_ref()) {
+            Ok(answer) => {
+                counts.signed();
+                Ok(tonic::Response::new(answer))
+            }
+            Err(denied) => {
+                counts.denied(denied.reason());
+                tracing::warn!(caller = %self.caller, error = chain(&denied), "a certificate was refused");
+                Err(denied.status())
+            }
+        };
+        std::future::ready(answer)
+    }
+}

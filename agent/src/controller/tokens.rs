@@ -1,0 +1,221 @@
+//! Who calls: a bearer token is shown to the Kubernetes API (TokenReview), which says whose it is.
+//!
+//! Answers are remembered for a few seconds, so that an agent that starts with a hundred pods is one review and not a
+//! hundred. Refusals are not remembered, but the API is asked by few at a time.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kube::{Api, Client, api::PostParams};
+use rustc_hash::FxHashMap;
+use thiserror::Error;
+use tokio::{sync::Semaphore, time::timeout};
+
+use crate::net::chain;
+
+/// How long an answer is believed. A pod that was deleted keeps its token for so much longer.
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// Answers that are remembered.
+const MOST: usize = 10_000;
+/// Reviews at a time.
+const AT_ONCE: usize = 16;
+/// How long a review may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The longest token, in bytes.
+const LONGEST: usize = 16 * 1024;
+
+/// Who calls: a service account, and the pod that its token is bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Caller {
+    /// The service account's namespace.
+    pub(super) namespace: String,
+    /// The service account.
+    pub(super) service_account: String,
+    /// The pod that holds the token; none for a token that is bound to no pod.
+    pub(super) pod: Option<String>,
+    /// The node that the pod is on, where the API says it (Kubernetes 1.30 and later).
+    pub(super) node: Option<String>,
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            service_account,
+            ..
+        } = self;
+        write!(f, "{namespace}/{service_account}")?;
+        if let Some(pod) = &self.pod {
+            write!(f, " (pod {pod})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why nobody is known to call.
+#[derive(Debug, Error)]
+pub(super) enum TokenError {
+    /// No `authorization: Bearer` in the call's metadata.
+    #[error("there is no bearer token: send `authorization: Bearer TOKEN`")]
+    Missing,
+    /// Kubernetes does not know it, or not for us.
+    #[error("the token is not accepted: {0}")]
+    Refused(String),
+    /// Kubernetes could not be asked.
+    #[error("the token could not be verified")]
+    Unverified(#[source] Box<kube::Error>),
+    /// It did not answer.
+    #[error("the token could not be verified: the Kubernetes API did not answer within {DEADLINE:?}")]
+    TimedOut,
+}
+
+/// Who a token belongs to.
+pub(super) type Reviewing<'a> = Pin<Box<dyn Future<Output = Result<Caller, TokenError>> + Send + 'a>>;
+
+/// Whoever verifies tokens.
+pub(super) trait Reviewer: Send + Sync {
+    /// Says whose token it is.
+    fn review<'a>(&'a self, token: &'a str) -> Reviewing<'a>;
+}
+
+/// The Kubernetes API.
+pub(super) struct Tokens {
+    api: Api<TokenReview>,
+    audiences: Vec<String>,
+    at_once: Semaphore,
+    remembered: Mutex<FxHashMap<String, (Instant, Caller)>>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens")
+            .field("audiences", &self.audiences)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Tokens for any of these audiences are accepted.
+    pub(super) fn new(client: Client, audiences: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            api: Api::all(client),
+            audiences,
+            at_once: Semaphore::new(AT_ONCE),
+            remembered: Mutex::default(),
+        })
+    }
+
+    async fn ask(&self, token: &str) -> Result<Caller, TokenError> {
+        if token.len() > LONGEST {
+            return Err(TokenError::Refused("it is too long to be one".into()));
+        }
+        if let Some(caller) = self.remember(token) {
+            return Ok(caller);
+        }
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: token.to_owned(),
+                audiences: Some(self.audiences.clone()),
+            },
+            ..TokenReview::default()
+        };
+        let asking = async {
+            let _place = self.at_once.acquire().await;
+            self.api.create(&PostParams::default(), &review).await
+        };
+        let answer = timeout(DEADLINE, asking)
+            .await
+            .map_err(|_| TokenError::TimedOut)?;
+        let status = answer
+            .map_err(|error| TokenError::Unverified(Box::new(error)))?
+            .status;
+        let status = status.unwrap_or_default();
+        if status.authenticated != Some(true) {
+            let why = status
+                .error
+                .unwrap_or_else(|| "Kubernetes does not know it".into());
+            return Err(TokenError::Refused(why));
+        }
+        // An API server that knows no audiences leaves them out: then nobody has checked them.
+        let ours = |audience: &String| self.audiences.contains(audience);
+        if !status.audiences.iter().flatten().any(ours) {
+            let audiences = self.audiences.join(" or ");
+            return Err(TokenError::Refused(format!(
+                "it is not for the audience {audiences}"
+            )));
+        }
+        let caller = caller(&status.user.unwrap_or_default())?;
+        self.note(token, &caller);
+        Ok(caller)
+    }
+
+    fn remember(&self, token: &str) -> Option<Caller> {
+        let remembered = self.lock();
+        let (since, caller) = remembered.get(token)?;
+        (since.elapsed() < REMEMBERED).then(|| caller.clone())
+    }
+
+    fn note(&self, token: &str, caller: &Caller) {
+        let mut remembered = self.lock();
+        if remembered.len() >= MOST {
+            remembered.retain(|_, (since, _)| since.elapsed() < REMEMBERED);
+        }
+        if remembered.len() < MOST {
+            let now = Instant::now();
+            remembered.insert(token.to_owned(), (now, caller.clone()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<String, (Instant, Caller)>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reviewer for Tokens {
+    fn review<'a>(&'a self, token: &'a str) -> Reviewing<'a> {
+        Box::pin(self.ask(token))
+    }
+}
+
+/// The names that Kubernetes gives service accounts and what their tokens are bound to.
+fn caller(user: &UserInfo) -> Result<Caller, TokenError> {
+    let name = user.username.as_deref().unwrap_or_default();
+    let account = name
+        .strip_prefix("system:serviceaccount:")
+        .and_then(|name| name.split_once(':'));
+    let Some((namespace, service_account)) = account else {
+        return Err(TokenError::Refused(format!("{name} is no service account")));
+    };
+    let extra = |key: &str| user.extra.as_ref()?.get(key)?.first().cloned();
+    Ok(Caller {
+        namespace: namespace.to_owned(),
+        service_account: service_account.to_owned(),
+        pod: extra("authentication.kubernetes.io/pod-name"),
+        node: extra("authentication.kubernetes.io/node-name"),
+    })
+}
+
+/// The bearer token of a call.
+///
+/// # Errors
+/// When there is none.
+pub(super) fn bearer(headers: &http::HeaderMap) -> Result<&str, TokenError> {
+    let header = headers
+        .get(http::header::AUTHORIZATION)
+        .and_then(|it| it.to_str().ok());
+    let token = header.and_then(|it| it.strip_prefix("Bearer ")).map(str::trim);
+    token.filter(|token| !token.is_empty()).ok_or(TokenError::Missing)
+}
+
+/// What a client is told, as gRPC has it.
+pub(super) fn status(error: &TokenError) -> tonic::Status {
+    match error {
+        TokenError::Missing | TokenError::Refused(_) => tonic::Status::unauthenticated(error.to_string()),
+        TokenError::Unverified(_) | TokenError::TimedOut => tonic::Status::unavailable(chain(error)),
+    }
+}
