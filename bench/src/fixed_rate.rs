@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     figures::SHARES,
     http,
-    stage::{HTTP_PORT, Pair},
+    stage::{HTTP_PORT, HTTP2_PORT, Pair},
 };
 
 /// Requests a second.
@@ -17,7 +17,7 @@ pub(crate) const RATE: u32 = 1000;
 const MISSED: f64 = 0.05;
 
 /// The times of requests in µs: of each of [`SHARES`], as far as oha tells.
-pub(crate) fn run(pair: &Pair, connections: u32, seconds: u64) -> Result<Vec<(f64, f64)>> {
+pub(crate) fn run(pair: &Pair, connections: u32, http2: bool, seconds: u64) -> Result<Vec<(f64, f64)>> {
     let mut oha = pair.client.command("oha");
     oha.args(["--no-tui", "--output-format", "json", "--latency-correction"]);
     oha.args(["-q", &RATE.to_string(), "-z", &format!("{seconds}s")]);
@@ -26,7 +26,10 @@ pub(crate) fn run(pair: &Pair, connections: u32, seconds: u64) -> Result<Vec<(f6
     for name in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
         oha.env_remove(name);
     }
-    oha.arg(pair.url(HTTP_PORT, "1k"));
+    if http2 {
+        oha.arg("--http2");
+    }
+    oha.arg(pair.url(if http2 { HTTP2_PORT } else { HTTP_PORT }, "1k"));
     times(&http::output(&mut oha, "oha")?)
 }
 

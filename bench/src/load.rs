@@ -77,7 +77,11 @@ pub(crate) enum Load {
     /// h2load against nginx: connections with many requests at a time.
     Http2 { connections: u32 },
     /// oha against nginx, a thousand requests a second.
-    FixedRate { connections: u32 },
+    FixedRate {
+        connections: u32,
+        /// Or HTTP/1.1.
+        http2: bool,
+    },
     /// iperf3: as many bytes as will go.
     Bulk {
         /// Connections at once.
@@ -208,8 +212,8 @@ impl Load {
                     None => play(),
                 }
             }
-            Self::FixedRate { connections } => {
-                let times = fixed_rate::run(pair, connections, plan.seconds)?;
+            Self::FixedRate { connections, http2 } => {
+                let times = fixed_rate::run(pair, connections, http2, plan.seconds)?;
                 Ok(of_times(times, None))
             }
             Self::Flooded(kind) => {
@@ -293,7 +297,7 @@ fn quick_loads(core: Option<usize>) -> Vec<Load> {
     vec![
         small(core, false),
         small(core, true),
-        Load::FixedRate { connections: 16 },
+        fixed_rate(16, false),
         kept_alive(64),
         Load::Http {
             connections: 64,
@@ -315,9 +319,13 @@ fn more_loads(core: Option<usize>) -> Vec<Load> {
     let mut loads = vec![small(None, false), small(None, true)];
     loads.extend([1, 1024, 16 * 1024].map(sized));
     loads.extend(flood::Kind::ALL.map(Load::Flooded));
-    loads.extend([1, 64].map(|connections| Load::FixedRate { connections }));
+    loads.extend([fixed_rate(1, false), fixed_rate(64, false), fixed_rate(16, true)]);
     loads.extend([kept_alive(1), Load::Http2 { connections: 8 }]);
     loads
+}
+
+fn fixed_rate(connections: u32, http2: bool) -> Load {
+    Load::FixedRate { connections, http2 }
 }
 
 /// On one node.
@@ -331,7 +339,7 @@ fn near_loads(core: Option<usize>, quick: bool) -> Vec<Load> {
     if !quick {
         loads.extend([
             small(core, true),
-            Load::FixedRate { connections: 16 },
+            fixed_rate(16, false),
             Load::Bulk { streams: 8 },
         ]);
     }
@@ -374,11 +382,12 @@ impl fmt::Display for Load {
             Self::Http2 { connections } => {
                 write!(f, "HTTP/2, {connections} connections of {connections} requests")
             }
-            Self::FixedRate { connections } => {
+            Self::FixedRate { connections, http2 } => {
+                let version = if *http2 { "HTTP/2" } else { "HTTP" };
                 let rate = fixed_rate::RATE;
                 write!(
                     f,
-                    "HTTP 1 KB, {rate} requests/s, {connections} connection{}",
+                    "{version} 1 KB, {rate} requests/s, {connections} connection{}",
                     several(*connections)
                 )
             }

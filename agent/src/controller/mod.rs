@@ -263,7 +263,10 @@ impl Compiling {
             }
             // Half of the objects may mean something else than all of them.
             if worth && missing.is_empty() {
-                #[allow(clippy::disallowed_methods, reason = "the controller's runtime has threads to spare")]
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "the controller's runtime has threads to spare"
+                )]
                 tokio::task::block_in_place(|| self.turn());
             }
         }
