@@ -8,6 +8,7 @@
 mod custom;
 mod endpoint_slice;
 mod kind;
+mod manifest;
 mod namespace;
 mod node;
 mod pod;
@@ -17,6 +18,7 @@ pub use custom::Custom;
 pub use endpoint_slice::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice, TargetRef};
 pub use kind::Kind;
 pub use kube::core::ObjectMeta;
+pub use manifest::ManifestError;
 pub use namespace::Namespace;
 pub use node::Node;
 pub use pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus};
@@ -61,6 +63,17 @@ impl Object {
             Self::Service(it) => &it.metadata,
             Self::EndpointSlice(it) => &it.metadata,
             Self::Custom(_, it) => &it.metadata,
+        }
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Namespace(it) => &mut it.metadata,
+            Self::Node(it) => &mut it.metadata,
+            Self::Pod(it) => &mut it.metadata,
+            Self::Service(it) => &mut it.metadata,
+            Self::EndpointSlice(it) => &mut it.metadata,
+            Self::Custom(_, it) => &mut it.metadata,
         }
     }
 

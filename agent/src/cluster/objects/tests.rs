@@ -1,3 +1,5 @@
+//! What is kept of objects, and where the API has them.
+
 use serde_json::json;
 
 use super::*;

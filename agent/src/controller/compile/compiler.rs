@@ -79,7 +79,7 @@ impl Compiler {
     /// Takes in a change; nothing is compiled yet. Whether there is something to compile.
     pub fn apply(&mut self, change: Change) -> bool {
         for touched in self.resources.apply(change) {
-            self.dirty.note(&touched, &self.resources, &self.state.settings);
+            self.dirty.note(&touched, &self.resources);
         }
         self.dirty.shared || !self.dirty.namespaces.is_empty()
     }
@@ -126,14 +126,12 @@ impl Compiler {
 }
 
 impl Dirty {
-    fn note(&mut self, touched: &Touched, resources: &Resources, settings: &Settings) {
+    fn note(&mut self, touched: &Touched, resources: &Resources) {
         match touched.kind {
             Kind::Node => self.namespaces.extend(on_node(resources, &touched.name)),
             Kind::GatewayClass => self.shared = true,
             kind => {
-                let in_root = *touched.namespace == *settings.root_namespace;
                 self.shared |= kind == Kind::Gateway || kind == Kind::AuthorizationPolicy;
-                self.shared |= in_root && kind == Kind::Namespace;
                 self.namespaces.insert(touched.namespace.as_str().into());
             }
         }
@@ -272,13 +270,15 @@ impl State {
             cluster_cidrs,
             ..
         } = self.settings.clone();
+        let mut workloads = owned(self.emitted().flat_map(|it| it.workloads.values().cloned()));
+        workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
         let parts = MeshParts {
             trust_domain,
             cluster,
             cluster_domain,
             root_namespace,
             cluster_cidrs,
-            workloads: owned(self.emitted().flat_map(|it| it.workloads.values().cloned())),
+            workloads,
             services: owned(self.emitted().flat_map(|it| it.services.values().cloned())),
             policies: owned(self.emitted().flat_map(|it| it.policies.values().cloned())),
             peer_authentications: self.peer_authentications(),

@@ -5,15 +5,29 @@
 //! concerned; [`compile`] is the same from nothing. No I/O, no clock, no panic: what cannot be read is a [`Diagnostic`],
 //! and what is in doubt is closed. Called by the controller's watches and by `weft analyze`.
 
-#![allow(dead_code, reason = "namespaces are compiled by what comes next")]
-
 mod claims;
 mod compiler;
 mod diagnostic;
+mod drafts;
+mod endpoints;
+mod gateways;
 mod namespace;
+mod peer_authentications;
+mod pods;
+mod policy;
+mod read;
 mod resources;
+mod rules;
+mod service_entries;
+mod services;
 mod shared;
 mod unit;
+mod waypoint_only;
+mod waypoints;
+mod workload_entries;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

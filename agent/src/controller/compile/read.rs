@@ -1,0 +1,205 @@
+//! Reads what a custom object says, value by value: what cannot be read becomes a diagnostic that names the field, and
+//! everything else is read all the same.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde_json::{Map, Value};
+
+use super::{Diagnostic, ObjectRef, Severity};
+use crate::mesh::{Place, values};
+
+/// The most diagnostics that are kept of one object.
+const MOST_DIAGNOSTICS: usize = 20;
+
+/// Labels, or a selector for labels.
+pub(super) type Labels = BTreeMap<String, String>;
+
+/// What is wrong with one object, as it is read.
+pub(super) struct Reader<'a> {
+    object: ObjectRef,
+    diagnostics: &'a mut Vec<Diagnostic>,
+    told: usize,
+    /// How many values could not be read.
+    faults: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(object: ObjectRef, diagnostics: &'a mut Vec<Diagnostic>) -> Self {
+        Self {
+            object,
+            diagnostics,
+            told: 0,
+            faults: 0,
+        }
+    }
+
+    /// How many values could not be read so far.
+    pub(super) fn faults(&self) -> usize {
+        self.faults
+    }
+
+    /// Notes anything about the object.
+    pub(super) fn tell(&mut self, severity: Severity, reason: &'static str, message: impl Into<String>) {
+        self.told += 1;
+        if self.told <= MOST_DIAGNOSTICS {
+            let diagnostic = Diagnostic::new(&self.object, severity, reason, message);
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    /// Notes a value that cannot be read.
+    pub(super) fn invalid(&mut self, place: &Place<'_>, message: impl AsRef<str>) {
+        self.faults += 1;
+        let message = format!("{place}: {}", message.as_ref());
+        self.tell(Severity::Error, "InvalidField", message);
+    }
+
+    /// Notes a value that is legal and may not do what was meant.
+    pub(super) fn warn(&mut self, place: &Place<'_>, reason: &'static str, message: impl AsRef<str>) {
+        let message = format!("{place}: {}", message.as_ref());
+        self.tell(Severity::Warning, reason, message);
+    }
+
+    /// The fields of a value that must be a list of fields.
+    pub(super) fn fields<'v>(
+        &mut self,
+        value: &'v Value,
+        place: &Place<'_>,
+    ) -> Option<&'v Map<String, Value>> {
+        match value {
+            Value::Object(fields) => Some(fields),
+            _ => {
+                self.invalid(place, "must be a list of fields, `name: value`");
+                None
+            }
+        }
+    }
+
+    /// A text; numbers and truth values are taken for theirs.
+    pub(super) fn text<'v>(&mut self, value: &'v Value, place: &Place<'_>) -> Option<Cow<'v, str>> {
+        match value {
+            Value::String(text) => Some(text.as_str().into()),
+            Value::Number(_) | Value::Bool(_) => Some(value.to_string().into()),
+            _ => {
+                self.invalid(place, "must be a single value");
+                None
+            }
+        }
+    }
+
+    /// The values of a list; none where the field is not there.
+    pub(super) fn list<'v>(&mut self, parent: &'v Value, field: &str, place: &Place<'_>) -> &'v [Value] {
+        match there(parent, field) {
+            None => &[],
+            Some(Value::Array(values)) => values,
+            Some(_) => {
+                self.invalid(&place.field(field), "must be a list");
+                &[]
+            }
+        }
+    }
+
+    /// Reads a value.
+    pub(super) fn parse<T>(
+        &mut self,
+        value: &Value,
+        place: &Place<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = self.text(value, place)?;
+        parse(&text).map_err(|message| self.invalid(place, message)).ok()
+    }
+
+    /// Reads a field that may be left out.
+    pub(super) fn optional<T>(
+        &mut self,
+        parent: &Value,
+        field: &str,
+        place: &Place<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.parse(there(parent, field)?, &place.field(field), parse)
+    }
+
+    /// Reads a field that must be there.
+    pub(super) fn required<T>(
+        &mut self,
+        parent: &Value,
+        field: &str,
+        place: &Place<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if there(parent, field).is_none() {
+            self.invalid(&place.field(field), "is missing: add it");
+        }
+        self.optional(parent, field, place, parse)
+    }
+
+    /// Reads every value of a list that can be.
+    pub(super) fn all<T>(
+        &mut self,
+        parent: &Value,
+        field: &str,
+        place: &Place<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        let values = self.list(parent, field, place).iter().enumerate();
+        let place = place.field(field);
+        values
+            .filter_map(|(i, value)| self.parse(value, &place.index(i), &parse))
+            .collect()
+    }
+
+    /// Labels by name; none where one cannot be read.
+    pub(super) fn labels(&mut self, value: &Value, place: &Place<'_>) -> Option<Labels> {
+        let before = self.faults;
+        let fields = self.fields(value, place)?;
+        let texts = fields.iter().filter_map(|(key, value)| {
+            let text = self.text(value, &place.field(key))?;
+            Some((key.clone(), text.into_owned()))
+        });
+        let labels = texts.collect();
+        (self.faults == before).then_some(labels)
+    }
+
+    /// `selector.matchLabels`: which workloads of a namespace an object is about.
+    pub(super) fn selector(&mut self, spec: &Value) -> Selector {
+        let place = Place::ROOT.field("spec");
+        let place = place.field("selector");
+        let Some(selector) = there(spec, "selector") else {
+            return Selector::Everything;
+        };
+        if self.fields(selector, &place).is_none() {
+            return Selector::Unreadable;
+        }
+        match there(selector, "matchLabels") {
+            None => Selector::Everything,
+            Some(labels) => match self.labels(labels, &place.field("matchLabels")) {
+                Some(labels) if labels.is_empty() => Selector::Everything,
+                Some(labels) => Selector::Labels(labels),
+                None => Selector::Unreadable,
+            },
+        }
+    }
+}
+
+/// Which workloads of a namespace an object is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Selector {
+    /// All.
+    Everything,
+    /// Those that have these labels, at least one.
+    Labels(Labels),
+    /// Nobody knows.
+    Unreadable,
+}
+
+/// A field that is there, and not `null`.
+pub(super) fn there<'v>(parent: &'v Value, field: &str) -> Option<&'v Value> {
+    parent.get(field).filter(|value| !value.is_null())
+}
+
+/// A number of a port. As text, for [`Reader::parse`].
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    values::port(text)
+}

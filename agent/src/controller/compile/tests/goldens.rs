@@ -1,0 +1,46 @@
+//! The manifests, each with what it means.
+
+use std::path::{Path, PathBuf};
+
+use super::{show::show, *};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/controller/compile/manifests")
+}
+
+fn manifests() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder()).expect("the manifests");
+    let paths = files.map(|file| file.expect("a file").path());
+    let mut manifests: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|it| it == "yaml"))
+        .collect();
+    manifests.sort();
+    manifests
+}
+
+#[test]
+fn manifests_mean_what_is_written_beside_them() {
+    let manifests = manifests();
+    assert!(manifests.len() > 8, "{manifests:?}");
+    for manifest in manifests {
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        let expect = std::fs::read_to_string(manifest.with_extension("mesh")).unwrap_or_default();
+        let shown = show(&compiled(&text));
+        let differs = shown.lines().zip(expect.lines()).find(|(a, b)| a != b);
+        assert!(
+            shown == expect,
+            "{}: the first line that differs (now, before): {differs:?}\n\n{shown}",
+            manifest.display()
+        );
+    }
+}
+
+/// `cargo test -p weft --lib write_what_manifests_mean -- --ignored`, and then read what it wrote.
+#[test]
+#[ignore = "writes the files that the test above reads"]
+fn write_what_manifests_mean() {
+    for manifest in manifests() {
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        std::fs::write(manifest.with_extension("mesh"), show(&compiled(&text))).unwrap();
+    }
+}

@@ -1,0 +1,244 @@
+//! Nobody goes around a waypoint that enforces something: the pods behind it accept only what comes out of it.
+//!
+//! Said in policies of our own, which any agent of the protocol enforces: a DENY of everybody but the waypoint, and but
+//! those whom an ALLOW policy of the pod names (who scrapes its metrics, for example); and where the pod has ALLOW
+//! policies, one more that lets the waypoint in. With no waypoint to enforce what is meant for one, nobody gets in.
+//!
+//! Not here: that a client's ALLOW rule is not satisfied by the waypoint's identity in the client's place. That is for
+//! the waypoint to ask, which knows the client.
+
+use std::{
+    collections::BTreeSet,
+    hash::{Hash as _, Hasher as _},
+};
+
+use rustc_hash::{FxHashMap, FxHasher};
+
+use super::{
+    Severity,
+    claims::Owner,
+    drafts::Draft,
+    namespace::Pass,
+    policy::{self, Named, TargetKind},
+    read::Reader,
+    shared::targets,
+};
+use crate::{
+    cluster::objects::Kind,
+    mesh::{
+        Action, Clause, GatewayAddress, GatewayDestination, Match, Policy, PolicyKey, Rule, Scope, Service,
+        ServiceKey, StringMatch, TunnelProtocol,
+    },
+};
+
+/// A service of the namespace: its waypoint, and whether something is enforced there.
+struct Guarded<'a> {
+    service: &'a Service,
+    enforced: bool,
+}
+
+/// Adds those policies.
+pub(super) fn waypoint_only(pass: &mut Pass<'_>) {
+    tell_targets(pass);
+    let mut attached = Vec::new();
+    {
+        let guarded = guarded(pass);
+        let by_request: Vec<_> = pass.covering().filter(|read| read.needs_waypoint()).collect();
+        let allows: Vec<_> = pass.covering().filter(|read| read.allows()).collect();
+        let enforced = guarded.values().any(|it| it.enforced);
+        let own = |draft: &Draft<'_>| draft.workload.waypoint.is_some();
+        if !enforced && by_request.is_empty() && !pass.drafts.all.iter().any(own) {
+            return;
+        }
+        for (at, draft) in pass.drafts.all.iter().enumerate() {
+            if let Some(only) = only(pass, draft, &guarded, &by_request, &allows) {
+                attached.push((at, only));
+            }
+        }
+    }
+    for (at, policies) in attached {
+        for policy in policies {
+            let policies = &mut pass.drafts.all[at].workload.policies;
+            policies.push(policy.key.clone());
+            if !pass.unit.policies.iter().any(|it| it.key == policy.key) {
+                pass.unit.policies.push(policy);
+            }
+        }
+    }
+}
+
+fn guarded<'p>(pass: &'p Pass<'_>) -> FxHashMap<&'p ServiceKey, Guarded<'p>> {
+    let services = pass.unit.services.iter();
+    let guarded = services.map(|it| {
+        let targeted = pass
+            .policies
+            .iter()
+            .any(|read| targets(read, target_kind(&it.owner), &it.owner.name));
+        let of_waypoint = it.value.waypoint.as_ref().and_then(|it| waypoint(pass, it));
+        let guarded = Guarded {
+            service: &it.value,
+            enforced: targeted || of_waypoint.is_some_and(|it| it.enforces),
+        };
+        (&it.value.key, guarded)
+    });
+    guarded.collect()
+}
+
+fn target_kind(owner: &Owner) -> TargetKind {
+    match owner.kind {
+        Kind::ServiceEntry => TargetKind::ServiceEntry,
+        _ => TargetKind::Service,
+    }
+}
+
+fn waypoint<'p>(pass: &'p Pass<'_>, bound: &GatewayAddress) -> Option<&'p super::shared::Waypoint> {
+    match &bound.destination {
+        GatewayDestination::Service(key) => pass.cx.shared.waypoint_of(key),
+        GatewayDestination::Address(_) => None,
+    }
+}
+
+/// The policies for one workload; none where it may be reached as it is.
+fn only(
+    pass: &Pass<'_>,
+    draft: &Draft<'_>,
+    guarded: &FxHashMap<&ServiceKey, Guarded<'_>>,
+    by_request: &[&policy::Read],
+    allows: &[&policy::Read],
+) -> Option<Vec<Policy>> {
+    let workload = &draft.workload;
+    if workload.tunnel_protocol != TunnelProtocol::Hbone || workload.native_tunnel {
+        return None;
+    }
+    let services: Vec<_> = workload
+        .services
+        .keys()
+        .filter_map(|key| guarded.get(key))
+        .collect();
+    let of_services = services.iter().filter_map(|it| it.service.waypoint.as_ref());
+    let bound: Vec<_> = workload.waypoint.iter().chain(of_services).collect();
+    let own = workload.waypoint.as_ref().and_then(|it| waypoint(pass, it));
+    let enforced = services.iter().any(|it| it.enforced) || own.is_some_and(|it| it.enforces);
+    let asked = !bound.is_empty() && by_request.iter().any(|read| covers(read, draft));
+    if !enforced && !asked {
+        return None;
+    }
+    let waypoints: BTreeSet<_> = bound
+        .into_iter()
+        .filter_map(|bound| waypoint(pass, bound)?.identity.as_ref())
+        .map(|identity| identity.principal())
+        .collect();
+    let waypoints: Vec<_> = waypoints
+        .into_iter()
+        .map(|it| StringMatch::Exact(it.into()))
+        .collect();
+    let mut named = Named::default();
+    let covering: Vec<_> = allows.iter().filter(|read| covers(read, draft)).collect();
+    covering.iter().for_each(|read| read.name_into(&mut named));
+    let mut policies = vec![deny_others(pass, &waypoints, named)];
+    if !covering.is_empty() && !waypoints.is_empty() {
+        policies.push(allow(pass, waypoints));
+    }
+    Some(policies)
+}
+
+fn covers(read: &policy::Read, draft: &Draft<'_>) -> bool {
+    let labels = read.selector.as_ref();
+    read.policy.is_some() && labels.is_none_or(|labels| draft.has_labels(labels))
+}
+
+/// Refuses everybody but these, plaintext among them.
+fn deny_others(pass: &Pass<'_>, waypoints: &[StringMatch], named: Named) -> Policy {
+    let nobody = waypoints.is_empty() && named == Named::default();
+    let match_ = Match {
+        not_principals: waypoints.iter().cloned().chain(named.principals).collect(),
+        not_namespaces: named.namespaces,
+        not_service_accounts: named.service_accounts,
+        // Where nobody is let in: no connection has this port, so that it holds for all. A match without fields would do
+        // for our agents, but others skip it.
+        not_destination_ports: if nobody { vec![0] } else { Vec::new() },
+        ..Match::default()
+    };
+    policy(pass, "weft_waypoint_only", Action::Deny, match_)
+}
+
+fn allow(pass: &Pass<'_>, waypoints: Vec<StringMatch>) -> Policy {
+    let match_ = Match {
+        principals: waypoints,
+        ..Match::default()
+    };
+    policy(pass, "weft_from_waypoint", Action::Allow, match_)
+}
+
+/// Named by what it says, in a form that no object of Kubernetes can have.
+fn policy(pass: &Pass<'_>, name: &str, action: Action, match_: Match) -> Policy {
+    let mut hasher = FxHasher::default();
+    format!("{match_:?}").hash(&mut hasher);
+    let hash = hasher.finish() >> 32;
+    Policy {
+        key: PolicyKey {
+            namespace: pass.namespace.clone(),
+            name: format!("{name}_{hash:08x}").into(),
+        },
+        scope: Scope::Selector,
+        action,
+        rules: vec![Rule {
+            clauses: vec![Clause {
+                matches: vec![match_],
+            }],
+        }],
+        dry_run: false,
+    }
+}
+
+/// Says which policies have a target that is not there, or that no waypoint enforces.
+fn tell_targets(pass: &mut Pass<'_>) {
+    let mut told = Vec::new();
+    for read in &pass.policies {
+        for target in &read.targets {
+            if let Some((severity, reason, message)) = wrong(pass, read, target) {
+                told.push((read.object.clone(), severity, reason, message));
+            }
+        }
+    }
+    for (object, severity, reason, message) in told {
+        Reader::new(object, &mut pass.unit.diagnostics).tell(severity, reason, message);
+    }
+}
+
+type Wrong = (Severity, &'static str, String);
+
+fn wrong(pass: &Pass<'_>, read: &policy::Read, target: &policy::Target) -> Option<Wrong> {
+    let name = &target.name;
+    let missing = |what: &str| {
+        let message = format!("spec.targetRefs: there is no {what} {name} here: correct the name");
+        Some((Severity::Warning, "TargetMissing", message))
+    };
+    let kind = match target.kind {
+        TargetKind::Service => Kind::Service,
+        TargetKind::ServiceEntry => Kind::ServiceEntry,
+        TargetKind::Gateway => {
+            let there = pass.objects.metadata(Kind::Gateway, name).is_some();
+            return if there { None } else { missing("Gateway") };
+        }
+        TargetKind::GatewayClass if pass.is_root() => return None,
+        TargetKind::GatewayClass => {
+            let message = "spec.targetRefs: a GatewayClass counts only in the root namespace".to_owned();
+            return Some((Severity::Warning, "TargetIgnored", message));
+        }
+    };
+    let is = |owner: &Owner| owner.kind == kind && *owner.name == **name;
+    let mut services = pass.unit.services.iter().filter(|it| is(&it.owner)).peekable();
+    if services.peek().is_none() {
+        return missing(kind.kind());
+    }
+    if !read.enforced || services.any(|it| it.value.waypoint.is_some()) {
+        return None;
+    }
+    let message = format!(
+        "spec.targetRefs: {} {name} has no waypoint, so that nobody can enforce this and its pods refuse everybody: \
+         label it istio.io/use-waypoint",
+        kind.kind()
+    );
+    Some((Severity::Error, "NoWaypoint", message))
+}
