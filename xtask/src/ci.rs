@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{counts, setup, shell, test, tidy};
+use crate::{chart, counts, setup, shell, test, tidy};
 
 /// What cargo-deny checks. `advisories` needs a database from the network, and changes without a commit: it is for a
 /// scheduled job and not for this gate.
@@ -19,7 +19,7 @@ struct Step {
     mend: &'static str,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "format",
         run: format,
@@ -44,6 +44,11 @@ const STEPS: [Step; 6] = [
         name: "tidy",
         run: tidy::run,
         mend: "each finding above says its own",
+    },
+    Step {
+        name: "chart",
+        run: chart::check,
+        mend: "each finding above says the object and what it does not hold to",
     },
     Step {
         name: "instruction counts",

@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod chart;
 mod ci;
 mod counts;
 mod demo;
@@ -121,6 +122,12 @@ enum Command {
         #[arg(long)]
         no_install: bool,
     },
+    /// Check deploy/chart with Helm's own library: lint, install, uninstall, and what each object may do
+    Chart {
+        /// Print what is missing instead of installing it
+        #[arg(long)]
+        no_install: bool,
+    },
     /// Check the house rules: layers, lengths, headers, unsafe, dead files, words
     Tidy,
     /// Feed what reads others' bytes with inputs that nobody thought of; ends in `N passed, N failed`
@@ -191,6 +198,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Counts { update, no_install } => counts::run(update, !no_install),
         Command::Simulate { seed, seeds } => simulate::run(seed, seeds),
         Command::Ci { no_install } => ci::run(!no_install),
+        Command::Chart { no_install } => chart::run(!no_install),
         Command::Tidy => tidy::run(),
         Command::Fuzz {
             target,

@@ -7,8 +7,8 @@ mod needs;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-pub(crate) use needs::envoy;
 use needs::{Need, Way};
+pub(crate) use needs::{envoy, helm_dir};
 
 use crate::shell;
 
@@ -45,6 +45,14 @@ pub(crate) fn fuzzer(install: bool) -> Result<()> {
 /// The same.
 pub(crate) fn counting(install: bool) -> Result<()> {
     satisfy(needs::counting().into(), install)
+}
+
+/// Finds or installs Helm.
+///
+/// # Errors
+/// The same.
+pub(crate) fn helm(install: bool) -> Result<()> {
+    satisfy(vec![needs::helm()], install)
 }
 
 /// Finds or installs what `profile` needs besides what `bench` does.

