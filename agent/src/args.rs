@@ -7,10 +7,13 @@ use ipnet::IpNet;
 
 use crate::{
     admin::AdminAddrs,
-    cli::{ca::CaArgs, explain::ExplainArgs, release::ReleaseArgs, status::StatusArgs},
+    cli::{
+        ca::CaArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs, status::StatusArgs,
+        test_app::TestAppArgs, uninstall::UninstallArgs,
+    },
     cluster::client::Access,
     controller::{AgentAccount, ControllerConfig, compile::Settings},
-    kernel::load::LoadConfig,
+    kernel::{load::LoadConfig, pins},
     mesh::{SameNode, TrustDomain},
     node::{LimitSettings, NodeConfig, default_ports},
     svid::TrustFiles,
@@ -52,6 +55,15 @@ pub enum Command {
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it
     Release(ReleaseArgs),
+    /// What `helm uninstall` ends with, in one pod of the cluster
+    #[command(hide = true)]
+    UninstallHook(UninstallArgs),
+    /// Mount bpffs where a node has none
+    #[command(hide = true)]
+    MountBpffs(MountArgs),
+    /// The apps of the end-to-end tests, which have no other image
+    #[command(hide = true)]
+    TestApp(TestAppArgs),
 }
 
 /// Flags of `weft agent`.
@@ -86,7 +98,8 @@ pub struct AgentArgs {
         long,
         env = "WEFT_PIN_DIR",
         value_name = "DIR",
-        default_value = "/sys/fs/bpf/weft"
+        default_value = "/sys/fs/bpf/weft",
+        value_parser = pins::place
     )]
     pub pin_dir: PathBuf,
     /// The cgroup2 folder under which all pods of the node are: processes of the node that are not in it, such as the

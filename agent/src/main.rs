@@ -26,7 +26,14 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
         Command::Ca(args) => cli::ca::run(&args),
-        Command::Release(args) => cli::release::run(&args),
+        Command::Release(args) => {
+            until_ended(|shutdown| async move { cli::release::run(&args, shutdown).await })
+        }
+        Command::UninstallHook(args) => {
+            runtime(1).and_then(|runtime| runtime.block_on(cli::uninstall::run(&args)))
+        }
+        Command::MountBpffs(args) => cli::mount_bpffs::run(&args),
+        Command::TestApp(args) => until_ended(|shutdown| cli::test_app::run(args, shutdown)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("weft: {error:#}");
@@ -41,6 +48,18 @@ fn runtime(threads: usize) -> anyhow::Result<Runtime> {
         .enable_all()
         .build()
         .context("start the runtime")
+}
+
+/// Runs a command that may go on until a signal comes.
+fn until_ended<F>(command: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    let shutdown = CancellationToken::new();
+    runtime(1)?.block_on(async {
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        command(shutdown).await
+    })
 }
 
 fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {

@@ -8,9 +8,12 @@ use anyhow::Context;
 mod ask;
 pub mod ca;
 pub mod explain;
+pub mod mount_bpffs;
 mod page;
 pub mod release;
 pub mod status;
+pub mod test_app;
+pub mod uninstall;
 
 /// What a command that has printed exits with. Nothing to print to any more is no error: `weft status | head`.
 ///

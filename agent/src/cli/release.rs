@@ -1,15 +1,31 @@
-//! `weft release`: takes weft out of this node's kernel. What an uninstall ends with.
+//! `weft release`: takes weft out of this node's kernel. What an uninstall ends with: by hand, or on every node by the
+//! chart's hook, which stays until the last agent has gone.
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{convert::Infallible, io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use clap::Args;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::kernel::{
     link::is_bpffs,
-    pins::Pins,
+    pins::{self, Pins},
     takeover::{Claim, ClaimError},
 };
+
+/// How often `--stay` looks.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long one question about readiness may take.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Flags of `weft release`.
 #[derive(Debug, Args)]
@@ -22,21 +38,34 @@ pub struct ReleaseArgs {
         long,
         env = "WEFT_PIN_DIR",
         value_name = "DIR",
-        default_value = "/sys/fs/bpf/weft"
+        default_value = "/sys/fs/bpf/weft",
+        value_parser = pins::place
     )]
     pub pin_dir: PathBuf,
+    /// Wait for agents to end, release what they leave, and go on until ended; at this address /healthz/ready says whether
+    /// nothing is left. The chart's uninstall hook does this on every node
+    #[arg(long, value_name = "ADDR")]
+    pub stay: Option<SocketAddr>,
 }
 
-/// Runs `weft release`.
+/// Runs `weft release`, until `shutdown` where it is to stay.
 ///
 /// # Errors
 /// When an agent runs, and when bpffs refuses.
-pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(args: &ReleaseArgs, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     let pins = Pins::new(args.pin_dir.clone());
-    let place = args.pin_dir.display();
+    match args.stay {
+        Some(addr) => stay(&pins, addr, shutdown).await?,
+        None => println!("{}", once(&pins)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Releases what is there, and says what that was.
+fn once(pins: &Pins) -> anyhow::Result<String> {
+    let place = pins.path().display();
     if !pins.exists() {
-        println!("nothing to release: {place} is not there");
-        return Ok(ExitCode::SUCCESS);
+        return Ok(format!("nothing to release: {place} is not there"));
     }
     if !is_bpffs(pins.path()).with_context(|| format!("look at {place}"))? {
         bail!("{place} is not on bpffs, so it is none of weft's: is --pin-dir right?");
@@ -47,7 +76,7 @@ pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
     {
         bail!("{place} is a mount point, in which other programs pin too: is --pin-dir right?");
     }
-    let _claim = match Claim::take(&pins) {
+    let _claim = match Claim::take(pins) {
         Err(ClaimError::Busy { pid, .. }) => {
             let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
             bail!(
@@ -63,6 +92,58 @@ pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
         ),
         removed => removed.with_context(|| format!("remove the pins in {place}"))?,
     }
-    println!("released: {pods} pods and {links} programs; nothing of weft is left in {place}");
-    Ok(ExitCode::SUCCESS)
+    Ok(format!(
+        "released: {pods} pods and {links} programs; nothing of weft is left in {place}"
+    ))
+}
+
+/// Releases until it is ended: an agent that is about to end holds its pins, and one that is started again meanwhile makes
+/// new ones.
+async fn stay(pins: &Pins, addr: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("listen on {addr}"))?;
+    let mut ticks = interval(PAUSE);
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    // One at a time: only the kubelet asks.
+                    let _ = timeout(ANSWER, answer(stream, !pins.exists())).await;
+                }
+                continue;
+            }
+            () = shutdown.cancelled() => return Ok(()),
+        }
+        // Said once, and not twice a second.
+        if pins.exists() || said.is_empty() {
+            let now = once(pins).unwrap_or_else(|error| format!("not yet: {error:#}"));
+            if now != said {
+                println!("{now}");
+                said = now;
+            }
+        }
+    }
+}
+
+async fn answer(stream: TcpStream, released: bool) -> hyper::Result<()> {
+    let (status, text) = if released {
+        (StatusCode::OK, "nothing of weft is left on this node\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "an agent of this node has not ended yet\n",
+        )
+    };
+    let service = service_fn(move |_| {
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        async move { Ok::<_, Infallible>(response) }
+    });
+    http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
 }

@@ -17,6 +17,7 @@
 
 use std::{
     collections::BTreeSet,
+    convert::Infallible,
     fs::{self, File},
     io,
     os::unix::fs::MetadataExt as _,
@@ -47,6 +48,24 @@ const FOREIGN: &str = "foreign-";
 const RETIRED: &str = "retired-";
 /// How many of those are kept. A socket that is older than that many changes of layout sees the agent as its peer.
 const MOST_RETIRED: usize = 2;
+
+/// The folder that a person means by this path: bpffs takes no name with a dot, and names of nodes, of which folders are made,
+/// have them. They become `_`.
+///
+/// # Errors
+/// None; for clap.
+pub fn place(path: &str) -> Result<PathBuf, Infallible> {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let dots_only = name.chars().all(|c| c == '.');
+    let name = if dots_only {
+        name.to_owned()
+    } else {
+        name.replace('.', "_")
+    };
+    let slash = if path.contains('/') { "/" } else { "" };
+    Ok(format!("{parent}{slash}{name}").into())
+}
+
 /// The folder on bpffs.
 #[derive(Clone, Debug)]
 pub struct Pins(PathBuf);
@@ -326,6 +345,23 @@ fn holder(locks: &str, folder: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_nodes_become_names_that_bpffs_takes() {
+        for (given, taken) in [
+            ("/sys/fs/bpf/weft", "/sys/fs/bpf/weft"),
+            (
+                "/sys/fs/bpf/weft-ip-10-0-0-1.ec2.internal",
+                "/sys/fs/bpf/weft-ip-10-0-0-1_ec2_internal",
+            ),
+            ("/run/a.b/bpf/weft", "/run/a.b/bpf/weft"),
+            ("weft.a", "weft_a"),
+            ("/sys/fs/bpf/..", "/sys/fs/bpf/.."),
+            ("/weft", "/weft"),
+        ] {
+            assert_eq!(place(given), Ok(taken.into()));
+        }
+    }
 
     #[test]
     fn the_holder_of_a_lock_is_found() {
