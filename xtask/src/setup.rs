@@ -55,6 +55,14 @@ pub(crate) fn helm(install: bool) -> Result<()> {
     satisfy(vec![needs::helm()], install)
 }
 
+/// Finds or installs what starts containers.
+///
+/// # Errors
+/// The same.
+pub(crate) fn runtime(install: bool) -> Result<()> {
+    satisfy(needs::runtime(), install)
+}
+
 /// Finds or installs what `profile` needs besides what `bench` does.
 ///
 /// # Errors

@@ -236,6 +236,14 @@ pub(crate) fn helm() -> Need {
     }
 }
 
+/// What starts the image: only the programs, no service.
+pub(crate) fn runtime() -> Vec<Need> {
+    vec![
+        packaged("containerd and ctr", &Check::Program("ctr"), "containerd"),
+        packaged("runc", &Check::Program("runc"), "runc"),
+    ]
+}
+
 /// What only `profile` needs.
 pub(crate) fn profiler() -> Vec<Need> {
     vec![

@@ -1,0 +1,237 @@
+//! `image`: the container image, without a container runtime: one static binary, its licence and its bill of materials, FROM
+//! scratch. What is written is an OCI layout that is a `docker save` archive too, for `docker load`, `ctr images import` and
+//! `kind load image-archive`. The same binary, commit and tag make the same bytes. deploy/Dockerfile is the other way to it.
+
+mod archive;
+mod run;
+mod sbom;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{setup, shell, test::step};
+
+/// Statically linked by glibc, whose DNS client and files are inside it since 2.34: names are resolved without NSS modules.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// What the binary may take: every node pulls it.
+const LARGEST: u64 = 40 << 20;
+
+/// How the image is made.
+pub(crate) struct Options {
+    /// Its name, with its tag.
+    pub(crate) tag: String,
+    /// Where the archive goes.
+    pub(crate) output: Option<PathBuf>,
+    /// A static binary that is there already.
+    pub(crate) binary: Option<PathBuf>,
+    /// Start it with a real runtime, too.
+    pub(crate) run: bool,
+    /// Install what is missing.
+    pub(crate) install: bool,
+}
+
+/// Makes the image, and starts it if that is asked for.
+///
+/// # Errors
+/// It cannot be built, is not static, is too large, or does not behave as it should.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.run {
+        setup::runtime(options.install)?;
+    }
+    let output = options
+        .output
+        .clone()
+        .unwrap_or_else(|| shell::root().join("target/weft-image.tar"));
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => build(options.install)?,
+    };
+    let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
+    check(&program).with_context(|| format!("{} cannot be the image's", binary.display()))?;
+    let created = created()?;
+    step("bill of materials");
+    let sbom = sbom::of_the_image(&program, created)?;
+    let beside = output.with_extension("cdx.json");
+    fs::write(&beside, &sbom).with_context(|| format!("write {}", beside.display()))?;
+    let name = full_name(&options.tag);
+    let licence = fs::read(shell::root().join("LICENSE"))?;
+    let files = [
+        ("usr/bin/weft", 0o755, program.as_slice()),
+        ("usr/share/doc/weft/LICENSE", 0o644, licence.as_slice()),
+        ("usr/share/doc/weft/sbom.cdx.json", 0o644, sbom.as_bytes()),
+    ];
+    let made = archive::write(&output, &name, &files, &labels(created), created)?;
+    println!(
+        "{name}: {} MiB binary, image {made}\n  {}\n  {}",
+        program.len() >> 20,
+        output.display(),
+        beside.display()
+    );
+    println!(
+        "load it: `docker load -i FILE`, `ctr -n k8s.io images import FILE`, `kind load image-archive FILE`"
+    );
+    if options.run {
+        run::check(&output, &name)?;
+    }
+    Ok(())
+}
+
+/// A release build that needs no library of its image's, apart from other builds by its target's folder. Its paths say
+/// nothing of this machine.
+fn build(install: bool) -> Result<PathBuf> {
+    setup::run(setup::Options {
+        install,
+        tests: false,
+        dev: false,
+    })?;
+    step("static release build");
+    let root = shell::root();
+    let flags = format!(
+        "-C target-feature=+crt-static --remap-path-prefix={}=/weft",
+        root.display()
+    );
+    let mut cargo = shell::cargo();
+    cargo
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "-p",
+            "weft",
+            "--bin",
+            "weft",
+            "--target",
+            TARGET,
+        ])
+        .env("RUSTFLAGS", flags)
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+    shell::run(&mut cargo)?;
+    Ok(shell::target_dir().join(TARGET).join("release/weft"))
+}
+
+fn check(program: &[u8]) -> Result<()> {
+    match interpreter(program) {
+        Some(false) => {}
+        Some(true) => bail!("it is linked to libraries, of which the image has none"),
+        None => bail!("it is no 64-bit ELF file"),
+    }
+    ensure!(
+        program.len() as u64 <= LARGEST,
+        "it has {} MiB, {} is the limit",
+        program.len() >> 20,
+        LARGEST >> 20
+    );
+    Ok(())
+}
+
+/// Whether an ELF file asks for a dynamic linker (a program header of type PT_INTERP); none where it is no such file.
+fn interpreter(program: &[u8]) -> Option<bool> {
+    const PT_INTERP: u32 = 3;
+    let number = |at: usize, size: usize| {
+        let bytes = program.get(at..at.checked_add(size)?)?;
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0_u64, |number, byte| number << 8 | u64::from(*byte)),
+        )
+    };
+    // 64-bit, little endian (System V ABI, "ELF Header").
+    if program.get(..6)? != b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (start, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for index in 0..count {
+        let at = usize::try_from(start + index * size).ok()?;
+        if number(at, 4)? == u64::from(PT_INTERP) {
+            return Some(true);
+        }
+    }
+    Some(false)
+}
+
+/// Seconds since 1970 that every time in the image is: SOURCE_DATE_EPOCH, or the commit's.
+fn created() -> Result<u64> {
+    if let Some(given) = shell::variable("SOURCE_DATE_EPOCH") {
+        return given
+            .to_string_lossy()
+            .parse()
+            .context("SOURCE_DATE_EPOCH is not a number of seconds");
+    }
+    let root = shell::root().display().to_string();
+    let commit = shell::ask("git", &["-C", &root, "log", "-1", "--format=%ct"]);
+    Ok(commit
+        .and_then(|seconds| seconds.trim().parse().ok())
+        .unwrap_or(0))
+}
+
+fn labels(created: u64) -> Vec<(&'static str, String)> {
+    let root = shell::root().display().to_string();
+    let commit = shell::ask("git", &["-C", &root, "rev-parse", "HEAD"]).unwrap_or_default();
+    vec![
+        ("org.opencontainers.image.title", "weft".to_owned()),
+        (
+            "org.opencontainers.image.description",
+            "A sidecarless service mesh for Kubernetes".to_owned(),
+        ),
+        (
+            "org.opencontainers.image.version",
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ),
+        ("org.opencontainers.image.revision", commit.trim().to_owned()),
+        ("org.opencontainers.image.licenses", "Apache-2.0".to_owned()),
+        ("org.opencontainers.image.created", archive::timestamp(created)),
+    ]
+}
+
+/// The name as registries and the kubelet complete it: `weft` is docker.io/library/weft:latest.
+fn full_name(tag: &str) -> String {
+    let tagged = match tag.rsplit_once('/').map_or(tag, |(_, name)| name).contains(':') {
+        true => tag.to_owned(),
+        false => format!("{tag}:latest"),
+    };
+    match tagged.split_once('/') {
+        None => format!("docker.io/library/{tagged}"),
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => tagged,
+        Some(_) => format!("docker.io/{tagged}"),
+    }
+}
+
+/// The name that the chart installs by default.
+pub(crate) fn default_tag() -> String {
+    format!("weft:{}", env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_completed_as_registries_do() {
+        for (tag, full) in [
+            ("weft", "docker.io/library/weft:latest"),
+            ("weft:0.1.0", "docker.io/library/weft:0.1.0"),
+            ("mesh/weft:1", "docker.io/mesh/weft:1"),
+            ("localhost/weft", "localhost/weft:latest"),
+            (
+                "registry.example:5000/mesh/weft",
+                "registry.example:5000/mesh/weft:latest",
+            ),
+        ] {
+            assert_eq!(full_name(tag), full);
+        }
+    }
+
+    #[test]
+    fn what_is_linked_to_libraries_is_refused() {
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(interpreter(&fs::read(own).unwrap()), Some(true));
+        assert_eq!(interpreter(b"#!/bin/sh\n"), None);
+        assert_eq!(interpreter(b"\x7fELF\x02\x01"), None);
+        let mut without = vec![0; 64];
+        without[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        assert_eq!(interpreter(&without), Some(false));
+    }
+}
