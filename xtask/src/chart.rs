@@ -6,13 +6,14 @@ mod rules;
 
 use std::{
     io::Write as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{setup, shell};
+use crate::{build, setup, shell};
 
 const NAMESPACE: &str = "weft-system";
 const SCRIPT: &str = include_str!("chart/helm.py");
@@ -85,6 +86,8 @@ pub(crate) fn run(install: bool) -> Result<()> {
 /// # Errors
 /// The same.
 pub(crate) fn check() -> Result<()> {
+    build::product(false)?;
+    let weft = shell::target_dir().join("debug/weft");
     let cases = cases();
     let answers = helm(&cases)?;
     ensure!(
@@ -95,7 +98,12 @@ pub(crate) fn check() -> Result<()> {
     );
     let mut broken = 0;
     for (case, answer) in cases.iter().zip(&answers) {
-        let findings = judge(case, answer);
+        let mut findings = judge(case, answer);
+        for kind in ["installed", "uninstalled"] {
+            for object in answer[kind].as_array().into_iter().flatten() {
+                findings.extend(arguments(object, &weft));
+            }
+        }
         println!("{} {}", if findings.is_empty() { "✓" } else { "✗" }, case.name);
         for finding in &findings {
             println!("    {finding}");
@@ -173,12 +181,41 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// Every argument must be one that the program knows, with a value that it takes: `--help` at their end makes it say so without
+/// doing anything.
+fn arguments(object: &Value, weft: &Path) -> Vec<String> {
+    let mut findings = Vec::new();
+    for args in rules::arguments(object) {
+        let known = args.iter().map(|arg| filled(arg)).chain(["--help".to_owned()]);
+        match Command::new(weft).args(known).env_clear().output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let said = said.lines().next().unwrap_or_default().to_owned();
+                findings.push(format!(
+                    "{}: weft {} does not take its arguments: {said}",
+                    rules::title(object),
+                    args[0]
+                ));
+            }
+            Err(error) => findings.push(format!("cannot run {}: {error}", weft.display())),
+        }
+    }
+    findings
+}
+
+/// As the kubelet fills it in.
+fn filled(arg: &str) -> String {
+    arg.replace("$(WEFT_CONTROLLER_SERVICE_HOST)", "192.0.2.1")
+        .replace("$(POD_NAMESPACE)", NAMESPACE)
+}
+
 /// Everything that is not as it is by default.
 fn everything() -> Value {
     json!({
         "image": {"repository": "registry.example:5000/mesh/weft", "digest": format!("sha256:{}", "0".repeat(64)), "pullPolicy": "Always", "pullSecrets": ["registry"]},
         "trustDomain": "prod.example", "clusterId": "east-1", "clusterDomain": "corp.internal", "rootNamespace": "policies",
-        "clusterCIDRs": ["10.244.0.0/16", "fd00:10::/64"], "tokenAudience": "istio-ca", "logLevel": "info,access=off", "logFormat": "json",
+        "clusterCIDRs": ["10.244.0.0/16", "fd00:10::/64"], "tokenAudience": "istio-ca", "sameNode": "tunnel", "logLevel": "info,access=off", "logFormat": "json",
         "agent": {
             "controllerAddress": "[fd00::1]:15012", "workers": 4, "dnsCapture": false, "drainTimeoutSeconds": 60, "listenAddress": "::",
             "node": {"cgroupRoot": "/sys/fs/cgroup/node-a", "podsCgroup": "/sys/fs/cgroup/node-a/kubepods", "netns": "/proc/1/ns/net", "mountBpffs": true},

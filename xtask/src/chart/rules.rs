@@ -28,6 +28,17 @@ fn words(value: &Value) -> Vec<&str> {
     items(value).iter().map(text).collect()
 }
 
+/// The arguments of each of its containers.
+pub(super) fn arguments(object: &Value) -> Vec<Vec<&str>> {
+    let pod = &object["spec"]["template"]["spec"];
+    let containers = ["initContainers", "containers"].map(|kind| items(&pod[kind]));
+    let args = containers
+        .into_iter()
+        .flatten()
+        .map(|container| words(&container["args"]));
+    args.filter(|args| !args.is_empty()).collect()
+}
+
 /// Checks one object, installed with these values.
 pub(super) fn check(object: &Value, namespace: &str, values: &Value) -> Vec<String> {
     let mut findings = Vec::new();
