@@ -54,6 +54,8 @@ pub struct Address {
 }
 
 impl Address {
+    /// `127.0.0.1`.
+    pub const LOCALHOST_V4: Self = Self::v4(0x7f00_0001_u32.to_be());
     /// `::1`.
     pub const LOCALHOST_V6: Self = Self {
         w0: 0,
@@ -368,6 +370,11 @@ pub struct Config {
     pub node: u64,
     /// Until when connections may go from app to app, by the kernel's monotonic clock, in ns. Its agent goes on renewing it.
     pub lease: u64,
+    /// How deep the cgroups in `PENDING` lie: a depth of the kubelet's pods, and another one or 0. Both are 0 while there are
+    /// none, so that nobody's `connect` is asked about them.
+    pub pending_level: u32,
+    /// See above.
+    pub pending_level_too: u32,
 }
 
 const _: () = {
@@ -380,7 +387,7 @@ const _: () = {
     assert!(size_of::<Handshake>() == 28 + size_of::<Reserved>());
     assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<PortKey>() == 20);
-    assert!(size_of::<Config>() == 32);
+    assert!(size_of::<Config>() == 40);
 };
 
 #[cfg(feature = "user")]

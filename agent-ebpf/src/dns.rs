@@ -26,6 +26,7 @@ use aya_ebpf::{
 use crate::{
     PROCEED, REFUSE, is_local,
     maps::{DNS_SERVERS, LISTENERS, PODS},
+    pending,
     socket::{Lookup, SockAddr, address, is_own},
 };
 
@@ -38,7 +39,7 @@ pub enum Ask {
     Leave,
     /// It goes to the agent, at this address and port of the pod.
     Steer(Address, u16),
-    /// It is not sent: the agent that is to capture the pod cannot yet.
+    /// It is not sent: the pod is to be captured, and is not yet.
     Refuse,
 }
 
@@ -81,7 +82,11 @@ fn send(sock: SockAddr, server: &Address, source: impl FnOnce() -> Address) -> A
     let cookie = unsafe { bpf_get_netns_cookie(sock.ctx()) };
     // SAFETY: a map value may be changed under us by the agent; each word is a value by itself.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
-        return Ask::Leave;
+        return if pending::is_held(cookie, server) {
+            Ask::Refuse
+        } else {
+            Ask::Leave
+        };
     };
     if is_own(sock.sk().cast()) || is_local(pod, server) {
         return Ask::Leave;

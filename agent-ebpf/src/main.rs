@@ -27,6 +27,7 @@ mod handshake;
 mod hop;
 mod log;
 mod maps;
+mod pending;
 mod same_node;
 mod socket;
 
@@ -54,6 +55,8 @@ use crate::{
 const PROCEED: i32 = 1;
 /// connect(2) fails with EPERM.
 const REFUSE: i32 = 0;
+/// The port that nobody can listen on.
+const NOBODY: u16 = 0;
 
 /// What a socket that dials is to do.
 enum Connect {
@@ -67,6 +70,9 @@ enum Connect {
     Ask(Address, u16),
     /// A pod of the mesh dials in an address family for which weft knows no address of it.
     Refuse,
+    /// The pod is not captured yet: to a port of its own loopback device that nobody can listen on, so that its app is
+    /// told what every app has an answer to, "connection refused".
+    Hold,
 }
 
 #[cgroup_sock_addr(connect4)]
@@ -76,6 +82,13 @@ pub fn weft_connect4(ctx: SockAddrContext) -> i32 {
     match connect(sock, &destination, || sock.source4()) {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
+        Connect::Hold => {
+            if sock.device() != 0 {
+                return REFUSE;
+            }
+            sock.set4(&Address::LOCALHOST_V4, NOBODY);
+            return PROCEED;
+        }
         Connect::Ask(pod, port) => {
             sock.set4(&pod, port);
             return PROCEED;
@@ -105,6 +118,18 @@ pub fn weft_connect6(ctx: SockAddrContext) -> i32 {
     match connect(sock, &destination, || sock.source6()) {
         Connect::Leave => return PROCEED,
         Connect::Refuse => return REFUSE,
+        Connect::Hold => {
+            if sock.device() != 0 {
+                return REFUSE;
+            }
+            let to = if destination.is_v4() {
+                &Address::LOCALHOST_V4
+            } else {
+                &Address::LOCALHOST_V6
+            };
+            sock.set6(to, NOBODY);
+            return PROCEED;
+        }
         Connect::Ask(pod, port) => {
             sock.set6(&pod, port);
             return PROCEED;
@@ -145,10 +170,7 @@ fn connect(sock: SockAddr, destination: &Address, bound_to: impl FnOnce() -> Add
     let cookie = unsafe { bpf_get_netns_cookie(sock.ctx()) };
     // SAFETY: a map value may be changed under us by the agent; a pod's addresses are written once.
     let Some(pod) = (unsafe { PODS.get(&cookie) }) else {
-        if sock.protocol() == IPPROTO_TCP {
-            same_node::probe(sock, cookie, destination);
-        }
-        return Connect::Leave;
+        return uncaptured(sock, cookie, destination);
     };
     let sk = sock.sk().cast();
     if is_own(sk) {
@@ -182,6 +204,23 @@ fn connect(sock: SockAddr, destination: &Address, bound_to: impl FnOnce() -> Add
         None => return Connect::Refuse,
     }
     Connect::Steer(source)
+}
+
+/// A process dials that is in no captured pod.
+#[inline(always)]
+fn uncaptured(sock: SockAddr, cookie: u64, destination: &Address) -> Connect {
+    if sock.protocol() == IPPROTO_TCP {
+        if pending::is_held(cookie, destination) {
+            return Connect::Hold;
+        }
+        same_node::probe(sock, cookie, destination);
+    } else if sock.protocol() == IPPROTO_UDP
+        && sock.port() == DNS_SERVER_PORT
+        && pending::is_held(cookie, destination)
+    {
+        return Connect::Refuse;
+    }
+    Connect::Leave
 }
 
 /// A datagram socket that is connected: ours when it asks a DNS server, whose address it goes on to show.

@@ -2,6 +2,7 @@
 //! own [`SocketStates`], which touches only sockets of its own.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -28,6 +29,7 @@ pub struct Maps {
     pods: HashMap<MapData, u64, Pod>,
     listeners: SockHash<MapData, ListenerKey>,
     port_modes: HashMap<MapData, PortKey, u32>,
+    pending: HashMap<MapData, u64, u32>,
     config: Array<MapData, Config>,
 }
 
@@ -42,8 +44,28 @@ impl Maps {
             pods: HashMap::try_from(Map::HashMap(open("PODS")?))?,
             listeners: SockHash::try_from(Map::SockHash(open("LISTENERS")?))?,
             port_modes: HashMap::try_from(Map::HashMap(open("PORT_MODES")?))?,
+            pending: HashMap::try_from(Map::HashMap(open("PENDING")?))?,
             config: Array::try_from(Map::Array(open("CONFIG")?))?,
         })
+    }
+
+    /// Refuses what processes of these cgroups dial, and no others'. `levels` says how deep they lie.
+    ///
+    /// # Errors
+    /// When the map is full (4,096 cgroups), and those of bpf(2).
+    pub fn set_pending(&mut self, cgroups: &BTreeSet<u64>, levels: [u32; 2]) -> Result<(), MapError> {
+        let there: BTreeSet<u64> = self.pending.keys().filter_map(Result::ok).collect();
+        for new in cgroups.difference(&there) {
+            self.pending.insert(new, 1, 0)?;
+        }
+        let [level, other] = if cgroups.is_empty() { [0, 0] } else { levels };
+        let config = self.config.get(&0, 0).unwrap_or_default();
+        if (config.pending_level, config.pending_level_too) != (level, other) {
+            self.configure(|config| (config.pending_level, config.pending_level_too) = (level, other))?;
+        }
+        there
+            .difference(cgroups)
+            .try_for_each(|old| absent_is_fine(self.pending.remove(old)))
     }
 
     /// Among how many workers `sk_lookup` spreads connections; 0 when no agent has said it yet.
@@ -71,6 +93,14 @@ impl Maps {
             config.pods = pods.map_or(0, |pods| pods.id);
             config.pods_level = pods.map_or(0, |pods| pods.level);
         })
+    }
+
+    /// Says under which cgroup the node's pods are, as [`Self::set_node`].
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub fn set_pods_cgroup(&mut self, pods: PodsCgroup) -> Result<(), MapError> {
+        self.configure(|config| (config.pods, config.pods_level) = (pods.id, pods.level))
     }
 
     /// Says until when connections may go from app to app, by the kernel's monotonic clock; zero ends it now.

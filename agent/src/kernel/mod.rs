@@ -5,6 +5,7 @@
 
 pub mod dns;
 pub mod events;
+pub mod folders;
 pub mod link;
 pub mod load;
 pub mod maps;
