@@ -3,17 +3,24 @@
 //!
 //! [`Netns::enter`]: super::netns::Netns::enter
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use netlink_packet_core::{
-    Emitable as _, NLM_F_ACK, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    Emitable as _, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+};
 use netlink_packet_sock_diag::{
     SockDiagMessage,
     constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, SocketId, StateFlags},
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
 use netlink_sys::{
     Socket, SocketAddr as NetlinkAddr,
@@ -27,6 +34,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 const LARGEST: usize = 64 * 1024;
 /// linux/sock_diag.h.
 const SOCK_DESTROY: u16 = 21;
+/// linux/tcp_states.h. A socket in one of these may still send or be accepted; the others have ended, or have no peer.
+const OPEN_STATES: [u8; 6] = [ESTABLISHED, 2, 3, 4, 8, 12];
+const ESTABLISHED: u8 = 1;
+const LISTEN: u8 = 10;
 /// The index of the loopback device of every namespace.
 const LOOPBACK: u32 = 1;
 /// Groups of changes (linux/rtnetlink.h): links, and routes and rules of both families.
@@ -86,6 +97,109 @@ impl Changes {
             }
         }
     }
+}
+
+/// A TCP socket of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Its own end.
+    pub local: SocketAddr,
+    /// The other end; unspecified for one that listens.
+    pub remote: SocketAddr,
+    /// Whether it listens.
+    pub listens: bool,
+    /// What the kernel knows it by.
+    pub cookie: u64,
+}
+
+/// The TCP sockets of the namespace that the calling thread is in: those that listen, and those whose connection begins or
+/// has not ended.
+///
+/// # Errors
+/// Those of socket(2), and the kernel's answer.
+pub fn tcp_sockets() -> io::Result<Vec<TcpSocket>> {
+    let mut sockets = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let socket = connect(NETLINK_SOCK_DIAG)?;
+        let question = SockDiagMessage::InetRequest(InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all(),
+            socket_id: if family == AF_INET {
+                SocketId::new_v4()
+            } else {
+                SocketId::new_v6()
+            },
+        });
+        dump(
+            &socket,
+            encode(question, NLM_F_REQUEST | NLM_F_DUMP, None),
+            |answer| {
+                if let SockDiagMessage::InetResponse(answer) = answer {
+                    sockets.extend(tcp_socket(&answer.header));
+                }
+            },
+        )?;
+    }
+    Ok(sockets)
+}
+
+fn tcp_socket(answer: &InetResponseHeader) -> Option<TcpSocket> {
+    let listens = answer.state == LISTEN;
+    let id = &answer.socket_id;
+    let end = |address: IpAddr, port| SocketAddr::new(address.to_canonical(), port);
+    (listens || OPEN_STATES.contains(&answer.state)).then(|| TcpSocket {
+        local: end(id.source_address, id.source_port),
+        remote: end(id.destination_address, id.destination_port),
+        listens,
+        cookie: u64::from_ne_bytes(id.cookie),
+    })
+}
+
+/// The addresses of the namespace that the calling thread is in which others may know it by: neither loopback nor of one
+/// link only. Those that are still being probed for duplicates are among them.
+///
+/// # Errors
+/// Those of socket(2), and the kernel's answer.
+pub fn addresses() -> io::Result<Vec<IpAddr>> {
+    let socket = connect(NETLINK_ROUTE)?;
+    let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    let mut addresses = Vec::new();
+    dump(
+        &socket,
+        encode(question, NLM_F_REQUEST | NLM_F_DUMP, None),
+        |answer| {
+            if let RouteNetlinkMessage::NewAddress(answer) = answer {
+                addresses.extend(own_address(&answer).filter(is_for_others));
+            }
+        },
+    )?;
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+/// The local end, where the device has two.
+fn own_address(answer: &AddressMessage) -> Option<IpAddr> {
+    let local = answer.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    local.or_else(|| {
+        answer.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
+}
+
+fn is_for_others(address: &IpAddr) -> bool {
+    let of_one_link = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !address.is_loopback() && !address.is_unspecified() && !of_one_link
 }
 
 /// Ends a TCP connection of the namespace that the calling thread is in, given as its local and its remote address, and
@@ -173,6 +287,33 @@ fn encode<T: NetlinkSerializable>(message: T, flags: u16, kind: Option<u16>) -> 
         message.header.emit(&mut bytes);
     }
     bytes
+}
+
+/// Sends, and takes all answers.
+fn dump<T: NetlinkDeserializable>(
+    socket: &Socket,
+    question: Vec<u8>,
+    mut each: impl FnMut(T),
+) -> io::Result<()> {
+    socket.send(&question, 0)?;
+    let mut buffer = Vec::with_capacity(LARGEST);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        let mut rest = &buffer[..];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<T>::deserialize(rest).map_err(io::Error::other)?;
+            // Each begins at a multiple of four.
+            let length = (message.header.length as usize).next_multiple_of(4).max(4);
+            match message.payload {
+                NetlinkPayload::InnerMessage(answer) => each(answer),
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                _ => {}
+            }
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
 }
 
 /// Sends, and takes the first answer; nothing where that is an acknowledgement.

@@ -4,6 +4,7 @@
 //! socket (two `setns` calls, about 1 us together). Never async: the thread must not change hands in between.
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::{
@@ -36,7 +37,15 @@ impl Netns {
     /// When there is nothing, when it is not a network namespace, or without CAP_SYS_ADMIN (and CAP_SYS_PTRACE for
     /// processes of other users).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = Arc::new(File::open(path)?);
+        Self::hold(File::open(path)?, path)
+    }
+
+    /// The same, of a namespace that is open already. `path` is what people are shown.
+    ///
+    /// # Errors
+    /// As [`Netns::open`].
+    pub fn hold(file: File, path: &Path) -> io::Result<Self> {
+        let file = Arc::new(file);
         let home = Arc::new(File::open("/proc/thread-self/ns/net")?);
         let mut netns = Self {
             file,
@@ -60,6 +69,14 @@ impl Netns {
         let (held, now) = (self.file.metadata(), std::fs::metadata(&self.path));
         held.and_then(|held| now.map(|now| identity(held) == identity(now)))
             .unwrap_or(false)
+    }
+
+    /// What tells the namespace from all others for as long as it is open: device and inode of its file.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        self.file.metadata().map(|file| (file.dev(), file.ino()))
     }
 
     /// Where it was opened.
@@ -88,6 +105,81 @@ impl Netns {
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// Where a pod's network namespace is.
+#[derive(Clone, Debug)]
+pub enum NetnsSource {
+    /// At a path, as a mesh file gives it. What is there may become another namespace: see [`Netns::is_current`].
+    Path(PathBuf),
+    /// Open already, and known to be the pod's. Nothing that is named by a number, which could be another's by now, lies
+    /// between the look at it and its capture.
+    Held(Netns),
+    /// Not found yet.
+    Missing {
+        /// Why.
+        why: Arc<str>,
+        /// Whether processes of the pod run. If not, nobody can have captured it.
+        runs: bool,
+    },
+}
+
+impl NetnsSource {
+    /// The namespace itself.
+    ///
+    /// # Errors
+    /// Those of [`Netns::open`]; NotFound, with the reason, for one that is missing.
+    pub fn open(&self) -> io::Result<Netns> {
+        match self {
+            Self::Path(path) => Netns::open(path),
+            Self::Held(netns) => Ok(netns.clone()),
+            Self::Missing { why, .. } => Err(io::Error::new(io::ErrorKind::NotFound, &**why)),
+        }
+    }
+
+    /// Whether `netns`, which was opened here, is still what is here.
+    pub fn is_current(&self, netns: &Netns) -> bool {
+        match self {
+            Self::Path(_) => netns.is_current(),
+            // A pod that was made anew, or whose sandbox was, has another source.
+            Self::Held(_) => true,
+            Self::Missing { .. } => false,
+        }
+    }
+
+    /// Whether nothing of the pod runs.
+    pub fn is_idle(&self) -> bool {
+        matches!(self, Self::Missing { runs: false, .. })
+    }
+}
+
+impl Default for NetnsSource {
+    fn default() -> Self {
+        Self::Path(PathBuf::new())
+    }
+}
+
+impl PartialEq for NetnsSource {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Path(a), Self::Path(b)) => a == b,
+            (Self::Held(a), Self::Held(b)) => a.cookie() == b.cookie(),
+            (Self::Missing { why: a, .. }, Self::Missing { why: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for NetnsSource {}
+
+impl fmt::Display for NetnsSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Held(netns) => netns.path().display().fmt(f),
+            Self::Missing { .. } => Ok(()),
+        }
     }
 }
 
