@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use crate::{
     admin::AdminAddrs,
     cli::{
-        ca::CaArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs, status::StatusArgs,
-        test_app::TestAppArgs, uninstall::UninstallArgs,
+        ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs,
+        status::StatusArgs, test_app::TestAppArgs, uninstall::UninstallArgs,
     },
     cluster::client::Access,
     controller::{AgentAccount, ControllerConfig, compile::Settings},
@@ -35,6 +35,7 @@ Examples:
   weft ca new --out /etc/weft/ca
   weft agent --node node-a --mesh-file mesh.yaml --ca-cert ca/root.pem --ca-key ca/root-key.pem
   weft status
+  weft enroll shop --wait 60
   weft status -o json | jq .pods
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
@@ -51,6 +52,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Say what becomes of a connection and why: its route, identities, encryption, and the policy that decides
     Explain(Box<ExplainArgs>),
+    /// Put a namespace's pods in the mesh, or take them out, and wait until that is done
+    Enroll(EnrollArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it
@@ -106,6 +109,25 @@ pub struct AgentArgs {
     /// kubelet, reach pods in STRICT too [default: the kubelet's, where there is one]
     #[arg(long, env = "WEFT_PODS_CGROUP", value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
+    /// Capture the pods of this node that labels select in the cluster of this kubeconfig, wherever their network
+    /// namespaces are, in place of those that the mesh file gives a netns
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The cluster's name, as in the uids of its workloads
+    #[arg(long, env = "CLUSTER_ID", value_name = "NAME", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// The namespace that weft runs in: its pods are never captured
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        value_name = "NAME",
+        default_value = "weft-system"
+    )]
+    pub own_namespace: String,
+    /// The key of the taint that is taken from this node once its pods are captured, such as weft.dev/agent-not-ready [default:
+    /// taints are left alone]
+    #[arg(long, env = "WEFT_STARTUP_TAINT", value_name = "KEY")]
+    pub startup_taint: Option<String>,
     /// The node's own network namespace
     #[arg(
         long,
@@ -449,6 +471,7 @@ impl AgentArgs {
                 pin_dir: self.pin_dir.clone(),
             },
             pods_cgroup: self.pods_cgroup.clone(),
+            listing: None,
             node_netns: self.node_netns.clone(),
             same_node_lease: Duration::from_secs(self.same_node_lease),
             takeover: self.takeover,

@@ -12,9 +12,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft::{
     args::{AgentArgs, Cli, Command, ControllerArgs},
-    cli, controller,
+    cli,
+    cluster::client::{Access, connect},
+    controller,
     kernel::privileges,
-    node,
+    node::{self, Showing},
     telemetry::{Metrics, log},
 };
 
@@ -25,6 +27,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Controller(args) => controller(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
+        Command::Enroll(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::enroll::run(args))),
         Command::Ca(args) => cli::ca::run(&args),
         Command::Release(args) => {
             until_ended(|shutdown| async move { cli::release::run(&args, shutdown).await })
@@ -72,7 +75,9 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime(2)?;
     runtime.block_on(async {
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        node::run(args.config(open_files), metrics, Some(log.filter()), shutdown).await
+        let mut config = args.config(open_files);
+        config.listing = listing(args).await?;
+        node::run(config, metrics, Some(log.filter()), shutdown).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -91,6 +96,21 @@ fn controller(args: &ControllerArgs) -> anyhow::Result<ExitCode> {
 
 /// One compiles while the others serve.
 const CONTROLLER_THREADS: usize = 4;
+
+/// What the cluster's API shows of this node, where there is a cluster.
+async fn listing(args: &AgentArgs) -> anyhow::Result<Option<Showing>> {
+    let Some(kubeconfig) = &args.kubeconfig else {
+        return Ok(None);
+    };
+    let access = Access {
+        kubeconfig: Some(kubeconfig.clone()),
+        context: None,
+    };
+    let client = connect(&access).await.context("reach the Kubernetes API")?;
+    let names = (args.cluster_id.as_str(), args.own_namespace.as_str());
+    let taint = args.startup_taint.clone();
+    Ok(Some(Showing::of(client, &args.node, names, taint)))
+}
 
 /// Every connection takes a file or two, every pod some more: as many as the hard limit allows, which needs no capability.
 /// The answer is how many there may be.

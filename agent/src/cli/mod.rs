@@ -7,6 +7,7 @@ use anyhow::Context;
 
 mod ask;
 pub mod ca;
+pub mod enroll;
 pub mod explain;
 pub mod mount_bpffs;
 mod page;

@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     NodeConfig, Shared,
     enroll::{Desired, Enrolment},
+    exposed::{Exposed, Fresh},
     memory::Memory,
+    pod::Pod,
+    pods::{Pods, View, report::Report},
     same_node::{Inbox, SameNode, lease},
     state::State,
 };
@@ -23,7 +26,8 @@ use crate::{
     admin::{Admin, Listeners},
     feed::{FeedError, FileWatch, LocalPod, Lookups, MeshFile},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
-    mesh::{Mesh, SpiffeId, TunnelProtocol},
+    mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
+    net::netns::NetnsSource,
     telemetry::chain,
 };
 
@@ -47,6 +51,9 @@ enum Standing {
 pub(super) struct Kept {
     pub(super) enrolment: Enrolment,
     pub(super) same_node: SameNode,
+    pub(super) exposed: Exposed,
+    /// The node's pods, where the API says which they are, and how they were at first.
+    pub(super) pods: Option<(Pods, Arc<View>)>,
 }
 
 /// The control loop's state.
@@ -55,12 +62,18 @@ pub(super) struct Control {
     shared: Shared,
     enrolment: Enrolment,
     same_node: SameNode,
+    exposed: Exposed,
+    /// Whether this agent has looked at the node's pods.
+    looked: bool,
     state: Arc<State>,
     admin: Admin,
     ports: Option<(CancellationToken, JoinHandle<()>)>,
     shutdown: CancellationToken,
     standing: Standing,
     local_pods: Vec<LocalPod>,
+    pods: Option<Pods>,
+    /// What the API and the cgroups say of this node's pods; nothing where the mesh file does.
+    view: Option<Arc<View>>,
     desired: BTreeMap<Arc<str>, Desired>,
     memory: Memory,
 }
@@ -74,11 +87,16 @@ impl Control {
         admin: Admin,
         shutdown: CancellationToken,
     ) -> Self {
+        let (pods, view) = kept.pods.unzip();
         Self {
             config,
             shared,
+            pods,
+            view,
             enrolment: kept.enrolment,
             same_node: kept.same_node,
+            exposed: kept.exposed,
+            looked: false,
             state,
             admin,
             ports: None,
@@ -98,6 +116,7 @@ impl Control {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut certificates = self.shared.svids.revision();
         let shutdown = self.shutdown.clone();
+        let mut pods = self.pods.clone();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -110,6 +129,7 @@ impl Control {
                     }
                     continue;
                 }
+                view = next_view(pods.as_mut()) => self.take_view(view),
                 mesh = feed.changed() => self.changed(mesh),
                 Some(_asked) = lookups.next() => match feed.look().await {
                     Some(mesh) => self.changed(mesh),
@@ -121,6 +141,7 @@ impl Control {
                 self.turn().await;
             }
         }
+        self.fall_silent();
         self.same_node.hand_over().await;
         // The next agent need not wait until the last connection has ended.
         self.enrolment.hand_over();
@@ -157,6 +178,7 @@ impl Control {
             (Standing::Writing, true) => {
                 tracing::info!("another agent takes over: this one changes nothing any more");
                 self.standing = Standing::LetGo;
+                self.fall_silent();
                 self.close_ports().await;
                 self.same_node.hand_over().await;
                 // The other's programs may not know a connection that ours let through.
@@ -240,9 +262,11 @@ impl Control {
             tracing::warn!(%warning, "the mesh file may not say what is meant");
         }
         let mesh = Arc::new(file.mesh);
-        self.local_pods = file.local_pods;
-        self.desired = desired(&mesh, &self.local_pods, self.config.dns_capture);
-        self.shared.svids.desire(identities(&mesh, &self.desired));
+        self.local_pods = match &self.view {
+            Some(view) => view.pods.clone(),
+            None => file.local_pods,
+        };
+        self.want(&mesh);
         self.shared.mesh.store(Some(Arc::clone(&mesh)));
         self.shared.connections.reconsider(&mesh);
         self.same_node.look_again();
@@ -257,6 +281,79 @@ impl Control {
             "mesh taken"
         );
         self.warn_of_a_strange_name(&mesh);
+    }
+
+    /// What should be captured, and who these pods are.
+    fn want(&mut self, mesh: &Mesh) {
+        self.desired = desired(mesh, &self.local_pods, self.config.dns_capture);
+        self.shared.svids.desire(identities(mesh, &self.desired));
+    }
+
+    /// Other pods run on this node, or start, or are found.
+    fn take_view(&mut self, view: Option<Arc<View>>) {
+        let Some(view) = view else { return };
+        self.local_pods = view.pods.clone();
+        self.view = Some(view);
+        if let Some(mesh) = self.shared.mesh.load_full() {
+            self.want(&mesh);
+        }
+    }
+
+    /// Refuses what pods dial that are on their way, before anything else is done, and lets those go that have arrived.
+    fn hold_pending(&mut self) {
+        // Without a view there are none, and what an earlier agent has left is let go.
+        let none = View::default();
+        let view = self.view.as_deref().unwrap_or(&none);
+        let mut told = self.enrolment.set_pending(&view.pending);
+        if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, view.pods_cgroup) {
+            told = self.enrolment.set_pods_cgroup(pods);
+        }
+        if let Err(error) = told {
+            let error = chain(&error);
+            tracing::error!(error, "pods that start are not held back until they are captured");
+        }
+    }
+
+    /// Which of the node's pods are captured, for the API.
+    fn report(&self) {
+        let (Some(showing), Some(view)) = (&self.config.listing, &self.view) else {
+            return;
+        };
+        let is_captured = |pod: &LocalPod| self.enrolment.is_captured_at(&pod.uid, &pod.netns);
+        let pods = view.pods.iter().map(|pod| (pod.uid.clone(), is_captured(pod)));
+        let report = Report { pods: pods.collect() };
+        showing.reports.send_if_modified(|last| {
+            let is_new = last.as_deref() != Some(&report);
+            if is_new {
+                *last = Some(Arc::new(report));
+            }
+            is_new
+        });
+    }
+
+    /// What is said of the pods is another agent's from now on: two would contradict each other.
+    fn fall_silent(&self) {
+        if let Some(showing) = &self.config.listing {
+            showing.reports.send_replace(None);
+        }
+    }
+
+    /// What pods that were captured now had opened before.
+    fn judge_exposed(&mut self, fresh: Vec<Arc<Pod>>) {
+        let Some(mesh) = self.shared.mesh.load_full() else {
+            return;
+        };
+        let held = |pod: &Pod| {
+            let view = self.view.as_ref();
+            view.is_some_and(|view| view.pending.awaits(&pod.uid))
+        };
+        let fresh = fresh.into_iter().map(|pod| Fresh {
+            late: !self.looked || held(&pod),
+            pod,
+        });
+        let fresh = fresh.collect();
+        self.exposed.turn(&mesh, fresh);
+        self.looked = true;
     }
 
     /// A mesh in which nothing runs on this node, while other nodes have workloads, is most likely a slip of the pen.
@@ -276,8 +373,11 @@ impl Control {
 
     async fn turn(&mut self) {
         // Nothing goes directly to or from a pod that is about to change: its address may be another's by now.
+        self.hold_pending();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
-        let turn = self.enrolment.turn(&self.desired).await;
+        let mut turn = self.enrolment.turn(&self.desired).await;
+        self.judge_exposed(std::mem::take(&mut turn.fresh));
+        self.hold_pending();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
         self.same_node.turn();
         if let Err(error) = self.enrolment.set_lease(lease(self.config.same_node_lease)) {
@@ -291,28 +391,47 @@ impl Control {
             .metrics
             .proxies(captured, self.desired.len().saturating_sub(captured));
         self.shared.metrics.pods(self.desired.len(), captured);
+        self.report();
         self.state.pods(&self.desired, &self.enrolment, turn);
     }
 }
 
-/// The pods of this node that should be captured: those that are in the mesh and whose namespace is known.
+/// Waits for another view of the node's pods.
+async fn next_view(pods: Option<&mut Pods>) -> Option<Arc<View>> {
+    match pods {
+        Some(pods) => {
+            pods.changed().await;
+            pods.view()
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The pods of this node that should be captured. A mesh file says it of those that it gives a namespace. Of the others the
+/// labels say it, also where the mesh does not know them yet, or not that they take tunnels: they are captured first.
 pub(super) fn desired(mesh: &Mesh, local: &[LocalPod], dns_capture: bool) -> BTreeMap<Arc<str>, Desired> {
     let desired = |pod: &LocalPod| {
-        let workload = mesh.workload(&pod.uid)?;
-        let enrolled = workload.tunnel_protocol == TunnelProtocol::Hbone && !workload.host_network;
-        enrolled.then(|| {
-            let addresses = workload.addresses.iter().map(|ip| ip.to_canonical()).collect();
-            let modes = mesh.strict_ports(workload);
-            (
-                pod.uid.clone(),
-                Desired {
-                    netns: pod.netns.clone(),
-                    addresses,
-                    modes,
-                    dns: pod.dns_capture.unwrap_or(dns_capture),
-                },
-            )
-        })
+        let by_file = matches!(pod.netns, NetnsSource::Path(_));
+        let workload = mesh.workload(&pod.uid);
+        let is_meant = |workload: &Workload| {
+            !workload.host_network && (!by_file || workload.tunnel_protocol == TunnelProtocol::Hbone)
+        };
+        if !workload.map_or(!by_file, |workload| is_meant(workload)) {
+            return None;
+        }
+        // A pod that the mesh knows, and not its addresses yet, has those that it has.
+        let addresses = match workload {
+            Some(workload) if workload.addresses.is_empty() => pod.addresses.as_slice(),
+            Some(workload) => workload.addresses.as_slice(),
+            None => &[],
+        };
+        let desired = Desired {
+            netns: pod.netns.clone(),
+            addresses: addresses.iter().map(|ip| ip.to_canonical()).collect(),
+            modes: workload.map(|it| mesh.strict_ports(it)).unwrap_or_default(),
+            dns: pod.dns_capture.unwrap_or(dns_capture),
+        };
+        Some((pod.uid.clone(), desired))
     };
     local.iter().filter_map(desired).collect()
 }

@@ -3,24 +3,30 @@
 //!
 //! The only writer of the kernel's maps. What is to be done is `plan`'s to say.
 
+mod netns;
 mod plan;
 
 use std::{
     collections::{BTreeMap, HashSet},
     io,
-    net::{IpAddr, UdpSocket},
-    path::{Path, PathBuf},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
-pub(super) use plan::Desired;
+use netns::{check_addresses, open};
 use plan::{Action, plan};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{dns, places::Places, pod::Pod, worker::Serve};
+use super::{
+    dns,
+    places::Places,
+    pod::Pod,
+    pods::{Awaited, Pending},
+    worker::Serve,
+};
 use crate::{
     kernel::{
         dns::DNS_SLOTS,
@@ -28,12 +34,17 @@ use crate::{
         maps::{ListenerKind, Maps, PodsCgroup},
     },
     mesh::{MtlsMode, PortModes},
-    net::{netns::Netns, socket::Family},
+    net::{netns::NetnsSource, socket::Family},
 };
+
+/// A pod that should be captured.
+pub(super) type Desired = plan::Desired<NetnsSource>;
 
 /// A pod that is captured.
 struct Captured {
     pod: Arc<Pod>,
+    /// Where its network namespace was found.
+    source: NetnsSource,
     modes: PortModes,
     /// Whether its DNS queries are to be captured.
     dns: bool,
@@ -47,7 +58,9 @@ struct Captured {
 #[derive(Debug, Error)]
 pub(super) enum EnrollError {
     #[error("open the pod's network namespace {path}")]
-    Netns { path: PathBuf, source: io::Error },
+    Netns { path: String, source: io::Error },
+    #[error("the pod's network namespace is not found: {0}")]
+    Missing(Arc<str>),
     #[error("the pod has no address in the mesh")]
     NoAddress,
     #[error("the mesh says that the pod has the address {address}, but its network namespace does not")]
@@ -68,6 +81,7 @@ pub(super) struct Enrolment {
     maps: Maps,
     workers: Vec<mpsc::Sender<Serve>>,
     captured: BTreeMap<Arc<str>, Captured>,
+    fresh: Vec<Arc<Pod>>,
     dns_places: dns::Places,
     places: Places,
 }
@@ -78,6 +92,8 @@ pub(super) struct Turn {
     pub(super) started: usize,
     pub(super) stopped: usize,
     pub(super) failed: BTreeMap<Arc<str>, String>,
+    /// The pods that no agent had captured before: their open connections are not the mesh's.
+    pub(super) fresh: Vec<Arc<Pod>>,
     /// Why an earlier agent's place could not be taken.
     pub(super) unsettled: Option<String>,
 }
@@ -95,6 +111,7 @@ impl Enrolment {
             maps,
             workers,
             captured: BTreeMap::new(),
+            fresh: Vec::new(),
             dns_places: dns::Places::new(places.limits().dns_queries),
             places,
         };
@@ -149,6 +166,15 @@ impl Enrolment {
         written.map_err(|source| self.kernel.map_error(source))
     }
 
+    /// Says where the node's pods are, once that is known.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub(super) fn set_pods_cgroup(&mut self, pods: PodsCgroup) -> Result<(), LoadError> {
+        let written = self.maps.set_pods_cgroup(pods);
+        written.map_err(|source| self.kernel.map_error(source))
+    }
+
     /// Lets connections go from app to app until then, where nobody else's programs would not know them.
     ///
     /// # Errors
@@ -186,6 +212,25 @@ impl Enrolment {
         self.captured.len()
     }
 
+    /// Whether a pod is captured in this very namespace: one that was made anew has its predecessor's uid.
+    pub(super) fn is_captured_at(&self, uid: &str, netns: &NetnsSource) -> bool {
+        let captured = self.captured.get(uid);
+        captured.is_some_and(|captured| !captured.stale && captured.source == *netns)
+    }
+
+    /// Refuses what these pods dial until they are captured.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub(super) fn set_pending(&mut self, pending: &Pending) -> Result<(), LoadError> {
+        let is_captured = |awaited: &Awaited| self.is_captured_at(&awaited.uid, &awaited.netns);
+        let waits = |awaited: &Option<Awaited>| !awaited.as_ref().is_some_and(is_captured);
+        let cgroups = pending.cgroups.iter().filter(|(_, awaited)| waits(awaited));
+        let cgroups = cgroups.map(|(cgroup, _)| *cgroup).collect();
+        let written = self.maps.set_pending(&cgroups, pending.levels);
+        written.map_err(|source| self.kernel.map_error(source))
+    }
+
     /// One turn: does what is missing. A pod that fails does not stop the others; it is tried again at the next turn,
     /// and what was captured of it before stays captured.
     pub(super) async fn turn(&mut self, desired: &BTreeMap<Arc<str>, Desired>) -> Turn {
@@ -203,8 +248,10 @@ impl Enrolment {
                 (Err(error), _) => drop(turn.failed.insert(uid.clone(), crate::telemetry::chain(&error))),
             }
         }
+        turn.fresh = std::mem::take(&mut self.fresh);
         // A pod that an earlier agent captured and this one could not must go on refusing.
-        let all = desired.keys().all(|uid| self.captured.contains_key(uid));
+        let is_done = |uid: &Arc<str>, pod: &Desired| self.captured.contains_key(uid) || pod.netns.is_idle();
+        let all = desired.iter().all(|(uid, pod)| is_done(uid, pod));
         if all {
             self.release_strangers(&mut turn);
         }
@@ -235,9 +282,10 @@ impl Enrolment {
     fn actual(&self) -> BTreeMap<Arc<str>, Desired> {
         let of = |captured: &Captured| Desired {
             // A path that leads to another namespace by now belongs to a pod that was made anew.
-            netns: Some(captured.pod.netns.path())
-                .filter(|_| !captured.stale && captured.pod.netns.is_current())
-                .map_or_else(PathBuf::new, Path::to_owned),
+            netns: Some(&captured.source)
+                .filter(|source| !captured.stale && source.is_current(&captured.pod.netns))
+                .cloned()
+                .unwrap_or_default(),
             addresses: captured.pod.addresses.clone(),
             modes: captured.modes.clone(),
             dns: captured.dns,
@@ -251,11 +299,8 @@ impl Enrolment {
     /// Inbound first, outbound last: a pod that is half captured refuses, it never leaks. A pod that is captured already
     /// is let go only after that, and only of what it no longer has.
     async fn capture(&mut self, uid: &Arc<str>, desired: &Desired) -> Result<(), EnrollError> {
-        tracing::debug!(%uid, netns = %desired.netns.display(), "capturing");
-        let netns = Netns::open(&desired.netns).map_err(|source| EnrollError::Netns {
-            path: desired.netns.clone(),
-            source,
-        })?;
+        tracing::debug!(%uid, netns = %desired.netns, "capturing");
+        let netns = open(&desired.netns)?;
         check_addresses(&netns, &desired.addresses)?;
         let mut pod = Pod {
             uid: uid.clone(),
@@ -268,20 +313,26 @@ impl Enrolment {
         let pod = Arc::new(pod);
         write_modes(&mut self.maps, &pod, &desired.modes)?;
         let cookie = pod.netns.cookie();
+        let is_fresh =
+            !self.kernel.lookups().contains(&cookie) && !self.kernel.foreign_lookups().contains(&cookie);
         // Ends the listeners again unless all of it succeeds.
         let listening = self.listen(&pod, for_dns).await?;
         self.kernel
             .attach_lookup(cookie, std::os::fd::AsFd::as_fd(&pod.netns))
             .map_err(EnrollError::Attach)?;
         self.maps.insert_pod(cookie, &pod.addresses, pod.dns.is_some())?;
+        if is_fresh {
+            self.fresh.push(Arc::clone(&pod));
+        }
         let captured = Captured {
             pod,
+            source: desired.netns.clone(),
             modes: desired.modes.clone(),
             dns: desired.dns,
             released: listening.disarm(),
             stale: false,
         };
-        tracing::info!(%uid, netns = %desired.netns.display(), "pod captured");
+        tracing::info!(%uid, netns = %desired.netns, "pod captured");
         match self.captured.insert(uid.clone(), captured) {
             Some(old) => self.let_go(&old, Some(cookie)),
             None => Ok(()),
@@ -417,20 +468,6 @@ fn listen_for_dns(pod: &mut Pod) -> Result<Vec<dns::PodSocket>, EnrollError> {
         }
         listening => listening.map_err(EnrollError::Listen),
     }
-}
-
-/// The pod must have the addresses that the mesh gives it: a wrong one would send its apps' connections elsewhere.
-fn check_addresses(netns: &Netns, addresses: &[IpAddr]) -> Result<(), EnrollError> {
-    if addresses.is_empty() {
-        return Err(EnrollError::NoAddress);
-    }
-    addresses.iter().try_for_each(|address| {
-        let bound = netns.enter(|| UdpSocket::bind((*address, 0)));
-        bound.map(drop).map_err(|source| EnrollError::NotItsAddress {
-            address: *address,
-            source,
-        })
-    })
 }
 
 fn write_modes(maps: &mut Maps, pod: &Pod, modes: &PortModes) -> Result<(), EnrollError> {

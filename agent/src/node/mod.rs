@@ -9,12 +9,14 @@ mod dial;
 mod dns;
 mod draws;
 mod enroll;
+mod exposed;
 mod inbound;
 mod limits;
 mod memory;
 mod outbound;
 mod places;
 mod pod;
+pub mod pods;
 mod same_node;
 mod state;
 mod target;
@@ -29,7 +31,10 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::limits::LimitSettings;
@@ -37,8 +42,13 @@ use self::{
     connections::Connections,
     control::{Control, Kept, desired, identities},
     enroll::Enrolment,
+    exposed::Exposed,
     limits::Limits,
     places::Places,
+    pods::{
+        Listing, PodSettings, Pods, View, listing,
+        report::{Report, Reporter},
+    },
     same_node::{Asking, Known, SameNode},
     state::State,
     worker::Drain,
@@ -78,6 +88,8 @@ pub struct NodeConfig {
     pub load: LoadConfig,
     /// The cgroup under which the node's pods are; the kubelet's where none is given.
     pub pods_cgroup: Option<PathBuf>,
+    /// What the API shows of this node; without it the mesh file says which pods are captured, and where they are.
+    pub listing: Option<Showing>,
     /// The node's own network namespace.
     pub node_netns: PathBuf,
     /// For how long pairs of pods of this node go on from app to app when the agent has gone.
@@ -96,6 +108,45 @@ pub struct NodeConfig {
     pub open_files: usize,
     /// The agent's own ports.
     pub admin: AdminAddrs,
+}
+
+/// Where what the API shows of this node comes from, and where goes what is to be said there.
+#[derive(Clone, Debug)]
+pub struct Showing {
+    /// The cluster's name, the first part of workloads' uids.
+    pub cluster: String,
+    /// The namespace that weft itself runs in: its pods are never captured.
+    pub own_namespace: String,
+    /// The newest; nothing until everything has been shown once.
+    pub listing: watch::Receiver<Option<Arc<Listing>>>,
+    /// Which pods are captured; nothing until the agent has looked at them.
+    pub reports: watch::Sender<Option<Arc<Report>>>,
+}
+
+impl Showing {
+    /// Watches the pods of the node of this name, and tells the API which are captured. Within a runtime.
+    pub fn of(
+        client: kube::Client,
+        node: &str,
+        (cluster, own_namespace): (&str, &str),
+        startup_taint: Option<String>,
+    ) -> Self {
+        let listing = listing::watch(client.clone(), node);
+        let (reports, said) = watch::channel(None);
+        let reporter = Reporter {
+            client,
+            node: node.to_owned(),
+            cluster: cluster.to_owned(),
+            startup_taint,
+        };
+        tokio::spawn(reporter.run(listing.clone(), said));
+        Self {
+            cluster: cluster.to_owned(),
+            own_namespace: own_namespace.to_owned(),
+            listing,
+            reports,
+        }
+    }
 }
 
 /// What every connection needs. Cheap to clone.
@@ -126,7 +177,14 @@ pub async fn run(
     preflight::check()?;
     let trust = FileSources::load(config.trust.clone())?;
     let mut feed = FileWatch::new(&config.mesh_file, &config.node);
-    let first = feed.changed().await?;
+    let mut first = feed.changed().await?;
+    let local = tokio::select! {
+        found = find_pods(&config) => found?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    if let Some((_, view)) = &local {
+        first.local_pods = view.pods.clone();
+    }
     let (on_demand, lookups) = on_demand();
     let (asking, pairs) = SameNode::channel();
     let shared = Shared {
@@ -166,7 +224,12 @@ pub async fn run(
         filter,
         quit: shutdown.clone(),
     };
-    let kept = Kept { enrolment, same_node };
+    let kept = Kept {
+        enrolment,
+        same_node,
+        exposed: Exposed::new(node, shared.metrics.clone()),
+        pods: local,
+    };
     let mut control = Control::new(config, shared, kept, state, admin, shutdown);
     control.serve_ports(ports);
     control.take(first);
@@ -174,6 +237,27 @@ pub async fn run(
     workers.join();
     control.close_ports().await;
     Ok(())
+}
+
+/// The node's pods, where the API is to say which they are. Waits until it has: whoever does not know which pods are to be
+/// captured must not let go of those that an earlier agent has captured.
+async fn find_pods(config: &NodeConfig) -> anyhow::Result<Option<(Pods, Arc<View>)>> {
+    let Some(showing) = &config.listing else {
+        return Ok(None);
+    };
+    let pods_cgroup = match &config.pods_cgroup {
+        Some(path) => preflight::pods_cgroup(Some(path), path)?.map(|found| (path.clone(), found.level)),
+        None => None,
+    };
+    let settings = PodSettings {
+        cluster: showing.cluster.clone(),
+        own_namespace: showing.own_namespace.clone(),
+        pods_cgroup,
+        node_netns: config.node_netns.clone(),
+    };
+    let mut pods = Pods::spawn(settings, showing.listing.clone()).context("look for the node's pods")?;
+    let first = pods.first().await;
+    Ok(Some((pods, first)))
 }
 
 /// The network namespace of the node itself. Without it no way between two pods can be proved to stay on the node, and no

@@ -113,6 +113,8 @@ impl State {
         let workload = mesh.as_ref().and_then(|mesh| mesh.workload(uid));
         let certified = workload.is_some_and(|it| self.shared.svids.current(&it.identity).is_some());
         let (state, message) = match failure {
+            // It starts, or has ended: there is nothing to capture.
+            Some(message) if desired.netns.is_idle() => (PodState::Pending, Some(message)),
             Some(message) => (PodState::Failed, Some(message)),
             None if !enrolment.is_captured(uid) => (PodState::Pending, None),
             None if !certified => (PodState::Pending, Some("waits for its certificate".to_owned())),
@@ -122,7 +124,7 @@ impl State {
             workload: workload.map_or_else(|| uid.to_string(), |it| it.name.to_string()),
             namespace: workload.map(|it| it.namespace.to_string()).unwrap_or_default(),
             addresses: desired.addresses.clone(),
-            netns: desired.netns.display().to_string(),
+            netns: desired.netns.to_string(),
             identity: workload.map(|it| it.identity.to_string()).unwrap_or_default(),
             state,
             message,

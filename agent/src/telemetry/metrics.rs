@@ -59,6 +59,7 @@ struct Registered {
     mesh_loaded: Gauge<f64, AtomicU64>,
     meshes_rejected: Counter,
     lookups: Family<[(&'static str, &'static str); 1], Counter>,
+    exposed: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl Metrics {
@@ -79,6 +80,7 @@ impl Metrics {
             mesh_loaded: Gauge::default(),
             meshes_rejected: Counter::default(),
             lookups: Family::default(),
+            exposed: Family::default(),
         };
         registered.register_istio(tag);
         registered.register_weft(dropped);
@@ -172,6 +174,11 @@ impl Metrics {
         self.0.lookups.get_or_create(&[("outcome", outcome)]).inc();
     }
 
+    /// Counts a connection in plaintext that was older than its pod's capture and was ended: `inbound` or `outbound`.
+    pub fn exposed(&self, direction: &'static str) {
+        self.0.exposed.get_or_create(&[("direction", direction)]).inc();
+    }
+
     /// Every metric, as OpenMetrics text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -247,6 +254,11 @@ impl Registered {
             "on_demand_lookups",
             "Addresses of the cluster that were dialled and that the mesh did not have, by how looking them up ended",
             self.lookups.clone(),
+        );
+        weft.register(
+            "exposed_connections",
+            "Connections that had gone past the mesh in plaintext, were not allowed to, and were reset when their pod was captured",
+            self.exposed.clone(),
         );
         weft.register_collector(Box::new(limits::Collected(self.limits.clone())));
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));

@@ -15,9 +15,12 @@ use super::{
     values,
     workloads::{self, Pod},
 };
-use crate::mesh::{
-    GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, SameNode, SameNodes, Service,
-    ServiceKey, TrustDomain,
+use crate::{
+    mesh::{
+        GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, SameNode, SameNodes, Service,
+        ServiceKey, TrustDomain,
+    },
+    net::netns::NetnsSource,
 };
 
 /// What every section of the file needs.
@@ -410,7 +413,8 @@ fn local_pods(pods: &[Pod<'_>], node: &str, problems: &mut Problems) -> Vec<Loca
         if &*pod.workload.node == node {
             local_pods.push(LocalPod {
                 uid: pod.workload.uid.clone(),
-                netns: netns.clone(),
+                netns: NetnsSource::Path(netns.clone()),
+                addresses: Vec::new(),
                 dns_capture: pod.dns_capture,
             });
         }

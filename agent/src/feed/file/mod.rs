@@ -18,15 +18,15 @@ mod workloads;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{net::IpAddr, path::Path, sync::Arc};
 
 pub use problem::{MeshFileError, Problem};
 pub use watch::{FeedError, FileWatch, load};
 
-use crate::mesh::{Mesh, values};
+use crate::{
+    mesh::{Mesh, values},
+    net::netns::NetnsSource,
+};
 
 /// The largest mesh file that is read, in bytes. Some tens of thousands of workloads.
 pub const LARGEST_FILE: usize = 16 << 20;
@@ -48,7 +48,9 @@ pub struct LocalPod {
     /// The uid of its workload.
     pub uid: Arc<str>,
     /// Its network namespace, for example `/run/netns/curl-1`.
-    pub netns: PathBuf,
+    pub netns: NetnsSource,
+    /// The addresses that were found in it, where it was looked into: the API, and so the mesh, may learn them later.
+    pub addresses: Vec<IpAddr>,
     /// Whether its DNS queries are captured; where the file does not say, the agent's own setting holds.
     pub dns_capture: Option<bool>,
 }

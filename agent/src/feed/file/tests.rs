@@ -100,7 +100,7 @@ fn workloads() {
     assert_eq!(curl.identity.as_str(), "spiffe://example.org/ns/demo/sa/curl");
     assert_eq!(
         curl.addresses,
-        ["10.244.1.10", "fd00:244:1::10"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap())
+        ["10.244.1.10", "fd00:244:1::10"].map(|ip| ip.parse::<IpAddr>().unwrap())
     );
     assert_eq!(
         (curl.tunnel_protocol, curl.workload_type),
@@ -121,10 +121,7 @@ fn workloads() {
 
     let web = workload(&file, "web-1");
     assert_eq!(web.identity.service_account(), "default");
-    assert_eq!(
-        web.addresses,
-        ["10.244.2.10".parse::<std::net::IpAddr>().unwrap()]
-    );
+    assert_eq!(web.addresses, ["10.244.2.10".parse::<IpAddr>().unwrap()]);
     let telemetry = [
         &web.workload_name,
         &web.canonical_name,
@@ -143,7 +140,8 @@ fn local_pods() {
     let local = |node| parse(WHOLE, Path::new("mesh.yaml"), node).unwrap().local_pods;
     let pod = |name: &str| LocalPod {
         uid: format!("blue//Pod/demo/{name}").into(),
-        netns: Path::new("/run/netns").join(name),
+        netns: NetnsSource::Path(Path::new("/run/netns").join(name)),
+        addresses: Vec::new(),
         dns_capture: (name == "web-1").then_some(false),
     };
     assert_eq!(local("node-a"), [pod("curl-1")]);

@@ -7,11 +7,11 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use crate::mesh::PortModes;
 
-/// A pod that should be captured.
+/// A pod that should be captured. `N` says where its network namespace is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Desired {
+pub struct Desired<N = PathBuf> {
     /// Where its network namespace is; empty where it is not known any more.
-    pub netns: PathBuf,
+    pub netns: N,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether its ports take plaintext.
@@ -33,9 +33,12 @@ pub enum Action {
 
 /// The difference between what should be and what is. Releases come first: another pod may have the address of one that
 /// went. A pod that changed, or was made anew, is captured as it is now and never released in between.
-pub fn plan(desired: &BTreeMap<Arc<str>, Desired>, actual: &BTreeMap<Arc<str>, Desired>) -> Vec<Action> {
+pub fn plan<N: PartialEq>(
+    desired: &BTreeMap<Arc<str>, Desired<N>>,
+    actual: &BTreeMap<Arc<str>, Desired<N>>,
+) -> Vec<Action> {
     let same_pod =
-        |a: &Desired, b: &Desired| (&a.netns, &a.addresses, a.dns) == (&b.netns, &b.addresses, b.dns);
+        |a: &Desired<N>, b: &Desired<N>| (&a.netns, &a.addresses, a.dns) == (&b.netns, &b.addresses, b.dns);
     let unwanted = actual.keys().filter(|uid| !desired.contains_key(*uid));
     let releases = unwanted.map(|uid| Action::Release(uid.clone()));
     let rest = desired.iter().filter_map(|(uid, want)| match actual.get(uid) {

@@ -1,0 +1,394 @@
+//! One look at the node: what the API shows, what the cgroups show, and what follows. Level-triggered; what is remembered is
+//! only what a look cannot tell: whether a pod was seen starting, and which process a namespace was found by.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ApiPod, Awaited, Listing, Pending, PodSettings, View,
+    cgroups::{Folders, PodFolder, Tree, is_uid, root_of},
+    netns::{Finder, Found, Identity, Missing},
+};
+use crate::{
+    cluster::enrolment::{Candidate, Outside, Verdict, dns_capture, verdict},
+    feed::LocalPod,
+    kernel::maps::PodsCgroup,
+    net::netns::NetnsSource,
+};
+
+/// How often all cgroups are walked through when no pod is missed, and when one is.
+const EXPLORE: Duration = Duration::from_secs(30);
+const EXPLORE_AGAIN: Duration = Duration::from_secs(1);
+/// A cgroup of which the API has not said for so long whose it is belongs to no pod of the cluster, if the API is there.
+const UNKNOWN: Duration = Duration::from_secs(60);
+/// How often it is asked whether what was found is still so.
+const CHECK: Duration = Duration::from_secs(1);
+/// For how long a pod that is not found is looked for eagerly.
+const STARTS: Duration = Duration::from_secs(60);
+/// Set by the kubelet on what shows a static pod in the API; only kubelets may.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The UID by which the kubelet itself knows such a pod.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
+
+/// What the labels say of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    Enrolled,
+    Outside,
+    /// The API has not shown the pod, or not its namespace.
+    Unknown,
+}
+
+/// A pod's cgroup that was seen.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    since: Instant,
+    /// Whether what it dials is refused until it is captured: it has not been a pod outside of the mesh.
+    held: bool,
+}
+
+pub(super) struct Looker {
+    settings: PodSettings,
+    tree: Tree,
+    finder: Finder,
+    /// By the UID in the folder's name; none before the first look.
+    seen: Option<BTreeMap<String, Seen>>,
+    /// By the UID in the API.
+    found: BTreeMap<String, Found>,
+    /// Since when pods are missed, by the UID in the API.
+    missed: BTreeMap<String, Instant>,
+    /// The folders under which this node's pods are.
+    roots: BTreeSet<PathBuf>,
+    explored: Option<Instant>,
+    checked: Option<Instant>,
+    is_awaiting: bool,
+    /// Whether it was said that pods that start cannot be held.
+    warned: bool,
+}
+
+impl Looker {
+    pub(super) fn new(settings: PodSettings, tree: Tree, finder: Finder) -> Self {
+        let roots = settings
+            .pods_cgroup
+            .iter()
+            .map(|(path, _)| path.clone())
+            .collect();
+        Self {
+            settings,
+            tree,
+            finder,
+            seen: None,
+            found: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            roots,
+            explored: None,
+            checked: None,
+            is_awaiting: false,
+            warned: false,
+        }
+    }
+
+    /// The folders whose changes matter.
+    pub(super) fn parents(&self) -> impl Iterator<Item = &Path> {
+        self.tree.parents()
+    }
+
+    /// Whether a pod that is to be captured starts.
+    pub(super) fn is_awaiting(&self) -> bool {
+        self.is_awaiting
+    }
+
+    pub(super) fn look(&mut self, listing: &Listing, now: Instant) -> View {
+        let odd: Vec<String> = keys_of(listing)
+            .filter(|uid| !is_uid(uid))
+            .map(str::to_owned)
+            .collect();
+        let folders = self.folders(listing, &odd, now);
+        let owners = owners(listing);
+        self.learn_roots(&owners, &folders);
+        let pods = self.pods(listing, &owners, &folders, now);
+        let pending = self.pending(listing, &owners, &folders, &pods, now);
+        View {
+            pods: pods.into_values().collect(),
+            pending,
+            pods_cgroup: self.pods_cgroup(),
+        }
+    }
+
+    fn folders(&mut self, listing: &Listing, odd: &[String], now: Instant) -> Folders {
+        let due = |after| {
+            self.explored
+                .is_none_or(|at| now.saturating_duration_since(at) >= after)
+        };
+        let mut explore = due(EXPLORE);
+        if !explore {
+            let folders = self.tree.look(odd);
+            let is_missed = |pod: &ApiPod| {
+                self.judge(pod, listing) == Judged::Enrolled
+                    && keys(pod).all(|key| !folders.contains_key(key))
+            };
+            if !listing.pods.iter().any(is_missed) {
+                return folders;
+            }
+            explore = due(EXPLORE_AGAIN);
+            if !explore {
+                return folders;
+            }
+        }
+        self.tree.explore(odd);
+        self.explored = Some(now);
+        self.tree.look(odd)
+    }
+
+    /// A kubelet's folder that has one of this node's pods has no others.
+    fn learn_roots(&mut self, owners: &HashMap<&str, &ApiPod>, folders: &Folders) {
+        if self.settings.pods_cgroup.is_some() {
+            return;
+        }
+        let ours = folders
+            .iter()
+            .filter(|(uid, _)| owners.contains_key(uid.as_str()));
+        let roots = ours
+            .flat_map(|(_, folders)| folders)
+            .filter_map(|folder| root_of(&folder.path));
+        for root in roots {
+            if !self.roots.contains(root) {
+                self.roots.insert(root.to_owned());
+            }
+        }
+        self.roots.retain(|root| root.exists());
+    }
+
+    /// The pods that are to be captured, by their workloads' uids.
+    fn pods(
+        &mut self,
+        listing: &Listing,
+        owners: &HashMap<&str, &ApiPod>,
+        folders: &Folders,
+        now: Instant,
+    ) -> BTreeMap<Arc<str>, LocalPod> {
+        let enrolled: Vec<_> = listing
+            .pods
+            .iter()
+            .filter(|pod| self.judge(pod, listing) == Judged::Enrolled)
+            .collect();
+        let wanted: BTreeSet<&str> = enrolled.iter().map(|pod| pod.uid.as_str()).collect();
+        self.found.retain(|uid, _| wanted.contains(uid.as_str()));
+        self.missed.retain(|uid, _| wanted.contains(uid.as_str()));
+        self.is_awaiting = false;
+        let check = self
+            .checked
+            .is_none_or(|at| now.saturating_duration_since(at) >= CHECK);
+        if check {
+            self.checked = Some(now);
+        }
+        let mut taken: HashMap<Identity, Arc<str>> = HashMap::new();
+        let mut pods = BTreeMap::new();
+        for pod in enrolled {
+            let uid: Arc<str> = self.workload(pod).into();
+            let is_own = |key: &&str| owners.get(key).is_some_and(|owner| owner.uid == pod.uid);
+            let of_pod = keys(pod).filter(is_own).filter_map(|key| folders.get(key));
+            let of_pod: Vec<PodFolder> = of_pod.flatten().cloned().collect();
+            let found = match self.find(pod, &of_pod, check) {
+                Ok(found) => match taken.insert(found.identity, uid.clone()) {
+                    Some(other) => Err(Missing::Taken { by: other }),
+                    None => Ok((NetnsSource::Held(found.netns.clone()), found.addresses.clone())),
+                },
+                Err(why) => Err(why),
+            };
+            let (netns, addresses) = found.unwrap_or_else(|why| (why.into(), Vec::new()));
+            if matches!(netns, NetnsSource::Missing { .. }) {
+                let since = *self.missed.entry(pod.uid.clone()).or_insert(now);
+                self.is_awaiting |= now.saturating_duration_since(since) < STARTS;
+            } else {
+                self.missed.remove(&pod.uid);
+            }
+            let dns_capture = dns_capture(&pod.annotations);
+            pods.insert(
+                uid.clone(),
+                LocalPod {
+                    uid,
+                    netns,
+                    addresses,
+                    dns_capture,
+                },
+            );
+        }
+        pods
+    }
+
+    fn find(&mut self, pod: &ApiPod, folders: &[PodFolder], check: bool) -> Result<&Found, Missing> {
+        let has = |found: &Found| {
+            pod.addresses
+                .iter()
+                .all(|address| found.addresses.contains(address))
+        };
+        let current = self
+            .found
+            .get(&pod.uid)
+            .is_some_and(|found| has(found) && (!check || self.finder.is_current(found)));
+        if !current {
+            self.found.remove(&pod.uid);
+            let found = self.finder.find(folders, &pod.addresses)?;
+            self.found.insert(pod.uid.clone(), found);
+        }
+        self.found.get(&pod.uid).ok_or(Missing::NoCgroup)
+    }
+
+    fn pending(
+        &mut self,
+        listing: &Listing,
+        owners: &HashMap<&str, &ApiPod>,
+        folders: &Folders,
+        pods: &BTreeMap<Arc<str>, LocalPod>,
+        now: Instant,
+    ) -> Pending {
+        let mut before = self.seen.take();
+        let is_first = before.is_none();
+        let mut seen = BTreeMap::new();
+        let mut pending = Pending::default();
+        let mut levels = BTreeSet::new();
+        for (key, folders) in folders {
+            let owner = owners.get(key.as_str()).copied();
+            let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
+            if owner.is_none() && !folders.iter().any(|folder| self.is_ours(&folder.path)) {
+                continue;
+            }
+            let known = before.as_mut().and_then(|seen| seen.remove(key));
+            let of_pod = known.unwrap_or_else(|| Seen {
+                since: now,
+                held: !is_first || is_new(judged, folders),
+            });
+            let of_pod = self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
+            seen.insert(key.clone(), of_pod);
+            if !of_pod.held {
+                continue;
+            }
+            let awaited = owner.filter(|_| judged == Judged::Enrolled).and_then(|pod| {
+                let pod = pods.get(self.workload(pod).as_str())?;
+                Some(Awaited {
+                    uid: pod.uid.clone(),
+                    netns: pod.netns.clone(),
+                })
+            });
+            if !self.warned && folders.iter().all(|folder| folder.cgroup.is_none()) {
+                self.warned = true;
+                tracing::warn!(
+                    pod = key,
+                    "pods of this node are not in cgroup2: what they dial while they start, before they are captured, cannot be refused"
+                );
+            }
+            for cgroup in folders.iter().filter_map(|folder| folder.cgroup) {
+                levels.insert(cgroup.level);
+                pending.cgroups.insert(cgroup.id, awaited.clone());
+            }
+        }
+        self.seen = Some(seen);
+        if levels.len() > pending.levels.len() {
+            tracing::warn!(
+                ?levels,
+                "pods lie at more than two depths: not all that start are held back"
+            );
+        }
+        pending
+            .levels
+            .iter_mut()
+            .zip(levels)
+            .for_each(|(to, level)| *to = level);
+        pending
+    }
+
+    fn judge(&self, pod: &ApiPod, listing: &Listing) -> Judged {
+        // Whoever holds its own agent back, or captures it, waits for itself.
+        if pod.namespace == self.settings.own_namespace {
+            return Judged::Outside;
+        }
+        let namespace = listing.namespaces.get(&pod.namespace);
+        match verdict(Candidate {
+            labels: &pod.labels,
+            annotations: &pod.annotations,
+            namespace,
+            host_network: pod.host_network,
+            ended: pod.ended,
+        }) {
+            Verdict::Outside(Outside::Unlabelled) if namespace.is_none() => Judged::Unknown,
+            Verdict::Outside(_) => Judged::Outside,
+            Verdict::ByPod | Verdict::ByNamespace => Judged::Enrolled,
+        }
+    }
+
+    fn reconsider(&self, key: &str, seen: Seen, judged: Judged, is_strange: bool, now: Instant) -> Seen {
+        let held = match judged {
+            Judged::Enrolled => seen.held,
+            Judged::Outside => false,
+            Judged::Unknown => {
+                let too_long = is_strange && now.saturating_duration_since(seen.since) >= UNKNOWN;
+                if seen.held && too_long {
+                    tracing::warn!(
+                        pod = key,
+                        "the API does not show this pod of the node: what it dials is not refused any more"
+                    );
+                }
+                seen.held && !too_long
+            }
+        };
+        Seen { held, ..seen }
+    }
+
+    fn is_ours(&self, folder: &Path) -> bool {
+        self.roots.iter().any(|root| folder.starts_with(root))
+    }
+
+    /// The cgroup of all this node's pods, where there is one.
+    fn pods_cgroup(&self) -> Option<PodsCgroup> {
+        let level = |root: &Path| self.tree.level_of(root);
+        let mut unified = self.roots.iter().filter_map(|root| Some((root, level(root)?)));
+        let (root, level) = unified.next().filter(|_| unified.next().is_none())?;
+        let id = fs::metadata(root).ok()?.ino();
+        Some(PodsCgroup { id, level })
+    }
+
+    fn workload(&self, pod: &ApiPod) -> String {
+        format!("{}//Pod/{}/{}", self.settings.cluster, pod.namespace, pod.name)
+    }
+}
+
+/// At the first look pods that are outside, and are not known, have run before: they are not stopped.
+fn is_new(judged: Judged, folders: &[PodFolder]) -> bool {
+    match judged {
+        Judged::Enrolled => true,
+        Judged::Outside => false,
+        Judged::Unknown => folders.iter().any(|folder| folder.age < UNKNOWN),
+    }
+}
+
+/// The names by which a pod's cgroup may be called: its UID, and for one that the API only mirrors the kubelet's own for it.
+/// That annotation by itself proves nothing: anyone may write it.
+fn keys(pod: &ApiPod) -> impl Iterator<Item = &str> {
+    let mirrored = pod.annotations.contains_key(MIRROR);
+    let own = pod.annotations.get(STATIC_UID).filter(|_| mirrored);
+    [Some(&pod.uid), own].into_iter().flatten().map(String::as_str)
+}
+
+fn keys_of(listing: &Listing) -> impl Iterator<Item = &str> {
+    listing.pods.iter().flat_map(keys)
+}
+
+/// Whose a cgroup is. A pod's UID goes before what another one says that it is called.
+fn owners(listing: &Listing) -> HashMap<&str, &ApiPod> {
+    let aliases = listing
+        .pods
+        .iter()
+        .flat_map(|pod| keys(pod).map(move |key| (key, pod)));
+    let uids = listing.pods.iter().map(|pod| (pod.uid.as_str(), pod));
+    aliases.chain(uids).collect()
+}
+
+#[cfg(test)]
+mod tests;
