@@ -29,6 +29,7 @@ pub struct PodSpec {
     pub(crate) uid: u32,
     pub(crate) host_network: bool,
     pub(crate) address: Option<u8>,
+    pub(crate) cgroup: Option<String>,
     pub(crate) fields: Map<String, Value>,
 }
 
@@ -44,6 +45,7 @@ impl PodSpec {
             uid: 0,
             host_network: false,
             address: None,
+            cgroup: None,
             fields: Map::new(),
         }
     }
@@ -87,6 +89,12 @@ impl PodSpec {
     /// It shares its node's network.
     pub fn host_network(mut self) -> Self {
         self.host_network = true;
+        self
+    }
+
+    /// Its cgroup below that of the node's pods, as a kubelet would name it; its parents are made.
+    pub fn cgroup(mut self, path: &str) -> Self {
+        self.cgroup = Some(path.to_owned());
         self
     }
 

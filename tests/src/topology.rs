@@ -187,10 +187,12 @@ impl World {
             .position(|name| *name == node)
             .with_context(|| format!("no node {node:?}"))?;
         let node = &mut self.nodes[index];
-        let cgroup = Cgroup::create(
-            node.pods_cgroup()
-                .join(format!("pod-{}-{}", spec.namespace, spec.name)),
-        )?;
+        let usual = format!("pod-{}-{}", spec.namespace, spec.name);
+        let cgroup = node.pods_cgroup().join(spec.cgroup.as_ref().unwrap_or(&usual));
+        if let Some(parent) = cgroup.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("create cgroup {}", parent.display()))?;
+        }
+        let cgroup = Cgroup::create(cgroup)?;
         let (netns, v4, v6) = if spec.host_network {
             (Arc::clone(&node.netns), node.host.v4(), node.host.v6())
         } else {

@@ -20,7 +20,7 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 31] = [
+pub(super) const MUTATIONS: [Mutation; 32] = [
     Mutation {
         name: "open-without-agent",
         promise: "a captured pod takes nothing in clear when its agent is gone",
@@ -299,5 +299,14 @@ pub(super) const MUTATIONS: [Mutation; 31] = [
         replace: "if false {",
         target: "pure/simulation",
         test: "a_million_questions_are_answered_as_the_oracle_does",
+    },
+    Mutation {
+        name: "start-in-clear",
+        promise: "a pod that starts sends nothing in clear before it is captured",
+        file: "agent-ebpf/src/pending.rs",
+        find: "cgroup != 0 && unsafe",
+        replace: "cgroup == 0 && unsafe",
+        target: "tests/enrolment",
+        test: "pods_that_dial_with_their_first_instruction_send_nothing_in_clear",
     },
 ];

@@ -1,0 +1,384 @@
+//! Enrolment by label: the agent finds the pods that the API shows of its node, wherever their cgroups and network namespaces
+//! are, and captures them before a byte of theirs leaves in clear.
+
+#[path = "enrolment/api.rs"]
+mod api;
+mod common;
+
+use std::{
+    fs,
+    io::ErrorKind,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use api::Api;
+use common::{MARKER, SERVICE4, addr, ensure_ended, refused_at_once};
+use serde_json::{Value, json};
+use weft_tests::{
+    Agent, AgentOptions, LIMIT, Pod, PodSpec, Server, World,
+    app::{echo, round_trip},
+    capture::contains,
+    cgroup, machine, wait_until, with_world,
+};
+
+const MODE: &str = "istio.io/dataplane-mode";
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+fn uid(number: usize) -> String {
+    format!("12345678-9abc-def0-1234-{number:012}")
+}
+
+/// An API in node a's network, and its kubeconfig in the world's files.
+fn cluster(world: &World) -> Result<(Api, AgentOptions)> {
+    let api = Api::start(world.node("a"))?;
+    api.put(
+        "namespaces",
+        "",
+        "demo",
+        json!({"metadata": {"labels": {MODE: "ambient"}}}),
+    );
+    let options = AgentOptions::default()
+        .env("WEFT_STARTUP_TAINT", "weft.dev/agent-not-ready")
+        .arg("--kubeconfig")
+        .arg(&write_kubeconfig(world, &api)?);
+    Ok((api, options))
+}
+
+fn write_kubeconfig(world: &World, api: &Api) -> Result<String> {
+    let file: PathBuf = world.dir().join("kubeconfig");
+    fs::write(&file, api.kubeconfig())?;
+    Ok(file.display().to_string())
+}
+
+/// What the API shows of a pod of node a before its kubelet has said anything.
+fn object(uid: &str) -> Value {
+    json!({
+        "metadata": {"uid": uid, "labels": {}, "annotations": {}},
+        "spec": {"nodeName": "a", "containers": []},
+        "status": {"phase": "Pending"},
+    })
+}
+
+/// The same of one that runs and has said its addresses.
+fn running(uid: &str, pod: &Pod) -> Value {
+    let mut object = object(uid);
+    let addresses = pod.addresses().map(|ip| json!({"ip": ip.to_string()}));
+    object["status"] = json!({"phase": "Running", "podIPs": addresses});
+    object
+}
+
+fn redirection(object: &Value) -> &str {
+    object["metadata"]["annotations"][REDIRECTION]
+        .as_str()
+        .unwrap_or_default()
+}
+
+fn captured(agent: &Agent) -> Option<u64> {
+    agent.status().ok()?["capturedPods"].as_u64()
+}
+
+/// A pod `web` of node b, which the mesh file's agent there captures, and its service.
+fn web(world: &mut World) -> Result<Pod> {
+    let web = PodSpec::new("web").service_account("web").label("app", "web");
+    let web = world.pod("b", web)?;
+    world.mesh_mut().service("web", &["10.96.0.10"], 80, 8080, "web");
+    Ok(web)
+}
+
+#[test]
+fn pods_that_dial_with_their_first_instruction_send_nothing_in_clear() {
+    const STARTS: usize = 200;
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        let name = |number| format!("burstable/pod{}", uid(number));
+        let spec = |number: usize| PodSpec::new("job").service_account("job").cgroup(&name(number));
+        // The mesh knows the workload; each of its pods has the same name and address, as a StatefulSet's have the name.
+        let mut pod = world.pod("a", spec(0))?;
+        world.apply()?;
+        world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        let capture = world.capture_link()?;
+        let (mut refused, mut slowest) = (0, Duration::ZERO);
+        for number in 1..=STARTS {
+            let gone = pod;
+            api.delete("pods", "demo", "job");
+            world.remove_pod(&gone)?;
+            remove_folder(world, &name(number - 1))?;
+            // Whether the agent is told by the API first or by the kubelet's folder.
+            if number % 2 == 0 {
+                api.put("pods", "demo", "job", object(&uid(number)));
+            }
+            pod = world.pod("a", spec(number).address_of(&gone))?;
+            let since = Instant::now();
+            let to = if number % 3 == 0 {
+                web.addr(8080)
+            } else {
+                addr(SERVICE4)
+            };
+            loop {
+                let spoken = pod
+                    .connect(to)
+                    .and_then(|mut stream| round_trip(&mut stream, MARKER));
+                match spoken {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => refused += 1,
+                    // Captured between connect and write, or without a certificate yet.
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) =>
+                    {
+                        refused += 1;
+                    }
+                    Err(error) => {
+                        return Err(error).context(format!("start {number}: an answer that no app expects"));
+                    }
+                }
+                if number % 2 == 1 {
+                    api.put("pods", "demo", "job", object(&uid(number)));
+                }
+                ensure!(
+                    since.elapsed() < LIMIT,
+                    "start {number} is never captured: {:#}",
+                    a.status()?
+                );
+            }
+            slowest = slowest.max(since.elapsed());
+        }
+        let packets = capture.stop()?;
+        ensure!(!contains(&packets, MARKER), "a pod has spoken in clear");
+        eprintln!("{STARTS} starts, {refused} attempts refused, the longest until an answer {slowest:?}");
+        Ok(())
+    });
+}
+
+fn remove_folder(world: &World, name: &str) -> Result<()> {
+    cgroup::remove_tree(&world.node("a").pods_cgroup().join(name))
+}
+
+#[test]
+fn an_agent_that_comes_after_the_pods_ends_what_they_say_in_clear() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        // A static pod: the kubelet knows it by a hash, and the API shows a mirror of it.
+        let hash = "0123456789abcdef0123456789abcdef";
+        let spec = PodSpec::new("client")
+            .service_account("client")
+            .cgroup(&format!("pod{hash}/a"));
+        let client = world.pod("a", spec)?;
+        let outside = world.pod("b", PodSpec::new("outside").outside())?;
+        let _plain = Server::start(outside.listen(8080)?, echo)?;
+        let mut shown = running(&uid(1), &client);
+        shown["metadata"]["annotations"] = json!({
+            "kubernetes.io/config.hash": hash,
+            "kubernetes.io/config.mirror": hash,
+        });
+        api.put("pods", "demo", "client", shown);
+        world.apply()?;
+        world.start_agent("b")?;
+        let mut to_mesh = client.connect(web.addr(8080))?;
+        let mut to_outside = client.connect(outside.addr(8080))?;
+        let _own = Server::start(client.listen(9090)?, echo)?;
+        let mut inside = client.connect(client.addr(9090))?;
+        for stream in [&mut to_mesh, &mut to_outside, &mut inside] {
+            round_trip(stream, b"before")?;
+        }
+        let a = world.start_agent_with("a", options)?;
+        wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
+        wait_until("the exposed connection to be counted", LIMIT, || {
+            let metrics = a.metrics().ok();
+            metrics.is_some_and(|it| {
+                it.sum("weft_exposed_connections_total", &[("direction", "outbound")]) == 1.0
+            })
+        })?;
+        let capture = world.capture_link()?;
+        ensure_ended(&mut to_mesh)?;
+        for stream in [&mut to_outside, &mut inside] {
+            round_trip(stream, b"after").context("what is allowed goes on")?;
+        }
+        round_trip(&mut client.connect(addr(SERVICE4))?, MARKER)?;
+        ensure!(!contains(&capture.stop()?, MARKER), "it was in clear");
+        ensure!(a.log().contains("before the pod's capture"), "nobody was told");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_the_agent_does_is_written_on_pods_and_the_node_and_undone() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        let pod = |world: &mut World, name: &str, number| {
+            let spec = PodSpec::new(name).cgroup(&format!("burstable/pod{}", uid(number)));
+            world.pod("a", spec)
+        };
+        let (inside, out) = (pod(world, "inside", 1)?, pod(world, "out", 2)?);
+        api.put("pods", "demo", "inside", running(&uid(1), &inside));
+        let mut opted_out = running(&uid(2), &out);
+        opted_out["metadata"]["labels"] = json!({MODE: "none"});
+        api.put("pods", "demo", "out", opted_out);
+        let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+        let taints = json!([taint("weft.dev/agent-not-ready"), taint("other")]);
+        api.put("nodes", "", "a", json!({"spec": {"taints": taints}}));
+        world.apply()?;
+        world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        api.wait_for(("pods", "demo", "inside"), "the annotation", |pod| {
+            redirection(pod) == "enabled"
+        })?;
+        api.wait_for(("nodes", "", "a"), "the taint to go", |node| {
+            node["spec"]["taints"] == json!([taint("other")])
+        })?;
+        ensure!(redirection(&api.get("pods", "demo", "out")).is_empty());
+        // Of the pod and of the node; one more where the pod was first said to be pending.
+        ensure!(api.patches() <= 3, "{} patches", api.patches());
+        let metrics = a.metrics()?;
+        for name in ["weft_expected_pods", "weft_captured_pods"] {
+            ensure!(metrics.sum(name, &[]) == 1.0, "{name}");
+        }
+        let mut open = inside.connect(addr(SERVICE4))?;
+        round_trip(&mut open, MARKER)?;
+        // The pod outside is nobody's: it dials as without weft.
+        round_trip(&mut out.connect(web.addr(8080))?, MARKER)?;
+        // The label goes, and the pod with it; what is open goes on.
+        api.put("namespaces", "", "demo", json!({"metadata": {"labels": {}}}));
+        api.wait_for(("pods", "demo", "inside"), "the annotation to go", |pod| {
+            redirection(pod).is_empty()
+        })?;
+        wait_until("the release", LIMIT, || captured(&a) == Some(0))?;
+        round_trip(&mut open, MARKER).context("an open connection goes on")?;
+        round_trip(&mut inside.connect(web.addr(8080))?, MARKER).context("a new one is its own")?;
+        // And it comes back, while it runs: what is open in plaintext goes on as well.
+        let mut plain = inside.connect(web.addr(8080))?;
+        round_trip(&mut plain, MARKER)?;
+        api.put(
+            "namespaces",
+            "",
+            "demo",
+            json!({"metadata": {"labels": {MODE: "ambient"}}}),
+        );
+        api.wait_for(("pods", "demo", "inside"), "the annotation again", |pod| {
+            redirection(pod) == "enabled"
+        })?;
+        for stream in [&mut open, &mut plain] {
+            round_trip(stream, MARKER).context("what was open goes on")?;
+        }
+        round_trip(&mut inside.connect(addr(SERVICE4))?, MARKER)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_namespace_that_is_not_the_pods_is_not_taken_for_it() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        let folder = |number| format!("burstable/pod{}", uid(number));
+        let client = world.pod("a", PodSpec::new("client").cgroup(&format!("{}/a", folder(1))))?;
+        let host = PodSpec::new("host").cgroup(&folder(2)).host_network().unlisted();
+        let host = world.pod("a", host)?;
+        let mut wrong = running(&uid(1), &client);
+        wrong["status"]["podIPs"] = json!([{"ip": "10.244.1.99"}]);
+        api.put("pods", "demo", "client", wrong);
+        // It says that it has a network of its own, and is in the node's.
+        api.put("pods", "demo", "host", running(&uid(2), &host));
+        world.apply()?;
+        let a = world.start_agent_with("a", options)?;
+        let message = |name: &str| {
+            let status = a.status().ok()?;
+            let pods = status["pods"].as_array()?.clone();
+            let pod = pods
+                .iter()
+                .find(|pod| pod["workload"].as_str().is_some_and(|it| it.ends_with(name)))?;
+            Some(pod["message"].as_str()?.to_owned())
+        };
+        for (name, expect) in [("client", "10.244.1.99"), ("host", "node's network namespace")] {
+            wait_until(&format!("what is wrong with {name}"), LIMIT, || {
+                message(name).is_some_and(|text| text.contains(expect))
+            })
+            .with_context(|| format!("{:#}", a.status().unwrap_or_default()["pods"]))?;
+        }
+        ensure!(captured(&a) == Some(0));
+        // It has the label, and nobody may say that it is captured: it is refused, and may speak to itself.
+        refused_at_once(&client, web.addr(8080))?;
+        let _own = Server::start(client.listen(9090)?, echo)?;
+        round_trip(&mut client.connect(addr("127.0.0.1:9090"))?, MARKER)?;
+        // What shares the node's network is not stopped.
+        round_trip(&mut host.connect(web.addr(8080))?, MARKER)?;
+        api.put("pods", "demo", "client", running(&uid(1), &client));
+        wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
+        // Its sandbox is made anew, with another network namespace, under the same UID.
+        world.remove_pod(&client)?;
+        let again = PodSpec::new("client")
+            .cgroup(&format!("{}/b", folder(1)))
+            .address_of(&client);
+        let client = world.pod("a", again)?;
+        world.start_agent("b")?;
+        let capture = world.capture_link()?;
+        wait_until("the new sandbox to be captured", LIMIT, || {
+            let mut stream = client.connect(addr(SERVICE4)).ok()?;
+            round_trip(&mut stream, MARKER).ok()
+        })?;
+        ensure!(!contains(&capture.stop()?, MARKER), "it was in clear in between");
+        Ok(())
+    });
+}
+
+/// `weft enroll` with the kubeconfig of [`cluster`]: its exit code, and all that it says.
+fn enroll(world: &World, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = world.node("a").command(machine::binary("weft", "WEFT_BIN")?);
+    command
+        .arg("enroll")
+        .args(args)
+        .arg("--kubeconfig")
+        .arg(world.dir().join("kubeconfig"));
+    let output = command.output()?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.code(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[test]
+fn a_namespace_is_enrolled_by_a_command_that_waits() {
+    with_world(|world| {
+        let (api, options) = cluster(world)?;
+        api.put("namespaces", "", "demo", json!({"metadata": {"labels": {}}}));
+        let pod = world.pod("a", PodSpec::new("web").cgroup(&format!("pod{}", uid(1))))?;
+        api.put("pods", "demo", "web", running(&uid(1), &pod));
+        world.apply()?;
+        let (code, said) = enroll(world, &["demo", "--wait", "0"])?;
+        ensure!(
+            code == Some(1) && said.contains("does weft run on its node?"),
+            "{code:?} {said}"
+        );
+        ensure!(api.get("namespaces", "", "demo")["metadata"]["labels"][MODE] == "ambient");
+        let (code, said) = enroll(world, &["nowhere"])?;
+        ensure!(
+            code == Some(2) && said.contains("no namespace nowhere"),
+            "{code:?} {said}"
+        );
+        let a = world.start_agent_with("a", options)?;
+        let (code, said) = enroll(world, &["demo", "-o", "json"])?;
+        let outcome: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+        ensure!(
+            code == Some(0) && outcome["complete"] == true,
+            "{code:?} {outcome:#}"
+        );
+        ensure!(
+            outcome["pods"] == json!([{"name": "web", "node": "a", "state": "captured"}]),
+            "{outcome:#}"
+        );
+        let (code, said) = enroll(world, &["demo", "--undo"])?;
+        ensure!(
+            code == Some(0) && said.contains("out of the mesh"),
+            "{code:?} {said}"
+        );
+        ensure!(captured(&a) == Some(0));
+        Ok(())
+    });
+}
