@@ -1,9 +1,10 @@
 //! The `weft` binary: parse, pick the role, run.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use kube::Client;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -13,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use weft::{
     args::{AgentArgs, Cli, Command, ControllerArgs},
     cli,
-    cluster::client::{Access, connect},
+    cluster::{client::connect, root_cert},
     controller,
     kernel::privileges,
     node::{self, Showing},
+    rpc::Roots,
     telemetry::{Metrics, log},
 };
 
@@ -75,8 +77,16 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime(2)?;
     runtime.block_on(async {
         tokio::spawn(cancel_on_signal(shutdown.clone()));
-        let mut config = args.config(open_files);
-        config.listing = listing(args).await?;
+        let client = match args.asks_kubernetes() {
+            true => Some(
+                connect(&args.kube.access())
+                    .await
+                    .context("reach the Kubernetes API")?,
+            ),
+            false => None,
+        };
+        let mut config = args.config(open_files, roots(args, client.as_ref()));
+        config.listing = client.map(|client| listing(args, &client));
         node::run(config, metrics, Some(log.filter()), shutdown).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -98,18 +108,23 @@ fn controller(args: &ControllerArgs) -> anyhow::Result<ExitCode> {
 const CONTROLLER_THREADS: usize = 4;
 
 /// What the cluster's API shows of this node, where there is a cluster.
-async fn listing(args: &AgentArgs) -> anyhow::Result<Option<Showing>> {
-    let Some(kubeconfig) = &args.kubeconfig else {
-        return Ok(None);
-    };
-    let access = Access {
-        kubeconfig: Some(kubeconfig.clone()),
-        context: None,
-    };
-    let client = connect(&access).await.context("reach the Kubernetes API")?;
-    let names = (args.cluster_id.as_str(), args.own_namespace.as_str());
-    let taint = args.startup_taint.clone();
-    Ok(Some(Showing::of(client, &args.node, names, taint)))
+fn listing(args: &AgentArgs, client: &Client) -> Showing {
+    let names = (args.mesh.cluster_id.as_str(), args.link.own_namespace.as_str());
+    Showing::of(client.clone(), &args.node, names, args.startup_taint.clone())
+}
+
+/// The roots that the controller's certificate may end in.
+fn roots(args: &AgentArgs, client: Option<&Client>) -> Roots {
+    match (&args.link.ca_root, client) {
+        (None, Some(client)) => root_cert(client.clone(), args.link.own_namespace.clone()),
+        (path, _) => {
+            let path = path.clone().unwrap_or_default();
+            Arc::new(move || {
+                let path = path.clone();
+                Box::pin(tokio::fs::read(path))
+            })
+        }
+    }
 }
 
 /// Every connection takes a file or two, every pod some more: as many as the hard limit allows, which needs no capability.

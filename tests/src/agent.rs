@@ -4,7 +4,7 @@ use std::{
     env, fmt,
     fs::{self, File, OpenOptions},
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -41,7 +41,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 pub struct AgentOptions {
     json_log: bool,
     args: Vec<String>,
-    without: Option<&'static str>,
+    without: Vec<&'static str>,
     envs: Vec<(String, String)>,
     ca: Option<PathBuf>,
     binary: &'static str,
@@ -52,7 +52,7 @@ impl Default for AgentOptions {
         Self {
             json_log: true,
             args: Vec::new(),
-            without: None,
+            without: Vec::new(),
             envs: Vec::new(),
             ca: None,
             binary: "weft",
@@ -73,9 +73,22 @@ impl AgentOptions {
         self
     }
 
+    /// Under a controller at `address`, in place of a mesh file and a CA of its own. `token` says who it is.
+    pub fn controller(self, address: SocketAddr, kubeconfig: &Path, token: &Path) -> Self {
+        let files = ["--mesh-file", "--ca-cert", "--ca-key"];
+        let without = files.into_iter().fold(self, Self::without);
+        without
+            .arg("--controller")
+            .arg(&address.to_string())
+            .arg("--kubeconfig")
+            .arg(&kubeconfig.display().to_string())
+            .arg("--token-file")
+            .arg(&token.display().to_string())
+    }
+
     /// Without a flag that every agent is given.
     pub fn without(mut self, flag: &'static str) -> Self {
-        self.without = Some(flag);
+        self.without.push(flag);
         self
     }
 
@@ -444,7 +457,7 @@ fn arguments(world: &World, node: &Node, options: &AgentOptions) -> Result<Vec<S
     args.extend(
         pairs
             .into_iter()
-            .filter(|(flag, _)| options.without != Some(*flag))
+            .filter(|(flag, _)| !options.without.contains(flag))
             .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]),
     );
     if options.json_log {

@@ -138,6 +138,37 @@ impl Pod {
         &self.node
     }
 
+    /// The object that Kubernetes would have of it, running and ready.
+    pub fn as_kubernetes(&self) -> Value {
+        let addresses: Vec<_> = self
+            .host
+            .addresses()
+            .iter()
+            .map(|ip| json!({"ip": ip.to_string()}))
+            .collect();
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.spec.name,
+                "namespace": self.spec.namespace,
+                "labels": self.spec.labels,
+            },
+            "spec": {
+                "nodeName": &*self.node,
+                "serviceAccountName": self.spec.service_account,
+                "containers": [],
+                "hostNetwork": self.spec.host_network,
+            },
+            "status": {
+                "phase": "Running",
+                "podIP": addresses.first().map(|it| it["ip"].clone()),
+                "podIPs": addresses,
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        })
+    }
+
     /// Its entry in the mesh file; `None` where the mesh does not know it.
     pub(crate) fn entry(&self, membership: Membership) -> Option<Value> {
         let mut entry = json!({

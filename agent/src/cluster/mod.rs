@@ -4,3 +4,7 @@ pub mod client;
 pub mod enrolment;
 pub mod labels;
 pub mod objects;
+
+mod root_cert;
+
+pub use root_cert::{CONFIG_MAP, ROOT_CERT, root_cert};

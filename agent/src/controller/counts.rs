@@ -63,89 +63,92 @@ impl Counts {
     /// The page.
     pub(super) fn page(&self, feed: &server::Counts, store: &Store) -> String {
         let mut page = String::new();
-        let mut one = |name: &str, kind: &str, help: &str, value: String| {
+        for ((name, kind, help), value) in METRICS.into_iter().zip(self.values(feed, store)) {
             let _ = write!(
                 page,
                 "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
             );
-        };
-        let read = |count: &AtomicU64| count.load(Relaxed).to_string();
-        one(
-            "weft_controller_feed_clients",
-            "gauge",
-            "Agents that are connected.",
-            read(&feed.clients),
-        );
-        one(
-            "weft_controller_pushes_total",
-            "counter",
-            "Responses that agents were sent.",
-            read(&feed.pushes),
-        );
-        one(
-            "weft_controller_nacks_total",
-            "counter",
-            "Responses that agents refused.",
-            read(&feed.nacks),
-        );
-        one(
-            "weft_controller_certificates_total",
-            "counter",
-            "Certificates that were signed.",
-            read(&self.signed),
-        );
-        one(
-            "weft_controller_compiles_total",
-            "counter",
-            "Turns of the compiler.",
-            read(&self.compiled),
-        );
-        let seconds = self.compile_us.load(Relaxed) as f64 / 1e6;
-        one(
-            "weft_controller_compile_seconds_total",
-            "counter",
-            "Time spent compiling.",
-            seconds.to_string(),
-        );
-        one(
-            "weft_controller_diagnostics",
-            "gauge",
-            "Things that are wrong with objects.",
-            read(&self.diagnostics),
-        );
-        one(
-            "weft_controller_leader",
-            "gauge",
-            "1 where this replica writes status.",
-            read(&self.leads),
-        );
-        let (addresses, bytes) = store.size(Kind::Address);
-        one(
-            "weft_controller_addresses",
-            "gauge",
-            "Workloads and services in the mesh.",
-            addresses.to_string(),
-        );
-        one(
-            "weft_controller_addresses_bytes",
-            "gauge",
-            "Their size on the wire.",
-            bytes.to_string(),
-        );
-        one(
-            "weft_controller_policies",
-            "gauge",
-            "Policies in the mesh.",
-            store.size(Kind::Authorization).0.to_string(),
+        }
+        let name = "weft_controller_denied_total";
+        let _ = write!(
+            page,
+            "# HELP {name} Calls that were refused.\n# TYPE {name} counter\n"
         );
         let denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        page.push_str("# HELP weft_controller_denied_total Calls that were refused.\n# TYPE weft_controller_denied_total counter\n");
         for (reason, count) in denied.iter() {
-            let _ = writeln!(
-                page,
-                "weft_controller_denied_total{{reason=\"{reason}\"}} {count}"
-            );
+            let _ = writeln!(page, "{name}{{reason=\"{reason}\"}} {count}");
         }
         page
     }
+
+    /// One for each of [`METRICS`].
+    fn values(&self, feed: &server::Counts, store: &Store) -> [f64; METRICS.len()] {
+        let read = |count: &AtomicU64| count.load(Relaxed) as f64;
+        let (addresses, bytes) = store.size(Kind::Address);
+        let (policies, _) = store.size(Kind::Authorization);
+        [
+            read(&feed.clients),
+            read(&feed.pushes),
+            read(&feed.nacks),
+            read(&self.signed),
+            read(&self.compiled),
+            read(&self.compile_us) / 1e6,
+            read(&self.diagnostics),
+            read(&self.leads),
+            addresses as f64,
+            bytes as f64,
+            policies as f64,
+        ]
+    }
 }
+
+/// Name, kind and help.
+const METRICS: [(&str, &str, &str); 11] = [
+    (
+        "weft_controller_feed_clients",
+        "gauge",
+        "Agents that are connected.",
+    ),
+    (
+        "weft_controller_pushes_total",
+        "counter",
+        "Responses that agents were sent.",
+    ),
+    (
+        "weft_controller_nacks_total",
+        "counter",
+        "Responses that agents refused.",
+    ),
+    (
+        "weft_controller_certificates_total",
+        "counter",
+        "Certificates signed.",
+    ),
+    (
+        "weft_controller_compiles_total",
+        "counter",
+        "Turns of the compiler.",
+    ),
+    (
+        "weft_controller_compile_seconds_total",
+        "counter",
+        "Time spent compiling.",
+    ),
+    (
+        "weft_controller_diagnostics",
+        "gauge",
+        "What is wrong with objects.",
+    ),
+    ("weft_controller_leader", "gauge", "1 where this replica writes."),
+    (
+        "weft_controller_addresses",
+        "gauge",
+        "Workloads and services in the mesh.",
+    ),
+    (
+        "weft_controller_addresses_bytes",
+        "gauge",
+        "Their size on the wire.",
+    ),
+    ("weft_controller_policies", "gauge", "Policies in the mesh."),
+];

@@ -15,17 +15,16 @@ use kube::{
 use thiserror::Error;
 
 use crate::{
+    cluster::ROOT_CERT,
     mesh::TrustDomain,
     net::tls::TrustBundle,
     svid::{CertificateAuthority as _, LocalCa, LocalCaError},
 };
 
 /// How often it is looked at.
-pub(super) const PERIOD: Duration = Duration::from_secs(30);
+pub(super) const PERIOD: Duration = Duration::from_secs(10);
 /// Who we are to the API, where several write one object.
 pub(super) const FIELD_MANAGER: &str = "weft-controller";
-/// The key of the ConfigMap, as Istio's has it.
-pub(super) const ROOT_CERT: &str = "root-cert.pem";
 /// Keys of the Secret, as those of type `kubernetes.io/tls` have them.
 const CERT: &str = "tls.crt";
 const KEY: &str = "tls.key";

@@ -151,12 +151,12 @@ enum SessionError {
     Channel(#[source] ChannelError),
     #[error("the connection broke before the call")]
     Ready(#[source] tonic::transport::Error),
-    #[error("the controller refused the stream")]
-    Refused(#[source] Box<Status>),
+    #[error("the controller refused the stream: {}", .0.message())]
+    Refused(Box<Status>),
     #[error("the controller did not answer within {ANSWER:?}")]
     TimedOut,
-    #[error("the stream broke")]
-    Broken(#[source] Box<Status>),
+    #[error("the stream broke: {}", .0.message())]
+    Broken(Box<Status>),
     #[error("the controller ended the stream")]
     Ended,
 }

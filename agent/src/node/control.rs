@@ -20,11 +20,12 @@ use super::{
     pod::Pod,
     pods::{Pods, View, report::Report},
     same_node::{Inbox, SameNode, lease},
+    source::{Source, Update},
     state::State,
 };
 use crate::{
     admin::{Admin, Listeners},
-    feed::{FeedError, FileWatch, LocalPod, Lookups, MeshFile},
+    feed::{FeedError, LocalPod, Lookups},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
     net::netns::NetnsSource,
@@ -109,7 +110,7 @@ impl Control {
     }
 
     /// Runs until the shutdown.
-    pub(super) async fn run(&mut self, feed: &mut FileWatch, mut lookups: Lookups, mut inbox: Inbox) {
+    pub(super) async fn run(&mut self, feed: &mut Source, mut lookups: Lookups, mut inbox: Inbox) {
         let mut turns = interval(TURN);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looks = interval(LOOK);
@@ -131,7 +132,7 @@ impl Control {
                 }
                 view = next_view(pods.as_mut()) => self.take_view(view),
                 mesh = feed.changed() => self.changed(mesh),
-                Some(_asked) = lookups.next() => match feed.look().await {
+                Some(asked) = lookups.next() => match feed.look(asked).await {
                     Some(mesh) => self.changed(mesh),
                     None => continue,
                 },
@@ -244,9 +245,9 @@ impl Control {
         }
     }
 
-    fn changed(&mut self, mesh: Result<MeshFile, FeedError>) {
+    fn changed(&mut self, mesh: Result<Update, FeedError>) {
         match mesh {
-            Ok(file) => self.take(file),
+            Ok(update) => self.take(update),
             Err(error) => {
                 let error = chain(&error);
                 tracing::error!(error, "the mesh was not taken; the running one stays");
@@ -257,17 +258,19 @@ impl Control {
     }
 
     /// Puts a mesh in force, and closes the connections that it refuses.
-    pub(super) fn take(&mut self, file: MeshFile) {
-        for warning in &file.warnings {
+    pub(super) fn take(&mut self, update: Update) {
+        for warning in &update.warnings {
             tracing::warn!(%warning, "the mesh file may not say what is meant");
         }
-        let mesh = Arc::new(file.mesh);
+        let mesh = Arc::new(update.mesh);
         self.local_pods = match &self.view {
             Some(view) => view.pods.clone(),
-            None => file.local_pods,
+            None => update.local_pods,
         };
         self.want(&mesh);
         self.shared.mesh.store(Some(Arc::clone(&mesh)));
+        // Whoever waits for an address asks this mesh.
+        drop(update.lookups);
         self.shared.connections.reconsider(&mesh);
         self.same_node.look_again();
         self.shared.metrics.mesh_loaded(SystemTime::now());

@@ -13,17 +13,19 @@ mod exposed;
 mod inbound;
 mod limits;
 mod memory;
+mod node_netns;
 mod outbound;
 mod places;
 mod pod;
 pub mod pods;
 mod same_node;
+mod source;
 mod state;
 mod target;
 mod worker;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -37,7 +39,6 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::limits::LimitSettings;
 use self::{
     connections::Connections,
     control::{Control, Kept, desired, identities},
@@ -50,12 +51,14 @@ use self::{
         report::{Report, Reporter},
     },
     same_node::{Asking, Known, SameNode},
+    source::{Source, Update},
     state::State,
     worker::Drain,
 };
+pub use self::{limits::LimitSettings, source::SourceConfig};
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
-    feed::{FileWatch, MeshFile, OnDemand, on_demand},
+    feed::{OnDemand, on_demand},
     hbone,
     kernel::{
         events::log_decisions,
@@ -66,7 +69,7 @@ use crate::{
     },
     mesh::Mesh,
     net::netns::Netns,
-    svid::{FileSources, StoreSettings, SvidStore, TrustFiles},
+    svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
 };
 
@@ -80,10 +83,8 @@ const PORTS: Duration = Duration::from_secs(2);
 pub struct NodeConfig {
     /// This node's name in the mesh.
     pub node: String,
-    /// The mesh.
-    pub mesh_file: PathBuf,
-    /// What certificates and trust are made from.
-    pub trust: TrustFiles,
+    /// Where the mesh and certificates come from.
+    pub source: SourceConfig,
     /// Where the programs are attached and pinned.
     pub load: LoadConfig,
     /// The cgroup under which the node's pods are; the kubelet's where none is given.
@@ -92,6 +93,8 @@ pub struct NodeConfig {
     pub listing: Option<Showing>,
     /// The node's own network namespace.
     pub node_netns: PathBuf,
+    /// An address of the node, which that namespace must have.
+    pub node_ip: Option<IpAddr>,
     /// For how long pairs of pods of this node go on from app to app when the agent has gone.
     pub same_node_lease: Duration,
     /// Whether to replace an agent that runs.
@@ -175,28 +178,26 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     preflight::check()?;
-    let trust = FileSources::load(config.trust.clone())?;
-    let mut feed = FileWatch::new(&config.mesh_file, &config.node);
-    let mut first = feed.changed().await?;
-    let local = tokio::select! {
-        found = find_pods(&config) => found?,
+    let config = NodeConfig {
+        node_netns: node_netns::find(&config.node_netns, config.node_ip),
+        ..config
+    };
+    let (mut feed, first, local) = tokio::select! {
+        opened = open(&config) => opened?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    if let Some((_, view)) = &local {
-        first.local_pods = view.pods.clone();
-    }
     let (on_demand, lookups) = on_demand();
     let (asking, pairs) = SameNode::channel();
     let shared = Shared {
         mesh: Arc::default(),
         on_demand,
-        svids: SvidStore::spawn(trust.sources(), StoreSettings::default()),
+        svids: SvidStore::spawn(feed.sources(), StoreSettings::default()),
         metrics,
         connections: Connections::default(),
         asking,
         same_node: Known::default(),
     };
-    tokio::spawn(trust.watch(shared.svids.clone()));
+    feed.watch_trust(shared.svids.clone());
     // Last: an agent that cannot start has touched nothing.
     let claim = claim(&config, &shared, &first).await?;
     let ports = bind_ports(&config).await?;
@@ -212,12 +213,12 @@ pub async fn run(
     let buffers = tunnels.buffers.clone();
     shared.metrics.count_limits(Box::new(move || buffers.refused()));
     let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
-    let node = node_netns(&config.node_netns);
+    let node = open_node_netns(&config.node_netns);
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
     let pods = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
     enrolment.set_node(node.as_ref().map(Netns::cookie), pods)?;
-    let state = Arc::new(State::new(&config, &shared, enrolment.kernel()));
+    let state = Arc::new(State::new(&config, &shared, enrolment.kernel(), feed.state()));
     let admin = Admin {
         source: Arc::clone(&state) as _,
         metrics: shared.metrics.clone(),
@@ -237,6 +238,17 @@ pub async fn run(
     workers.join();
     control.close_ports().await;
     Ok(())
+}
+
+/// The source, its first mesh, and the node's pods. A cluster may take its time to say what is needed.
+async fn open(config: &NodeConfig) -> anyhow::Result<(Source, Update, Option<(Pods, Arc<View>)>)> {
+    let mut feed = Source::open(&config.source, &config.node).await?;
+    let (first, local) = tokio::join!(feed.changed(), find_pods(config));
+    let (mut first, local) = (first?, local?);
+    if let Some((_, view)) = &local {
+        first.local_pods = view.pods.clone();
+    }
+    Ok((feed, first, local))
 }
 
 /// The node's pods, where the API is to say which they are. Waits until it has: whoever does not know which pods are to be
@@ -262,7 +274,7 @@ async fn find_pods(config: &NodeConfig) -> anyhow::Result<Option<(Pods, Arc<View
 
 /// The network namespace of the node itself. Without it no way between two pods can be proved to stay on the node, and no
 /// process of the node is known.
-fn node_netns(path: &Path) -> Option<Netns> {
+fn open_node_netns(path: &Path) -> Option<Netns> {
     let opened = Netns::open(path);
     opened
         .inspect_err(|error| {
@@ -274,7 +286,7 @@ fn node_netns(path: &Path) -> Option<Netns> {
 
 /// The right to write the kernel's maps; from the agent that runs, if this one is to replace it. That one goes on until
 /// everything is ready here that can be.
-async fn claim(config: &NodeConfig, shared: &Shared, first: &MeshFile) -> anyhow::Result<Claim> {
+async fn claim(config: &NodeConfig, shared: &Shared, first: &Update) -> anyhow::Result<Claim> {
     preflight::pin_dir(&config.load.pin_dir)?;
     let pins = Pins::new(config.load.pin_dir.clone());
     match Claim::take(&pins) {

@@ -8,13 +8,14 @@ use std::{
 };
 
 use super::{
-    NodeConfig, Shared,
+    NodeConfig, Shared, SourceConfig,
     connections::Connection,
     enroll::{Desired, Enrolment, Turn},
     same_node::{Became, Pair, lock},
 };
 use crate::{
     admin::StatusSource,
+    feed::client::FeedState,
     kernel::load::Kernel,
     mesh::{Direction, Mesh, Workload},
     svid::Svid,
@@ -37,6 +38,8 @@ pub(super) struct State {
     programs: Vec<ProgramStatus>,
     config: serde_json::Value,
     shared: Shared,
+    /// How things stand with the controller, if there is one.
+    feed: Option<Arc<Mutex<FeedState>>>,
     changing: Mutex<Changing>,
 }
 
@@ -53,7 +56,12 @@ struct Changing {
 }
 
 impl State {
-    pub(super) fn new(config: &NodeConfig, shared: &Shared, kernel: &Kernel) -> Self {
+    pub(super) fn new(
+        config: &NodeConfig,
+        shared: &Shared,
+        kernel: &Kernel,
+        feed: Option<Arc<Mutex<FeedState>>>,
+    ) -> Self {
         let program = |attached: crate::kernel::load::Attached| ProgramStatus {
             kind: attached.kind.to_owned(),
             name: attached.name.to_owned(),
@@ -62,12 +70,13 @@ impl State {
         };
         Self {
             node: config.node.clone(),
-            source: config.mesh_file.display().to_string(),
+            source: config.source.to_string(),
             workers: config.workers.into(),
             started: Instant::now(),
             config: config_dump(config),
             programs: kernel.attached().into_iter().map(program).collect(),
             shared: shared.clone(),
+            feed,
             changing: Mutex::default(),
         }
     }
@@ -144,8 +153,20 @@ impl State {
             workloads: mesh.as_ref().map_or(0, |mesh| mesh.workloads().len()),
             services: mesh.as_ref().map_or(0, |mesh| mesh.services().len()),
             policies: mesh.as_ref().map_or(0, |mesh| mesh.policies().len()),
-            last_error: changing.last_error.clone(),
+            last_error: changing.last_error.clone().or_else(|| self.feed_error()),
         }
+    }
+
+    /// Why the controller is not there, or what it sent could not be read.
+    fn feed_error(&self) -> Option<String> {
+        let state = self.feed.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = state.error.as_ref()?;
+        let heard = state.heard.map(rfc3339);
+        let heard = heard.map_or_else(String::new, |at| format!(" (last heard of at {at})"));
+        Some(match state.connected {
+            true => error.clone(),
+            false => format!("no controller{heard}: {error}"),
+        })
     }
 
     fn trust(&self) -> TrustStatus {
@@ -307,11 +328,7 @@ impl StatusSource for State {
 fn config_dump(config: &NodeConfig) -> serde_json::Value {
     serde_json::json!({
         "node": config.node,
-        "meshFile": config.mesh_file,
-        "caCert": config.trust.ca_cert,
-        "caKey": config.trust.ca_key,
-        "trustBundle": config.trust.bundle,
-        "crl": config.trust.crl,
+        "source": source_dump(&config.source),
         "cgroupRoot": config.load.cgroup_root,
         "pinDir": config.load.pin_dir,
         "workers": config.workers,
@@ -321,6 +338,26 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
         "metricsAddress": config.admin.metrics,
         "readyAddress": config.admin.ready,
     })
+}
+
+fn source_dump(source: &SourceConfig) -> serde_json::Value {
+    match source {
+        SourceConfig::Files { mesh, trust } => serde_json::json!({
+            "meshFile": mesh,
+            "caCert": trust.ca_cert,
+            "caKey": trust.ca_key,
+            "trustBundle": trust.bundle,
+            "crl": trust.crl,
+        }),
+        SourceConfig::Controller(config) => serde_json::json!({
+            "controller": config.credentials.address,
+            "serverName": config.credentials.server_name,
+            "tokenFile": config.credentials.token,
+            "cluster": &*config.settings.cluster,
+            "trustDomain": config.settings.trust_domain.as_str(),
+            "rootNamespace": &*config.settings.root_namespace,
+        }),
+    }
 }
 
 fn certificate(svid: &Svid) -> CertificateStatus {

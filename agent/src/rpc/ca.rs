@@ -8,7 +8,7 @@ pub const IMPERSONATED: &str = "ImpersonatedIdentity";
 /// Asks for a certificate. Who asks is said by the call's bearer token.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CertificateRequest {
-    /// PKCS #10, PEM.
+    /// A certificate request (RFC 2986), PEM.
     #[prost(string, tag = "1")]
     pub csr: String,
     /// How long the certificate should be good for, in seconds.

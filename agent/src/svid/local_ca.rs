@@ -230,7 +230,7 @@ impl LocalCa {
 pub struct ServerCert {
     /// The certificate, then its issuers without the root.
     pub chain: Vec<CertificateDer<'static>>,
-    /// PKCS #8.
+    /// RFC 5958.
     pub key: PrivateKeyDer<'static>,
 }
 

@@ -162,8 +162,13 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     {
         return Err(wrong(None));
     }
-    EnvFilter::try_new(directives.join(",")).map_err(|source| wrong(Some(source)))
+    // Whatever is said later about a target wins.
+    let all = [QUIET].into_iter().chain(directives).collect::<Vec<_>>();
+    EnvFilter::try_new(all.join(",")).map_err(|source| wrong(Some(source)))
 }
+
+/// A library that logs what it also answers, each failure of the Kubernetes API for one, says it twice.
+const QUIET: &str = "kube_client=off";
 
 /// What turns events into lines. Never coloured: the lines are for `grep` and for collectors.
 fn lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>

@@ -1,3 +1,5 @@
+//! What is sent arrives as it was; what is not known is closed.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
