@@ -16,6 +16,7 @@ pub mod curl;
 pub mod flood;
 pub mod host;
 pub mod http;
+pub mod kube;
 pub mod machine;
 pub mod mesh;
 pub mod metrics;
