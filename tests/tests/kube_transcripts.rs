@@ -38,7 +38,7 @@ fn replay(file: &str) -> Result<Vec<String>> {
         match (outcome, known) {
             (Err(err), None) => told.push(format!("{file} {number}: {err:#}")),
             (Ok(()), Some((.., why))) => {
-                told.push(format!("{file} {number} is answered as recorded, though {why}"))
+                told.push(format!("{file} {number} is answered as recorded, though {why}"));
             }
             _ => {}
         }

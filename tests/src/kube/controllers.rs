@@ -12,7 +12,7 @@ pub(super) fn after(server: &Server, state: &mut State, kind: &Kind, change: &Ar
     match kind.table.as_str() {
         "customresourcedefinitions.apiextensions.k8s.io" => definition(server, state, kind, change),
         "namespaces" if change.before.is_none() => furnish(server, state, &change.key),
-        "deployments.apps" | "daemonsets.apps" if server.options.workloads_ready => {
+        "deployments.apps" | "daemonsets.apps" | "jobs.batch" if server.options.workloads_ready => {
             workloads::ready(state, kind, change, &server.clock.stamp());
         }
         "pods" | "services" if server.options.endpoint_slices => slices::follow(server, state, kind, change),

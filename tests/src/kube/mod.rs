@@ -75,7 +75,7 @@ pub struct Options {
     /// EndpointSlices are made for Services with a selector. Each change of a pod looks at all pods of its namespace:
     /// with thousands of them in one, make the slices yourself.
     pub endpoint_slices: bool,
-    /// Deployments and DaemonSets are ready as soon as they are written, though nothing runs.
+    /// Deployments and DaemonSets are ready and Jobs are done as soon as they are written, though nothing runs.
     pub workloads_ready: bool,
     /// How long a namespace that was deleted is terminating.
     pub namespace_ends: Duration,

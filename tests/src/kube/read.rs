@@ -62,6 +62,7 @@ pub(super) async fn list(
         page.revision = older.min(page.revision);
     }
     let prefix = prefix(target);
+    let from = prefix.clone().max(page.start.clone());
     let limit = query
         .number("limit")
         .filter(|limit| *limit > 0)
@@ -77,14 +78,14 @@ pub(super) async fn list(
         Box::new(
             table
                 .objects
-                .range(prefix.clone()..)
+                .range(from..)
                 .map(|(key, object)| (key.as_str(), object)),
         )
     } else {
         then = table
             .at(page.revision)
             .ok_or_else(|| too_old(query, &page.start))?;
-        Box::new(then.range(prefix.as_str()..).map(|(key, object)| (*key, *object)))
+        Box::new(then.range(from.as_str()..).map(|(key, object)| (*key, *object)))
     };
     let within = all.take_while(|(key, _)| key.starts_with(&prefix));
     let mut chosen = within.filter(|(key, object)| *key >= page.start.as_str() && selector.matches(object));

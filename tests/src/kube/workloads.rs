@@ -1,4 +1,5 @@
-//! Deployments and DaemonSets that are ready as soon as they are written, without pods: for clients that wait for them.
+//! Deployments and DaemonSets that are ready, and Jobs that are done, as soon as they are written, without pods: for
+//! clients that wait for them.
 
 use serde_json::json;
 
@@ -28,6 +29,11 @@ pub(super) fn ready(state: &mut State, kind: &Kind, change: &Change, now: &str) 
             ];
             json!({"replicas": replicas, "readyReplicas": replicas, "availableReplicas": replicas,
                 "updatedReplicas": replicas, "conditions": conditions})
+        }
+        "jobs" => {
+            let conditions =
+                ["SuccessCriteriaMet", "Complete"].map(|kind| condition(kind, "CompletionsReached"));
+            json!({"succeeded": 1, "startTime": now, "completionTime": now, "conditions": conditions})
         }
         _ => return,
     };
