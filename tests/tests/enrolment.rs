@@ -330,6 +330,160 @@ fn a_namespace_that_is_not_the_pods_is_not_taken_for_it() {
     });
 }
 
+#[test]
+fn a_pod_whose_addresses_only_its_node_knows_is_in_the_mesh() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        // Neither the API nor the mesh has them: the kubelet says them when the containers run.
+        let client = PodSpec::new("client").service_account("client");
+        let client = client
+            .cgroup(&format!("besteffort/pod{}", uid(1)))
+            .field("addresses", json!([]));
+        let client = world.pod("a", client)?;
+        api.put("pods", "demo", "client", object(&uid(1)));
+        world.apply()?;
+        let b = world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
+        let capture = world.capture_link()?;
+        for to in [addr(SERVICE4), web.addr(8080), web.addr6(8080)] {
+            let mut stream = client.connect(to)?;
+            round_trip(&mut stream, MARKER).with_context(|| format!("to {to}"))?;
+            let local = stream.local_addr()?;
+            drop(stream);
+            let line = common::line_of(&b, "inbound", local)?;
+            ensure!(line.field("src.identity") == client.identity(), "{line}");
+        }
+        ensure!(!contains(&capture.stop()?, MARKER), "it was in clear");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_strict_pod_that_is_captured_late_keeps_its_probes_and_nothing_else() {
+    with_world(|world| {
+        let (api, options) = cluster(world)?;
+        api.put(
+            "namespaces",
+            "",
+            "locked",
+            json!({"metadata": {"labels": {MODE: "ambient"}}}),
+        );
+        let locked = PodSpec::new("web")
+            .namespace("locked")
+            .cgroup(&format!("pod{}", uid(1)));
+        let locked = world.pod("a", locked)?;
+        let outside = world.pod("b", PodSpec::new("outside").outside())?;
+        world.mesh_mut().mtls("locked", "STRICT");
+        let mut shown = running(&uid(1), &locked);
+        shown["metadata"]["namespace"] = json!("locked");
+        api.put("pods", "locked", "web", shown);
+        world.apply()?;
+        let _server = Server::start(locked.listen(8080)?, echo)?;
+        let mut from_outside = outside.connect(locked.addr(8080))?;
+        let mut over_v6 = outside.connect(locked.addr6(8080))?;
+        let mut probe = world.node("a").connect(locked.addr(8080))?;
+        let mut inside = locked.connect(addr("127.0.0.1:8080"))?;
+        for stream in [&mut from_outside, &mut over_v6, &mut probe, &mut inside] {
+            round_trip(stream, b"before")?;
+        }
+        let a = world.start_agent_with("a", options)?;
+        wait_until("the exposed connections to be counted", LIMIT, || {
+            let exposed = |it: weft_tests::Samples| {
+                it.sum("weft_exposed_connections_total", &[("direction", "inbound")]) == 2.0
+            };
+            a.metrics().is_ok_and(exposed)
+        })?;
+        for stream in [&mut from_outside, &mut over_v6] {
+            common::ensure_reset(stream)?;
+        }
+        for stream in [&mut probe, &mut inside] {
+            round_trip(stream, b"after").context("it goes on")?;
+        }
+        refused_at_once(&outside, locked.addr(8080))
+    });
+}
+
+/// A folder in a hierarchy of cgroup v1, removed with everything below.
+struct V1(PathBuf);
+
+impl V1 {
+    /// None on a machine without one.
+    fn new() -> Result<Option<Self>> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let memory = mounts.lines().find_map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            let is_memory = fields[2] == "cgroup" && fields[3].split(',').any(|it| it == "memory");
+            is_memory.then(|| PathBuf::from(fields[1]))
+        });
+        let path = memory.map(|memory| memory.join(format!("weft-{}", std::process::id())));
+        Ok(path.map(Self))
+    }
+
+    /// Puts the processes of a pod into a folder of its own there.
+    fn join(&self, folder: &str, pod: &Pod) -> Result<()> {
+        let folder = self.0.join(folder);
+        fs::create_dir_all(&folder)?;
+        for pid in fs::read_to_string(pod.cgroup().join("cgroup.procs"))?.lines() {
+            fs::write(folder.join("cgroup.procs"), pid)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for V1 {
+    fn drop(&mut self) {
+        let removed = wait_until("the processes to be gone", LIMIT, || {
+            // The deepest first; what is busy is tried again.
+            let mut folders = vec![self.0.clone()];
+            let mut at = 0;
+            while let Some(folder) = folders.get(at).cloned() {
+                let below = fs::read_dir(folder).into_iter().flatten().flatten();
+                folders.extend(below.map(|it| it.path()).filter(|it| it.is_dir()));
+                at += 1;
+            }
+            folders
+                .iter()
+                .rev()
+                .for_each(|folder| drop(fs::remove_dir(folder)));
+            !self.0.exists()
+        });
+        if let Err(error) = removed {
+            eprintln!("{}: {error:#}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_is_only_in_cgroup_v1_is_found() {
+    let Ok(Some(v1)) = V1::new() else {
+        return eprintln!("SKIPPED: this machine has no cgroup v1");
+    };
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        // Its folder in cgroup2 says nothing of it.
+        let client = world.pod("a", PodSpec::new("client"))?;
+        let slice = uid(1).replace('-', "_");
+        let slice = format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{slice}.slice");
+        v1.join(&format!("{slice}/cri-containerd-1.scope"), &client)?;
+        api.put("pods", "demo", "client", running(&uid(1), &client));
+        world.apply()?;
+        world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
+        ensure!(
+            a.log().contains("not in cgroup2"),
+            "nobody was told what stays open"
+        );
+        round_trip(&mut client.connect(addr(SERVICE4))?, MARKER)?;
+        Ok(())
+    });
+}
+
 /// `weft enroll` with the kubeconfig of [`cluster`]: its exit code, and all that it says.
 fn enroll(world: &World, args: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command = world.node("a").command(machine::binary("weft", "WEFT_BIN")?);

@@ -304,9 +304,11 @@ impl Control {
 
     /// Refuses what pods dial that are on their way, before anything else is done, and lets those go that have arrived.
     fn hold_pending(&mut self) {
-        // Without a view there are none, and what an earlier agent has left is let go.
+        // Without a view there are none, and what an earlier agent has left is let go. Pods that share the node's network
+        // must never be held back, the API's own server for one, so that the node must be known.
         let none = View::default();
-        let view = self.view.as_deref().unwrap_or(&none);
+        let view = self.view.as_deref().filter(|_| self.exposed.knows_node());
+        let view = view.unwrap_or(&none);
         let mut told = self.enrolment.set_pending(&view.pending);
         if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, view.pods_cgroup) {
             told = self.enrolment.set_pods_cgroup(pods);

@@ -68,6 +68,11 @@ impl Exposed {
         }
     }
 
+    /// Whether the node's own network namespace is known.
+    pub(super) fn knows_node(&self) -> bool {
+        self.node.is_some()
+    }
+
     /// Judges the connections of pods that were just captured, and of those of the last turn.
     pub(super) fn turn(&mut self, mesh: &Mesh, fresh: Vec<Fresh>) {
         let again = std::mem::take(&mut self.again);

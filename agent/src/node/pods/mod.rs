@@ -108,7 +108,8 @@ pub struct View {
     /// taint keeps pods away until then), and its sockets of before are judged at its capture. Nodes whose runtime keeps
     /// containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1): there is no cgroup to know a
     /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. UDP other
-    /// than DNS, which is not the mesh's at any time. Connections *to* a pod that starts, until its capture.
+    /// than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
+    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture.
     pub pending: Pending,
     /// The cgroup under which this node's pods were found.
     pub pods_cgroup: Option<PodsCgroup>,
