@@ -109,11 +109,14 @@ impl Source {
                     trust: Some(Box::new(trust)),
                 })
             }
-            SourceConfig::Controller(config) => Ok(Self::Controller {
-                ca: Arc::new(ca(config).await),
-                client: Client::spawn(config.clone()),
-                config: Box::new(config.clone()),
-            }),
+            SourceConfig::Controller(config) => {
+                warn_of_no_cidrs(config);
+                Ok(Self::Controller {
+                    ca: Arc::new(ca(config).await),
+                    client: Client::spawn(config.clone()),
+                    config: Box::new(config.clone()),
+                })
+            }
         }
     }
 
@@ -176,6 +179,15 @@ impl Source {
                 None
             }
         }
+    }
+}
+
+/// What lies in no network of the cluster is somebody else's, and passed on as it is.
+fn warn_of_no_cidrs(config: &ClientConfig) {
+    if config.settings.cluster_cidrs.is_empty() {
+        tracing::warn!(
+            "no --cluster-cidrs: an address that the mesh does not know is dialled in plaintext, also one of a pod that is too young to be known"
+        );
     }
 }
 
