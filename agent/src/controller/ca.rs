@@ -11,14 +11,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
-use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tonic::Status;
 
 use super::{placement::Placement, tokens::Caller};
 use crate::{
     mesh::{SpiffeId, SpiffeIdError, TrustDomain},
-    net::chain,
+    net::{chain, tls::to_pem},
     rpc::ca::{CertificateRequest, CertificateResponse, IMPERSONATED},
     svid::{LocalCa, LocalCaError, Signed},
 };
@@ -262,8 +261,7 @@ fn impersonated(request: &CertificateRequest) -> Option<&str> {
 
 /// The certificate first, the root last. More roots than one are one text, as everybody reads it.
 fn answer(signed: &Signed) -> CertificateResponse {
-    let pem = |cert: &CertificateDer<'_>| pem::encode(&pem::Pem::new("CERTIFICATE", cert.to_vec()));
-    let mut cert_chain: Vec<String> = signed.chain.iter().map(pem).collect();
+    let mut cert_chain: Vec<String> = signed.chain.iter().map(to_pem).collect();
     cert_chain.push(signed.trust.to_pem());
     CertificateResponse { cert_chain }
 }

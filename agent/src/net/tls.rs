@@ -35,7 +35,7 @@ pub use identity::{IdentityError, is_identity_error, peer_identity};
 pub use read_ahead::ReadAhead;
 pub use revocation::Revocations;
 pub use sessions::{Ended, Proof, Session, Sessions};
-pub use trust::{CLOCK_SKEW, Purpose, Rejected, Trust, TrustBundle};
+pub use trust::{CLOCK_SKEW, Purpose, Rejected, Trust, TrustBundle, to_pem};
 
 use identity::Verdict;
 

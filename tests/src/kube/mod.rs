@@ -145,6 +145,12 @@ impl StandIn {
     /// As [`StandIn::start`], but as these say.
     pub fn start_with(options: Options) -> Result<Self> {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("listen on loopback")?;
+        Self::start_on(listener, options)
+    }
+
+    /// The same on this listener, of another network namespace for one: there, an outage that refuses ([`Faults::refuse`])
+    /// does not end, but one that hangs does.
+    pub fn start_on(listener: std::net::TcpListener, options: Options) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

@@ -37,6 +37,12 @@ impl PartialEq for TrustBundle {
     }
 }
 
+/// A certificate as PEM (RFC 7468), with the line ends of everything else here.
+pub fn to_pem(cert: &CertificateDer<'_>) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", cert.to_vec()), config)
+}
+
 impl TrustBundle {
     /// Reads every `CERTIFICATE` block of `pem`.
     ///
@@ -88,9 +94,7 @@ impl TrustBundle {
 
     /// The roots as PEM, one after the other.
     pub fn to_pem(&self) -> String {
-        let each = self.certs.iter();
-        each.map(|cert| pem::encode(&pem::Pem::new("CERTIFICATE", cert.to_vec())))
-            .collect()
+        self.certs.iter().map(to_pem).collect()
     }
 
     /// How many roots there are.
