@@ -35,6 +35,7 @@ Examples, all from the root of the checkout:
   cargo xtask demo                 see the mesh at work on two nodes (as root)
   cargo xtask test                 every test, with real sockets and real eBPF programs (as root)
   cargo xtask test half_close      only the tests whose name contains half_close
+  cargo xtask test kube --kubeconfig FILE   the end-to-end suite, on a real cluster of two nodes
   cargo xtask setup --no-install   print what is missing and the commands that install it
   cargo xtask ci                   all that CI checks; --help of each command says more";
 
@@ -56,9 +57,21 @@ enum Command {
         release: bool,
     },
     /// Run the tests (as root); ends in `N passed, N failed`
+    ///
+    /// `test kube --kubeconfig FILE` is another one: the end-to-end suite, on a real cluster
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
+        /// Run the end-to-end suite on the cluster of this kubeconfig instead: install by the chart, traffic, policy, upgrade,
+        /// uninstall. Needs two nodes and an administrator's rights; needs no root here
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// The image that the cluster's nodes have, or can pull [default: what the chart installs]
+        #[arg(long, value_name = "REF", requires = "kubeconfig")]
+        image: Option<String>,
+        /// Leave weft and the suite's namespaces in the cluster
+        #[arg(long, requires = "kubeconfig")]
+        keep: bool,
         /// Print what is missing instead of installing it
         #[arg(long)]
         no_install: bool,
@@ -192,7 +205,22 @@ fn run(command: Command) -> anyhow::Result<()> {
             dev,
         }),
         Command::Build { release } => build::product(release),
-        Command::Test { filter, no_install } => test::run(filter.as_deref(), !no_install),
+        Command::Test {
+            filter,
+            kubeconfig: Some(kubeconfig),
+            image,
+            keep,
+            no_install,
+        } => test::kube::run(&test::kube::Options {
+            filter,
+            kubeconfig,
+            image,
+            keep,
+            install: !no_install,
+        }),
+        Command::Test {
+            filter, no_install, ..
+        } => test::run(filter.as_deref(), !no_install),
         Command::Demo { keep, no_install } => demo::run(keep, !no_install),
         Command::Bench {
             quick,

@@ -3,6 +3,7 @@
 //! Ctrl-C it sweeps all the same, and a run that left something behind has failed.
 
 mod interrupt;
+pub(crate) mod kube;
 mod libtest;
 mod process;
 

@@ -14,6 +14,7 @@ use crate::{
     feed::client::{ClientConfig, MeshSettings},
     kernel::{load::LoadConfig, pins},
     mesh::SameNodes,
+    net::netns,
     node::{LimitSettings, NodeConfig, SourceConfig, default_ports},
     rpc::{Credentials, Roots},
     svid::TrustFiles,
@@ -87,12 +88,13 @@ pub struct AgentArgs {
     /// taints are left alone]
     #[arg(long, env = "WEFT_STARTUP_TAINT", value_name = "KEY")]
     pub startup_taint: Option<String>,
-    /// The node's own network namespace
+    /// The node's own network namespace [default: in a container that of the runtime that started it, else that of process 1]
     #[arg(
         long,
         env = "WEFT_NODE_NETNS",
         value_name = "FILE",
-        default_value = "/proc/1/ns/net"
+        default_value_os_t = netns::of_the_node(),
+        hide_default_value = true
     )]
     pub node_netns: PathBuf,
     /// An address of the node: where --node-netns does not have it, the namespace of a process that has it is taken

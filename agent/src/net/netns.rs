@@ -203,3 +203,59 @@ fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// The node's own network namespace, for a process of the node or one in a container that shares the node's PIDs. That of
+/// process 1, unless our parent's is not ours: the parent is then the container's runtime, which is of the node, and the node
+/// may itself be a namespace of a larger machine, whose process 1 is elsewhere.
+pub fn of_the_node() -> PathBuf {
+    let parent = rustix::process::getppid().map(|pid| format!("/proc/{}/ns/net", pid.as_raw_nonzero()));
+    let identity = |path: &Path| {
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    choose(parent.map(PathBuf::from), identity)
+}
+
+fn choose<I: PartialEq>(parent: Option<PathBuf>, identity: impl Fn(&Path) -> Option<I>) -> PathBuf {
+    let own = identity(Path::new("/proc/self/ns/net"));
+    let is_another = |path: &PathBuf| identity(path).is_some_and(|found| Some(found) != own);
+    parent
+        .filter(is_another)
+        .unwrap_or_else(|| "/proc/1/ns/net".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_is_where_a_containers_runtime_is() {
+        let parent = || Some(PathBuf::from("/proc/7/ns/net"));
+        let with = |of_parent: Option<u32>| {
+            move |path: &Path| match path.to_str() {
+                Some("/proc/self/ns/net") => Some(1),
+                _ => of_parent,
+            }
+        };
+        assert_eq!(
+            choose(parent(), with(Some(2))),
+            Path::new("/proc/7/ns/net"),
+            "a container"
+        );
+        assert_eq!(
+            choose(parent(), with(Some(1))),
+            Path::new("/proc/1/ns/net"),
+            "started by a shell"
+        );
+        assert_eq!(
+            choose(parent(), with(None)),
+            Path::new("/proc/1/ns/net"),
+            "hidden"
+        );
+        assert_eq!(
+            choose(None, with(Some(2))),
+            Path::new("/proc/1/ns/net"),
+            "PIDs of its own"
+        );
+    }
+}

@@ -1,0 +1,338 @@
+//! The apps: pods of weft's own image, whose hidden command `test-app` serves, calls and holds connections. What they saw is the
+//! last line of their log.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use kube::{
+    Api, Client,
+    api::{LogParams, Patch, PatchParams, PostParams},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::{Cluster, delete, until},
+    options::Image,
+};
+
+/// The namespace that is put into the mesh.
+pub(crate) const INSIDE: &str = "weft-e2e";
+/// The one that is not.
+pub(crate) const OUTSIDE: &str = "weft-e2e-outside";
+/// What an agent says on a pod that it has captured.
+pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// How long a pod may take to start, an image that has to be pulled included.
+const START: Duration = Duration::from_secs(180);
+/// The port of servers.
+pub(crate) const PORT: u16 = 8080;
+
+/// Where the apps live.
+pub(crate) struct World<'a> {
+    pub(crate) cluster: &'a Cluster,
+    image: String,
+    /// Clients are on the first, servers on the second.
+    pub(crate) nodes: [String; 2],
+}
+
+/// What a caller or holder ends with.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) done: u64,
+    pub(crate) failed: u64,
+    pub(crate) failures: Vec<String>,
+}
+
+/// A pod to run.
+pub(crate) struct App<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    /// Its service account, which is its identity.
+    pub(crate) account: &'a str,
+    pub(crate) node: &'a str,
+    pub(crate) args: Vec<String>,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(cluster: &'a Cluster, image: &Image, nodes: [String; 2]) -> Self {
+        Self {
+            cluster,
+            image: image.reference(),
+            nodes,
+        }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.cluster.client.clone()
+    }
+
+    pub(crate) fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client(), namespace)
+    }
+
+    /// The namespaces, their service accounts, and the server: running before there is a mesh.
+    pub(crate) async fn begin(&self) -> Result<()> {
+        for namespace in [INSIDE, OUTSIDE] {
+            let made = serde_json::from_value(
+                json!({"metadata": {"name": namespace, "labels": {"weft.dev/e2e": "true"}}}),
+            )?;
+            Api::<Namespace>::all(self.client())
+                .create(&PostParams::default(), &made)
+                .await
+                .with_context(|| {
+                    format!("make the namespace {namespace}: one of an earlier run must be deleted first")
+                })?;
+            for account in ["server", "client", "stranger"] {
+                let made = serde_json::from_value(json!({"metadata": {"name": account}}))?;
+                Api::<ServiceAccount>::namespaced(self.client(), namespace)
+                    .create(&PostParams::default(), &made)
+                    .await?;
+            }
+        }
+        let listen = format!("0.0.0.0:{PORT}");
+        self.start(&App {
+            namespace: INSIDE,
+            name: "server",
+            account: "server",
+            node: &self.nodes[1],
+            args: words(&["serve", "--listen", &listen]),
+        })
+        .await?;
+        let service = serde_json::from_value(json!({
+            "metadata": {"name": "server"},
+            "spec": {"selector": {"app": "server"}, "ports": [{"port": PORT, "targetPort": PORT}]},
+        }))?;
+        Api::<Service>::namespaced(self.client(), INSIDE)
+            .create(&PostParams::default(), &service)
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn end(&self) -> Result<()> {
+        for namespace in [INSIDE, OUTSIDE] {
+            delete(&Api::<Namespace>::all(self.client()), namespace).await?;
+        }
+        Ok(())
+    }
+
+    /// The server's virtual address.
+    pub(crate) async fn service(&self) -> Result<String> {
+        let service = Api::<Service>::namespaced(self.client(), INSIDE)
+            .get("server")
+            .await?;
+        let address = service
+            .spec
+            .and_then(|spec| spec.cluster_ip)
+            .context("the service has no address")?;
+        Ok(socket(&address))
+    }
+
+    /// The server's own address.
+    pub(crate) async fn server(&self) -> Result<String> {
+        let pod = self.pods(INSIDE).get("server").await?;
+        Ok(socket(&pod_ip(&pod).context("the server has no address")?))
+    }
+
+    /// A pod's manifest.
+    pub(crate) fn pod(&self, app: &App<'_>) -> Value {
+        let args: Vec<_> = ["test-app"]
+            .into_iter()
+            .chain(app.args.iter().map(String::as_str))
+            .collect();
+        json!({
+            "metadata": {"name": app.name, "labels": {"app": app.name}},
+            "spec": {
+                "serviceAccountName": app.account,
+                "nodeName": app.node,
+                "restartPolicy": "Never",
+                "terminationGracePeriodSeconds": 5,
+                "automountServiceAccountToken": false,
+                "containers": [{
+                    "name": "app", "image": self.image, "imagePullPolicy": "IfNotPresent", "args": args,
+                    "resources": {"requests": {"cpu": "5m", "memory": "16Mi"}},
+                }],
+            },
+        })
+    }
+
+    /// Starts a pod, and waits until it runs or has run.
+    pub(crate) async fn start(&self, app: &App<'_>) -> Result<Pod> {
+        self.start_as(app.namespace, app.name, self.pod(app)).await
+    }
+
+    pub(crate) async fn start_as(&self, namespace: &str, name: &str, pod: Value) -> Result<Pod> {
+        let pods = self.pods(namespace);
+        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
+            .await
+            .with_context(|| format!("make the pod {name}"))?;
+        until(
+            &format!("the pod {namespace}/{name} to run: is the image there?"),
+            START,
+            async || {
+                let pod = pods.get(name).await?;
+                Ok(matches!(phase(&pod), "Running" | "Succeeded" | "Failed").then_some(pod))
+            },
+        )
+        .await
+    }
+
+    /// Runs a pod to its end, and says what it wrote.
+    pub(crate) async fn run(&self, app: &App<'_>) -> Result<String> {
+        self.start(app).await?;
+        self.ended(app.namespace, app.name).await
+    }
+
+    /// Waits for a pod's end, says what it wrote, and removes it.
+    pub(crate) async fn ended(&self, namespace: &str, name: &str) -> Result<String> {
+        let pods = self.pods(namespace);
+        until(&format!("the pod {namespace}/{name} to end"), START, async || {
+            Ok(matches!(phase(&pods.get(name).await?), "Succeeded" | "Failed").then_some(()))
+        })
+        .await?;
+        let log = pods.logs(name, &LogParams::default()).await?;
+        delete(&pods, name).await?;
+        Ok(log)
+    }
+
+    /// Ends a pod that would go on, so that its log stays: as its deadline would.
+    pub(crate) async fn stop(&self, namespace: &str, name: &str) -> Result<Tally> {
+        let deadline = Patch::Merge(json!({"spec": {"activeDeadlineSeconds": 1}}));
+        self.pods(namespace)
+            .patch(name, &PatchParams::default(), &deadline)
+            .await?;
+        tally(&self.ended(namespace, name).await?)
+    }
+
+    /// Calls the target from a pod of the first node.
+    pub(crate) async fn call(
+        &self,
+        namespace: &str,
+        account: &str,
+        target: &str,
+        count: u32,
+    ) -> Result<Tally> {
+        let args = words(&["call", target, "--count", &count.to_string(), "--every", "10"]);
+        let app = App {
+            namespace,
+            name: "caller",
+            account,
+            node: &self.nodes[0],
+            args,
+        };
+        tally(&self.run(&app).await?)
+    }
+
+    /// Waits until one call ends as expected: a policy takes a moment to arrive everywhere.
+    pub(crate) async fn call_until(
+        &self,
+        namespace: &str,
+        account: &str,
+        target: &str,
+        allowed: bool,
+    ) -> Result<()> {
+        let what = format!(
+            "{namespace}/{account} to be {}",
+            if allowed { "let in" } else { "refused" }
+        );
+        until(&what, Duration::from_secs(90), async || {
+            let tally = self.call(namespace, account, target, 3).await?;
+            let as_expected = if allowed {
+                tally.failed == 0
+            } else {
+                tally.done == 0
+            };
+            Ok(as_expected.then_some(()))
+        })
+        .await
+    }
+
+    /// Puts a namespace into the mesh, or takes it out.
+    pub(crate) async fn label(&self, namespace: &str, value: Option<&str>) -> Result<()> {
+        let labels = Patch::Merge(json!({"metadata": {"labels": {"istio.io/dataplane-mode": value}}}));
+        Api::<Namespace>::all(self.client())
+            .patch(namespace, &PatchParams::default(), &labels)
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until a pod's agent says that it is captured, or no more.
+    pub(crate) async fn captured(&self, name: &str, wanted: bool) -> Result<Pod> {
+        let pods = self.pods(INSIDE);
+        until(
+            &format!("{name} to be {}", if wanted { "captured" } else { "released" }),
+            Duration::from_secs(60),
+            async || {
+                let pod = pods.get(name).await?;
+                let says = pod
+                    .metadata
+                    .annotations
+                    .as_ref()
+                    .and_then(|all| all.get(REDIRECTION));
+                let captured = says.is_some_and(|value| value == "enabled");
+                Ok((if wanted { captured } else { says.is_none() }).then_some(pod))
+            },
+        )
+        .await
+    }
+}
+
+pub(crate) fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or_default()
+}
+
+pub(crate) fn pod_ip(pod: &Pod) -> Option<String> {
+    pod.status.as_ref().and_then(|status| status.pod_ip.clone())
+}
+
+/// Times that its container was started again.
+pub(crate) fn restarts(pod: &Pod) -> i32 {
+    let containers = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.container_statuses.as_ref());
+    containers
+        .into_iter()
+        .flatten()
+        .map(|container| container.restart_count)
+        .sum()
+}
+
+fn socket(address: &str) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{PORT}")
+    } else {
+        format!("{address}:{PORT}")
+    }
+}
+
+/// The tally that a log ends with.
+pub(crate) fn tally(log: &str) -> Result<Tally> {
+    let last = log.lines().rev().find(|line| line.contains("\"done\""));
+    let last = last.with_context(|| format!("the app did not say how it went: {log:?}"))?;
+    let tally: Tally = serde_json::from_str(last)?;
+    ensure!(tally.done + tally.failed > 0, "the app did nothing");
+    Ok(tally)
+}
+
+#[test]
+fn the_last_line_of_an_app_is_its_tally() {
+    let said =
+        tally("{\"open\":true}\n{\"done\":3,\"failed\":1,\"failures\":[\"refused\"]}\n").expect("a tally");
+    assert_eq!((said.done, said.failed, said.failures.len()), (3, 1, 1));
+    assert!(tally("{\"open\":true}\n").is_err());
+    assert!(tally("{\"done\":0,\"failed\":0,\"failures\":[]}\n").is_err());
+}
+
+#[test]
+fn addresses_of_both_families_get_their_port() {
+    assert_eq!(socket("10.0.0.1"), "10.0.0.1:8080");
+    assert_eq!(socket("fd00::1"), "[fd00::1]:8080");
+}

@@ -1,0 +1,36 @@
+"""Installs, upgrades or uninstalls the chart with Helm's own library: `helm.py ACTION`, the rest as JSON on standard input.
+
+{"kubeconfig": FILE, "namespace": NAME, "release": NAME, "chart": DIR, "values": {...}, "timeout": SECONDS}
+Called by the end-to-end suite; what it waits for, the suite waits for itself.
+"""
+
+import asyncio
+import json
+import sys
+
+import helm_sdkpy
+
+
+async def main(action):
+    asked = json.load(sys.stdin)
+    config = helm_sdkpy.Configuration(asked["namespace"], asked["kubeconfig"])
+    if action == "uninstall":
+        await helm_sdkpy.Uninstall(config).run(asked["release"], wait=True, timeout=asked["timeout"])
+        return
+    kind = {"install": helm_sdkpy.Install, "upgrade": helm_sdkpy.Upgrade}[action]
+    more = {"create_namespace": True} if action == "install" else {}
+    await kind(config).run(
+        asked["release"],
+        asked["chart"],
+        values=asked["values"],
+        wait=False,
+        timeout=asked["timeout"],
+        server_side_apply=True,
+        **more,
+    )
+
+
+try:
+    asyncio.run(main(sys.argv[1]))
+except helm_sdkpy.HelmError as error:
+    sys.exit(f"{sys.argv[1]}: {error}")

@@ -1,0 +1,46 @@
+//! `test kube --kubeconfig FILE`: the end-to-end suite (tests/tests/kube_e2e) on a real cluster. This only finds Helm, passes on
+//! what was asked for, and lets cargo run it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{setup, shell};
+
+/// What was asked for.
+pub(crate) struct Options {
+    pub(crate) filter: Option<String>,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) image: Option<String>,
+    pub(crate) keep: bool,
+    pub(crate) install: bool,
+}
+
+/// Runs the suite.
+///
+/// # Errors
+/// It failed, and has said where, or it cannot be run.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let filter = options.filter.as_deref();
+    ensure!(
+        filter == Some("kube"),
+        "--kubeconfig is for `cargo xtask test kube --kubeconfig FILE`, which runs as a whole"
+    );
+    // The suite runs in another folder.
+    let kubeconfig = options.kubeconfig.canonicalize();
+    let kubeconfig = kubeconfig.with_context(|| format!("find {}", options.kubeconfig.display()))?;
+    setup::helm(options.install)?;
+    let mut cargo = shell::cargo();
+    cargo
+        .args(["test", "-p", "weft-tests", "--test", "kube_e2e", "--"])
+        .args(["--ignored", "--nocapture", "the_mesh_on_a_real_cluster"])
+        .env("WEFT_E2E_KUBECONFIG", kubeconfig)
+        .env("WEFT_E2E_HELM", setup::helm_dir());
+    if let Some(image) = &options.image {
+        cargo.env("WEFT_E2E_IMAGE", image);
+    }
+    if options.keep {
+        cargo.env("WEFT_E2E_KEEP", "1");
+    }
+    shell::run(&mut cargo)
+}
