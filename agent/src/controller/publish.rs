@@ -52,7 +52,7 @@ impl Publisher {
         let changed = delta.workloads.iter().map(|it| &**it);
         self.placement.update(changed, &delta.removed_workloads);
         let mut updates = Vec::new();
-        let for_all = delta.peer_authentications.is_some() || delta.same_nodes.is_some();
+        let for_all = delta.scopes_changed;
         if let Some(modes) = delta.peer_authentications {
             self.peer_authentications = modes;
         }

@@ -338,8 +338,10 @@ impl Changes {
                 self.modes_of.insert(uid.clone());
             }
         }
-        self.modes |= !self.modes_of.is_empty() || old.peer_authentication != new.peer_authentication;
+        let of_namespace = old.peer_authentication != new.peer_authentication;
+        self.modes |= !self.modes_of.is_empty() || of_namespace;
         self.same_nodes |= old.same_node != new.same_node;
+        self.delta.scopes_changed |= of_namespace || old.same_node != new.same_node;
         self.diagnostics |= old.diagnostics != new.diagnostics;
         self.waypoints |= old.waypoints != new.waypoints;
     }

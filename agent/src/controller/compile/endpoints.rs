@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    claims::{Claim, Owner, Rank},
+    claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
     namespace::Pass,
 };
@@ -71,7 +71,7 @@ fn workload<'a>(pass: &mut Pass<'a>, it: &Outside) -> Option<Draft<'a>> {
         name: object.clone(),
     };
     pass.unit.claims.push(Claim {
-        address: IpNet::from(address),
+        thing: Thing::Address(IpNet::from(address)),
         rank: Rank::Endpoint,
         since: 0,
         owner: owner.clone(),

@@ -132,6 +132,8 @@ pub struct Delta {
     pub peer_authentications: Option<PeerAuthentications>,
     /// All of them, where any changed.
     pub same_nodes: Option<SameNodes>,
+    /// Whether those of the mesh or of a namespace did, so that they are others for workloads that are not in `workloads`.
+    pub scopes_changed: bool,
     /// All of them, where any changed.
     pub diagnostics: Option<Vec<Diagnostic>>,
     /// All of them, where any changed.

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     Severity,
-    claims::{Claim, Owner, Rank},
+    claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
     namespace::{Pass, annotation_value, label},
     waypoints::{Consumer, waypoint},
@@ -46,7 +46,7 @@ pub(super) fn pods(pass: &mut Pass<'_>) {
                 Some(_) => Rank::LeavingPod,
             };
             let claims = workload.addresses.iter().map(|address| Claim {
-                address: IpNet::from(*address),
+                thing: Thing::Address(IpNet::from(*address)),
                 rank,
                 since: 0,
                 owner: owner.clone(),

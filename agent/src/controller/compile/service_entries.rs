@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Severity,
-    claims::{Claim, Owner, Rank},
+    claims::{Claim, Owner, Rank, Thing},
     drafts::Source,
     endpoints::{Outside, outside},
     namespace::Pass,
@@ -89,7 +89,8 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
     for host in &read.hosts {
         if is_anothers(host, pass) {
             let mut reader = pass.reader(Kind::ServiceEntry, &object.metadata);
-            let message = format!("spec.hosts: {host} is for services of another namespace, and is left out");
+            let message =
+                format!("spec.hosts: {host} may be a service's name in another namespace, and is left out");
             reader.tell(Severity::Error, "HostTaken", message);
             continue;
         }
@@ -126,8 +127,11 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
         .addresses
         .iter()
         .chain(read.allocated.iter().map(|(_, it)| it));
-    let claims = all.map(|address| Claim {
-        address: *address,
+    let addresses = all.map(|address| Thing::Address(*address));
+    let short = read.hosts.iter().filter(|host| host.matches('.').count() == 1);
+    let names = short.map(|host| Thing::Name(host.clone()));
+    let claims = addresses.chain(names).map(|thing| Claim {
+        thing,
         rank: Rank::ServiceEntry,
         since: since(&object.metadata),
         owner: owner.clone(),
@@ -135,15 +139,18 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
     pass.unit.claims.extend(claims);
 }
 
-/// Whether a host is, or stands for, names that Kubernetes gives to services of other namespaces: whoever may write a
-/// ServiceEntry must not answer for those.
+/// Whether a host is, or stands for, names that Kubernetes gives to services of other namespaces, also in their short forms:
+/// whoever may write a ServiceEntry must not answer for those. (For `cart.shop` see `claims`.)
 fn is_anothers(host: &str, pass: &Pass<'_>) -> bool {
     let services = format!("svc.{}", pass.cx.settings.cluster_domain);
     let (zone, wildcard) = match host.strip_prefix("*.") {
         Some(zone) => (zone, true),
         None => (host, false),
     };
-    let Some(below) = zone.strip_suffix(&services) else {
+    if !zone.contains('.') && !wildcard {
+        return true;
+    }
+    let Some(below) = zone.strip_suffix(&services).or(zone.strip_suffix("svc")) else {
         // `*.local` stands for them too.
         return wildcard && services.ends_with(&format!(".{zone}"));
     };

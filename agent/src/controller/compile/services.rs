@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Severity,
-    claims::{Claim, Owner, Rank},
+    claims::{Claim, Owner, Rank, Thing},
     endpoints::{Outside, outside},
     namespace::{Pass, annotation_value, label},
     read::Reader,
@@ -127,12 +127,17 @@ fn load_balancer_ips(object: &Service) -> impl Iterator<Item = IpAddr> {
 fn claims<'a>(object: &'a Service, owner: &'a Owner) -> impl Iterator<Item = Claim> {
     let given = cluster_ips(object).map(|address| (address, Rank::ClusterIp));
     let balanced = load_balancer_ips(object).map(|address| (address, Rank::LoadBalancer));
-    given.chain(balanced).map(|(address, rank)| Claim {
-        address: IpNet::from(address),
-        rank,
-        since: 0,
-        owner: owner.clone(),
-    })
+    let addresses = given.chain(balanced);
+    let addresses = addresses.map(|(address, rank)| (Thing::Address(IpNet::from(address)), rank));
+    let name = Thing::Name(format!("{}.{}", owner.name, owner.namespace).into());
+    addresses
+        .chain([(name, Rank::ClusterIp)])
+        .map(|(thing, rank)| Claim {
+            thing,
+            rank,
+            since: 0,
+            owner: owner.clone(),
+        })
 }
 
 /// Its TCP ports, and where they lead; 0 where that is each pod's to say.

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Diagnostic, ObjectRef, Severity, WaypointGateway,
-    claims::{Claim, Claims, Owner},
+    claims::{Claim, Claims, Owner, Thing},
 };
 use crate::mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload};
 
@@ -59,10 +59,11 @@ impl Unit {
             .iter()
             .filter_map(|claim| Some((claim, claims.taken_by(claim)?)));
         let lost: Vec<_> = lost.collect();
-        let keeps = |owner: &Owner, address: IpNet| {
-            let is = |(claim, _): &(&Claim, &Claim)| claim.address == address && claim.owner == *owner;
+        let keeps_thing = |owner: &Owner, thing: &Thing| {
+            let is = |(claim, _): &(&Claim, &Claim)| claim.thing == *thing && claim.owner == *owner;
             !lost.iter().any(is)
         };
+        let keeps = |owner: &Owner, address| keeps_thing(owner, &Thing::Address(address));
         let mut emitted = Emitted::default();
         for Owned { owner, value } in &self.workloads {
             let mut workload = value.clone();
@@ -75,6 +76,9 @@ impl Unit {
         for Owned { owner, value } in &self.services {
             let mut service = value.clone();
             if !lost.is_empty() {
+                if !keeps_thing(owner, &Thing::Name(service.key.hostname.clone())) {
+                    continue;
+                }
                 service.vips.retain(|it: &IpAddr| keeps(owner, IpNet::from(*it)));
                 service.vip_networks.retain(|it| keeps(owner, *it));
             }
@@ -95,9 +99,12 @@ impl Unit {
 }
 
 fn taken(object: &ObjectRef, claim: &Claim, by: &Claim) -> Diagnostic {
-    let address = match claim.address {
-        net if net.prefix_len() == net.max_prefix_len() => net.addr().to_string(),
-        net => net.to_string(),
+    let (reason, thing) = match &claim.thing {
+        Thing::Address(net) if net.prefix_len() == net.max_prefix_len() => {
+            ("AddressTaken", format!("address {}", net.addr()))
+        }
+        Thing::Address(net) => ("AddressTaken", format!("network {net}")),
+        Thing::Name(name) => ("HostTaken", format!("host {name}")),
     };
     let Owner {
         namespace,
@@ -105,8 +112,8 @@ fn taken(object: &ObjectRef, claim: &Claim, by: &Claim) -> Diagnostic {
         name,
     } = &by.owner;
     let message = format!(
-        "address {address} is {} {namespace}/{name}'s, which keeps it: remove it here or there",
+        "{thing} is {} {namespace}/{name}'s, which keeps it: remove it here or there",
         kind.kind()
     );
-    Diagnostic::new(object, Severity::Warning, "AddressTaken", message)
+    Diagnostic::new(object, Severity::Warning, reason, message)
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Severity,
-    claims::{Claim, Owner, Rank},
+    claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
     namespace::{Pass, label},
     pods::written_locality,
@@ -53,7 +53,7 @@ pub(super) fn workload_entries(pass: &mut Pass<'_>) {
             name: workload.name.clone(),
         };
         pass.unit.claims.extend(entry.address.map(|address| Claim {
-            address: IpNet::from(address),
+            thing: Thing::Address(IpNet::from(address)),
             rank: Rank::Endpoint,
             since: 0,
             owner: owner.clone(),

@@ -319,10 +319,21 @@ fn a_list_replaces_what_is_not_in_it() {
     assert_eq!(delta.removed_workloads, [Arc::from("Kubernetes//Pod/shop/a")]);
 }
 
+/// What the process has in memory.
+fn resident_mib() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").expect("procfs");
+    let resident = pages
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    (resident.expect("a number of pages") * 4096) >> 20
+}
+
 /// 500 namespaces with 100 pods and 10 services each.
 #[test]
 #[ignore = "prints how long 50,000 pods take"]
 fn how_long_fifty_thousand_pods_take() {
+    let before = resident_mib();
     let mut compiler = Compiler::new(settings());
     let pod = |namespace: usize, pod: usize, address: u32| {
         let document = json!({
@@ -359,6 +370,7 @@ fn how_long_fifty_thousand_pods_take() {
             compiler.apply(Change::Apply(Object::from_manifest(document).unwrap()));
         }
     }
+    println!("the objects: {} MiB", resident_mib() - before);
     let begin = Instant::now();
     let delta = compiler.compile();
     println!(
@@ -366,6 +378,7 @@ fn how_long_fifty_thousand_pods_take() {
         delta.workloads.len(),
         begin.elapsed()
     );
+    println!("objects and mesh: {} MiB", resident_mib() - before);
     let begin = Instant::now();
     for turn in 0..1000_u32 {
         let namespace = (turn % 500) as usize;
