@@ -1,5 +1,6 @@
 //! Pods: where they run, as whom, at which addresses and ports, and whether they are ready.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
@@ -129,7 +130,14 @@ impl Pod {
             .into_iter()
             .flatten()
             .find(|it| it.controller == Some(true));
-        self.metadata.owner_references = controller.map(|it| vec![it]);
+        self.metadata.owner_references = controller.map(|it| {
+            vec![OwnerReference {
+                kind: it.kind,
+                name: it.name,
+                controller: it.controller,
+                ..OwnerReference::default()
+            }]
+        });
         self.metadata.generation = None;
         self.metadata.creation_timestamp = None;
         for containers in [&mut self.spec.containers, &mut self.spec.init_containers] {
@@ -138,6 +146,9 @@ impl Pod {
             }
             containers.retain(|container| !container.ports.is_empty());
             containers.shrink_to_fit();
+        }
+        if !self.status.pod_ips.is_empty() {
+            self.status.pod_ip = None;
         }
         self.status.conditions.retain(|it| it.type_ == "Ready");
         self.status.conditions.shrink_to_fit();

@@ -167,7 +167,8 @@ impl State {
             emit.extend(self.claims.replace(&old.claims, new_claims));
             delta.unit(&old, new.as_ref());
             match new {
-                Some(unit) => {
+                Some(mut unit) => {
+                    unit.share(&emitted);
                     emit.insert(name.clone());
                     self.units.insert(name, (unit, emitted));
                 }
@@ -178,9 +179,8 @@ impl State {
             let Some((unit, emitted)) = self.units.get_mut(&name) else {
                 continue;
             };
-            let mut new = unit.emit(&self.claims, |owner| reference(resources, owner));
+            let new = unit.emit(&self.claims, |owner| reference(resources, owner));
             delta.emitted(emitted, &new);
-            keep_shared(emitted, &mut new);
             *emitted = new;
         }
         self.delta(delta)
@@ -379,20 +379,6 @@ fn differences<K: Ord + Clone, V: PartialEq>(
     let differs = |(key, value): &(&K, &Arc<V>)| old.get(key) != Some(value);
     changed.extend(new.iter().filter(differs).map(|(_, value)| value.clone()));
     removed.extend(old.keys().filter(|key| !new.contains_key(key)).cloned());
-}
-
-/// What is as it was stays the same value, for whoever holds it.
-fn keep_shared(old: &Emitted, new: &mut Emitted) {
-    fn keep<K: Ord, V: PartialEq>(old: &BTreeMap<K, Arc<V>>, new: &mut BTreeMap<K, Arc<V>>) {
-        for (key, value) in new {
-            if let Some(same) = old.get(key).filter(|before| *before == value) {
-                *value = same.clone();
-            }
-        }
-    }
-    keep(&old.workloads, &mut new.workloads);
-    keep(&old.services, &mut new.services);
-    keep(&old.policies, &mut new.policies);
 }
 
 fn reference(resources: &Resources, owner: &Owner) -> ObjectRef {

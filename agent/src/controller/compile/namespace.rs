@@ -99,7 +99,7 @@ impl<'a> Pass<'a> {
             let settings = self.cx.settings;
             let mut reader = self.reader(Kind::AuthorizationPolicy, &object.metadata);
             let read = policy::read(object, settings, &mut reader);
-            self.unit.policies.extend(read.policy.clone());
+            self.unit.policies.extend(read.policy.clone().map(Arc::new));
             self.policies.push(read);
         }
     }
@@ -144,7 +144,7 @@ impl<'a> Pass<'a> {
         for mut draft in drafts.all {
             draft.workload.policies.sort();
             draft.workload.policies.dedup();
-            let value = draft.workload;
+            let value = Arc::new(draft.workload);
             let owner = draft.owner;
             unit.workloads.push(Owned { owner, value });
         }

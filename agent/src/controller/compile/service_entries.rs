@@ -105,7 +105,7 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
             continue;
         }
         let (vips, vip_networks) = read.vips(host);
-        let value = Service {
+        let value = Arc::new(Service {
             key: key.clone(),
             name: name.into(),
             vips,
@@ -116,7 +116,7 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
             waypoint: bound.clone(),
             load_balancing: load_balancing.clone(),
             ip_families: IpFamilies::Automatic,
-        };
+        });
         let owner = owner.clone();
         pass.unit.services.push(Owned { owner, value });
         if read.resolution == Resolution::Static {

@@ -60,7 +60,7 @@ pub(super) fn services(pass: &mut Pass<'_>) {
         pass.unit.claims.extend(claims(object, &owner));
         pass.unit.services.push(Owned {
             owner,
-            value: service,
+            value: service.into(),
         });
     }
 }

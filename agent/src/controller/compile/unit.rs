@@ -19,7 +19,7 @@ use crate::mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, Serv
 pub(super) struct Unit {
     pub(super) workloads: Vec<Owned<Workload>>,
     pub(super) services: Vec<Owned<Service>>,
-    pub(super) policies: Vec<Policy>,
+    pub(super) policies: Vec<Arc<Policy>>,
     /// Of the whole namespace; of the mesh, where it is the root namespace.
     pub(super) peer_authentication: Option<PeerAuthentication>,
     /// Of single workloads, by uid.
@@ -38,7 +38,7 @@ pub(super) struct Unit {
 #[derive(Clone, Debug)]
 pub(super) struct Owned<T> {
     pub(super) owner: Owner,
-    pub(super) value: T,
+    pub(super) value: Arc<T>,
 }
 
 /// What a namespace brings into the mesh: without the addresses that others have.
@@ -52,6 +52,27 @@ pub(super) struct Emitted {
 }
 
 impl Unit {
+    /// What is as it was before stays the same value, for whoever holds it.
+    pub(super) fn share(&mut self, before: &Emitted) {
+        fn share<T: Eq>(new: &mut Arc<T>, old: Option<&Arc<T>>) {
+            if let Some(same) = old.filter(|old| *old == new) {
+                *new = same.clone();
+            }
+        }
+        for it in &mut self.workloads {
+            let old = before.workloads.get(&it.value.uid);
+            share(&mut it.value, old);
+        }
+        for it in &mut self.services {
+            let old = before.services.get(&it.value.key);
+            share(&mut it.value, old);
+        }
+        for it in &mut self.policies {
+            let old = before.policies.get(&it.key);
+            share(it, old);
+        }
+    }
+
     /// What it brings into the mesh. Of two values with one key the first stays.
     pub(super) fn emit(&self, claims: &Claims, object: impl Fn(&Owner) -> ObjectRef) -> Emitted {
         let lost = self
@@ -67,11 +88,12 @@ impl Unit {
         let mut emitted = Emitted::default();
         for Owned { owner, value } in &self.workloads {
             let mut workload = value.clone();
-            if !workload.host_network && !lost.is_empty() {
-                workload.addresses.retain(|it| keeps(owner, IpNet::from(*it)));
+            let keeps = |it: &IpAddr| value.host_network || keeps(owner, IpNet::from(*it));
+            if !value.addresses.iter().all(keeps) {
+                Arc::make_mut(&mut workload).addresses.retain(keeps);
             }
             let entry = emitted.workloads.entry(workload.uid.clone());
-            entry.or_insert_with(|| Arc::new(workload));
+            entry.or_insert(workload);
         }
         for Owned { owner, value } in &self.services {
             let mut service = value.clone();
@@ -79,15 +101,16 @@ impl Unit {
                 if !keeps_thing(owner, &Thing::Name(service.key.hostname.clone())) {
                     continue;
                 }
+                let service = Arc::make_mut(&mut service);
                 service.vips.retain(|it: &IpAddr| keeps(owner, IpNet::from(*it)));
                 service.vip_networks.retain(|it| keeps(owner, *it));
             }
             let entry = emitted.services.entry(service.key.clone());
-            entry.or_insert_with(|| Arc::new(service));
+            entry.or_insert(service);
         }
         for policy in &self.policies {
             let entry = emitted.policies.entry(policy.key.clone());
-            entry.or_insert_with(|| Arc::new(policy.clone()));
+            entry.or_insert_with(|| policy.clone());
         }
         emitted.diagnostics = lost
             .iter()

@@ -61,7 +61,7 @@ pub(super) fn waypoint_only(pass: &mut Pass<'_>) {
             let policies = &mut pass.drafts.all[at].workload.policies;
             policies.push(policy.key.clone());
             if !pass.unit.policies.iter().any(|it| it.key == policy.key) {
-                pass.unit.policies.push(policy);
+                pass.unit.policies.push(policy.into());
             }
         }
     }
