@@ -2,7 +2,7 @@
 //! troubles made to order ([`Faults`]). What it answers is held to recordings of a real one (`tests/kube-transcripts`).
 //!
 //! It is no cluster: nothing runs. Of the controllers it has those whose work weft reads: EndpointSlices, namespaces,
-//! definitions, owners. There is no admission, no CEL and no protobuf. Tests of weft's Kubernetes parts call it:
+//! definitions, owners. There is no admission and no CEL, and of protobuf only what Helm sends. Tests of weft's Kubernetes parts call it:
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -34,6 +34,7 @@ mod kinds;
 mod managed;
 mod object;
 mod patch;
+mod protobuf;
 mod random;
 mod read;
 mod request;

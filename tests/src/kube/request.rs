@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{access::User, failure::Failure};
+use super::{access::User, failure::Failure, protobuf};
 
 /// A request for a resource, as the path names it; whether there is such a resource is another question.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -179,12 +179,17 @@ pub(super) fn parse_body(request: &Request, kind: &str) -> Result<Value, Failure
             serde_json::from_slice(&request.body).map_err(|err| unreadable(&request.body, kind, &err))
         }
         "application/yaml" => from_yaml(&request.body),
-        _ => Err(Failure::new(
-            415,
-            "UnsupportedMediaType",
-            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
-        )),
+        "application/vnd.kubernetes.protobuf" => protobuf::read(&request.body).ok_or_else(unsupported),
+        _ => Err(unsupported()),
     }
+}
+
+fn unsupported() -> Failure {
+    Failure::new(
+        415,
+        "UnsupportedMediaType",
+        "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+    )
 }
 
 /// One YAML document (JSON is one, too).
