@@ -41,6 +41,13 @@ pub(crate) fn run(options: Options) -> Result<()> {
     setup::benchmark(options.install);
     let profile = if options.dev { "dev" } else { "release" };
     build(profile)?;
+    if let Some(("scale", args)) = options
+        .args
+        .split_first()
+        .map(|(first, rest)| (first.as_str(), rest))
+    {
+        return scale(profile, args);
+    }
     step("all modes in turns");
     let mut args = vec!["--called".to_owned(), called(&options)];
     if let Some(output) = output(&options)? {
@@ -60,6 +67,28 @@ pub(crate) fn build(profile: &str) -> Result<()> {
     build.args(["build", "--profile", profile]);
     build.args(["-p", "weft", "-p", "weft-tests", "-p", "weft-bench", "--bins"]);
     shell::run(&mut build)
+}
+
+/// What a large cluster costs the controller and an agent.
+fn scale(profile: &str, args: &[String]) -> Result<()> {
+    step("a large cluster");
+    let folder = if profile == "dev" { "debug" } else { profile };
+    let mut scale = shell::cargo();
+    scale.args([
+        "run",
+        "--quiet",
+        "--profile",
+        profile,
+        "-p",
+        "weft-bench",
+        "--bin",
+        "weft-scale",
+        "--",
+    ]);
+    scale
+        .arg("--weft")
+        .arg(shell::root().join("target").join(folder).join("weft"));
+    shell::run(scale.args(args))
 }
 
 /// Runs `weft-bench` as it was built.

@@ -90,7 +90,8 @@ enum Command {
         /// Fewer and shorter rounds of what decides: a first look, under 3 minutes
         #[arg(long)]
         quick: bool,
-        /// And what `weft-bench` knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`:
+        /// `scale`: what a cluster of 1,000 nodes and 50,000 pods costs the controller and an agent. And what `weft-bench`
+        /// knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`:
         /// `cargo run -p weft-bench -- --help` shows all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MORE")]
         args: Vec<String>,

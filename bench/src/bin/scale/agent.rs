@@ -1,0 +1,49 @@
+//! The agent's own end of the feed, in a process of its own: what it takes to keep a mesh of that size.
+
+use std::{fs, path::Path, sync::Arc};
+
+use anyhow::Result;
+use weft::{
+    feed::client::{Client, ClientConfig, MeshSettings},
+    mesh::{SameNodes, TrustDomain},
+    rpc::Credentials,
+};
+
+/// Runs until it is ended; says that it has a mesh by a file.
+pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
+    let roots = fs::read(dir.join("roots"))?;
+    let config = ClientConfig {
+        credentials: Credentials {
+            address: feed.to_owned(),
+            server_name: "weft-controller.weft-system.svc".into(),
+            roots: Arc::new(move || {
+                let roots = roots.clone();
+                Box::pin(async move { Ok(roots) })
+            }),
+            token: dir.join("token"),
+            cluster: "Kubernetes".into(),
+        },
+        id: "agent".into(),
+        node: "node-0".into(),
+        settings: MeshSettings {
+            trust_domain: TrustDomain::default(),
+            cluster: "Kubernetes".into(),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+            cluster_cidrs: Vec::new(),
+            same_nodes: SameNodes::default(),
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut client = Client::spawn(config);
+        let mut _mesh = client.changed().await.mesh;
+        fs::write(dir.join("has-mesh"), "")?;
+        loop {
+            _mesh = client.changed().await.mesh;
+        }
+    })
+}
