@@ -148,6 +148,31 @@ fn the_mesh_outlives_the_controller_and_the_api() {
 }
 
 #[test]
+fn a_pod_that_is_no_agent_sees_no_mesh_and_has_no_neighbours_certificate() {
+    with_world(|world| {
+        let mut cluster = Cluster::start(world)?;
+        let (_client, _web) = client_and_web(&mut cluster)?;
+        // It calls as an agent does, with its own token.
+        let token = cluster
+            .api
+            .token("demo", "client", &["weft-ca"], Some("client"))?;
+        let stranger = cluster.agent_with_token("a", &token)?;
+        stranger.spawn()?;
+        stranger.wait_for_log("the refusal", |line| {
+            line.contains("only agents may") && line.contains("demo/client")
+        })?;
+        // Nor with a token for somebody else's audience.
+        let token = cluster
+            .api
+            .token("weft-system", "weft-agent", &["vault"], Some("weft-agent-b"))?;
+        let other = cluster.agent_with_token("b", &token)?;
+        other.spawn()?;
+        other.wait_for_log("the refusal", |line| line.contains("token is not accepted"))?;
+        Ok(())
+    });
+}
+
+#[test]
 fn a_root_is_made_given_out_and_replaced_without_cutting_anybody_off() {
     with_world(|world| {
         let mut cluster = Cluster::start(world)?;

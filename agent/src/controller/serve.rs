@@ -52,6 +52,7 @@ impl Services {
         }
         let caller = self.caller(call.headers()).await?;
         if call.uri().path() == DELTA_PATH {
+            self.may_see_the_mesh(&caller)?;
             return Ok(self.feed.answer(caller.to_string(), call).await);
         }
         let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
@@ -60,6 +61,17 @@ impl Services {
             caller,
         };
         Ok(Grpc::new(codec).unary(create, call).await)
+    }
+
+    /// Who runs where, and which policies there are, is for agents: any pod can have a token for our audience.
+    fn may_see_the_mesh(&self, caller: &Caller) -> Result<(), Status> {
+        if self.authority.is_agent(caller) {
+            return Ok(());
+        }
+        self.counts.denied("not_an_agent");
+        let error = format!("{caller} asks for the mesh: only agents may (see --trusted-agents)");
+        tracing::warn!(error, "a call was refused");
+        Err(Status::permission_denied(error))
     }
 
     async fn caller(&self, headers: &http::HeaderMap) -> Result<Caller, Status> {

@@ -111,21 +111,28 @@ impl<'w> Cluster<'w> {
     }
 
     fn start_agent(&mut self, node: &str) -> Result<Agent> {
-        let token = self.world.dir().join(format!("token-{node}"));
         let pod = format!("weft-agent-{node}");
-        fs::write(
-            &token,
-            self.api
-                .token("weft-system", "weft-agent", &["weft-ca"], Some(&pod))?,
-        )?;
-        let address = SocketAddr::new(NODE_A.parse()?, PORT);
-        let options = AgentOptions::default()
-            .controller(address, &self.kubeconfig(), &token)
-            .arg("--cluster-cidrs")
-            .arg("10.244.0.0/16,10.96.0.0/16")
-            .env("POD_NAME", &pod);
+        let token = self
+            .api
+            .token("weft-system", "weft-agent", &["weft-ca"], Some(&pod))?;
+        let options = self.options(node, &token)?;
         let started = self.world.start_agent_with(node, options);
         started.with_context(|| fs::read_to_string(self.log()).unwrap_or_default())
+    }
+
+    /// An agent that says by this token who it is; not started.
+    pub(crate) fn agent_with_token(&mut self, node: &str, token: &str) -> Result<Agent> {
+        let options = self.options(node, token)?;
+        self.world.prepare_takeover(node, options)
+    }
+
+    fn options(&self, node: &str, token: &str) -> Result<AgentOptions> {
+        let file = self.world.dir().join(format!("token-{node}"));
+        fs::write(&file, token)?;
+        let address = SocketAddr::new(NODE_A.parse()?, PORT);
+        let options = AgentOptions::default().controller(address, &self.kubeconfig(), &file);
+        let options = options.arg("--cluster-cidrs").arg("10.244.0.0/16,10.96.0.0/16");
+        Ok(options.env("POD_NAME", &format!("weft-agent-{node}")))
     }
 
     /// Makes a pod, and tells the API of it as a kubelet would.
