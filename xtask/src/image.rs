@@ -18,17 +18,23 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 const LARGEST: u64 = 40 << 20;
 
 /// How the image is made.
+#[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Its name, with its tag.
-    pub(crate) tag: String,
-    /// Where the archive goes.
-    pub(crate) output: Option<PathBuf>,
-    /// A static binary that is there already.
-    pub(crate) binary: Option<PathBuf>,
-    /// Start it with a real runtime, too.
-    pub(crate) run: bool,
-    /// Install what is missing.
-    pub(crate) install: bool,
+    /// The image's name and tag [default: what the chart installs]
+    #[arg(long)]
+    tag: Option<String>,
+    /// The archive to write [default: target/weft-image.tar]; the bill of materials goes beside it
+    #[arg(long, value_name = "FILE.tar")]
+    output: Option<PathBuf>,
+    /// Take this static binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Start it with containerd and runc, and see that it works (as root)
+    #[arg(long)]
+    run: bool,
+    /// Print what is missing instead of installing it
+    #[arg(long)]
+    no_install: bool,
 }
 
 /// Makes the image, and starts it if that is asked for.
@@ -37,7 +43,7 @@ pub(crate) struct Options {
 /// It cannot be built, is not static, is too large, or does not behave as it should.
 pub(crate) fn run(options: &Options) -> Result<()> {
     if options.run {
-        setup::runtime(options.install)?;
+        setup::runtime(!options.no_install)?;
     }
     let output = options
         .output
@@ -45,7 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .unwrap_or_else(|| shell::root().join("target/weft-image.tar"));
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
-        None => build(options.install)?,
+        None => build(!options.no_install)?,
     };
     let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
     check(&program).with_context(|| format!("{} cannot be the image's", binary.display()))?;
@@ -54,7 +60,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let sbom = sbom::of_the_image(&program, created)?;
     let beside = output.with_extension("cdx.json");
     fs::write(&beside, &sbom).with_context(|| format!("write {}", beside.display()))?;
-    let name = full_name(&options.tag);
+    let tag = options.tag.clone();
+    let tag = tag.unwrap_or_else(|| format!("weft:{}", env!("CARGO_PKG_VERSION")));
+    let name = full_name(&tag);
     let licence = fs::read(shell::root().join("LICENSE"))?;
     let files = [
         ("usr/bin/weft", 0o755, program.as_slice()),
@@ -197,11 +205,6 @@ fn full_name(tag: &str) -> String {
         Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => tagged,
         Some(_) => format!("docker.io/{tagged}"),
     }
-}
-
-/// The name that the chart installs by default.
-pub(crate) fn default_tag() -> String {
-    format!("weft:{}", env!("CARGO_PKG_VERSION"))
 }
 
 #[cfg(test)]

@@ -144,23 +144,7 @@ enum Command {
         no_install: bool,
     },
     /// Build the container image: a static binary, FROM scratch, and its bill of materials
-    Image {
-        /// The image's name and tag [default: what the chart installs]
-        #[arg(long)]
-        tag: Option<String>,
-        /// The archive to write [default: target/weft-image.tar]; the bill of materials goes beside it
-        #[arg(long, value_name = "FILE.tar")]
-        output: Option<PathBuf>,
-        /// Take this static binary instead of building one
-        #[arg(long, value_name = "FILE")]
-        binary: Option<PathBuf>,
-        /// Start it with containerd and runc, and see that it works (as root)
-        #[arg(long)]
-        run: bool,
-        /// Print what is missing instead of installing it
-        #[arg(long)]
-        no_install: bool,
-    },
+    Image(image::Options),
     /// Check the house rules: layers, lengths, headers, unsafe, dead files, words
     Tidy,
     /// Feed what reads others' bytes with inputs that nobody thought of; ends in `N passed, N failed`
@@ -247,19 +231,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Simulate { seed, seeds } => simulate::run(seed, seeds),
         Command::Ci { no_install } => ci::run(!no_install),
         Command::Chart { no_install } => chart::run(!no_install),
-        Command::Image {
-            tag,
-            output,
-            binary,
-            run,
-            no_install,
-        } => image::run(&image::Options {
-            tag: tag.unwrap_or_else(image::default_tag),
-            output,
-            binary,
-            run,
-            install: !no_install,
-        }),
+        Command::Image(options) => image::run(&options),
         Command::Tidy => tidy::run(),
         Command::Fuzz {
             target,
