@@ -13,7 +13,7 @@ const FUNCTION_LINES: usize = 70;
 const TEST_LINES: usize = 120;
 
 /// Functions that are longer, and why that is simpler.
-const LONG_FUNCTIONS: [(&str, &str, &str); 0] = [];
+const LONG_FUNCTIONS: [(&str, &str, &str); 1] = [("xtask/src/main.rs", "run", "one arm for each command")];
 /// Files that are longer, and why.
 const LONG_FILES: [(&str, &str); 0] = [];
 
