@@ -74,17 +74,7 @@ fn scale(profile: &str, args: &[String]) -> Result<()> {
     step("a large cluster");
     let folder = if profile == "dev" { "debug" } else { profile };
     let mut scale = shell::cargo();
-    scale.args([
-        "run",
-        "--quiet",
-        "--profile",
-        profile,
-        "-p",
-        "weft-bench",
-        "--bin",
-        "weft-scale",
-        "--",
-    ]);
+    scale.args(["run", "--quiet", "--profile", profile, "-p", "weft-scale", "--"]);
     scale
         .arg("--weft")
         .arg(shell::root().join("target").join(folder).join("weft"));

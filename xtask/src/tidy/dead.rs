@@ -30,11 +30,13 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
 }
 
 /// Files that cargo takes as the root of a target: `build.rs`, `src/lib.rs`, `src/main.rs`, `src/bin/x.rs`, `tests/x.rs`;
-/// and those of the packages that lie in another, the pure parts' and the fuzzer's.
+/// and those of the packages that lie in another: the pure parts', the large cluster's and the fuzzer's.
 fn is_root(path: &str) -> bool {
-    let nested = path
-        .strip_prefix("agent/")
-        .filter(|path| path.starts_with("pure/"));
+    let inside = |outer, inner: &str| {
+        let path = path.strip_prefix(outer)?;
+        path.starts_with(inner).then_some(path)
+    };
+    let nested = inside("agent/", "pure/").or_else(|| inside("bench/", "scale/"));
     let parts: Vec<_> = nested.unwrap_or(path).split('/').collect();
     let fuzz = matches!(
         parts.as_slice(),

@@ -4,13 +4,9 @@
 //! `cargo xtask bench scale` runs it. Everything is on this machine's loopback, so times are of many programs on few cores; memory
 //! and processor seconds are each program's own. Clients answer what they are sent and keep nothing.
 
-#[path = "scale/agent.rs"]
 mod agent;
-#[path = "scale/clients.rs"]
 mod clients;
-#[path = "scale/cluster.rs"]
 mod cluster;
-#[path = "scale/usage.rs"]
 mod usage;
 
 use std::{
