@@ -223,7 +223,7 @@ pub(super) const MUTATIONS: [Mutation; 32] = [
         name: "recycled-endpoint",
         promise: "an address that another pod has is no endpoint",
         file: "agent/src/mesh/index.rs",
-        find: ".is_none_or(|there| there.uid == workload.uid)",
+        find: ".is_none_or(|there| there.uid == workload.uid || (outside(there) && outside(workload)))",
         replace: ".is_none_or(|there| there.healthy || there.uid == workload.uid)",
         target: "pure/simulation",
         test: "a_million_questions_are_answered_as_the_oracle_does",
