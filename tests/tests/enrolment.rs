@@ -349,7 +349,10 @@ fn a_pod_whose_addresses_only_its_node_knows_is_in_the_mesh() {
         wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
         let capture = world.capture_link()?;
         for to in [addr(SERVICE4), web.addr(8080), web.addr6(8080)] {
-            let mut stream = client.connect(to)?;
+            // An IPv6 address is the pod's a moment later than an IPv4 one: the kernel looks first whether it is anybody else's.
+            let mut stream = wait_until(&format!("a connection to {to}"), LIMIT, || {
+                client.connect(to).ok()
+            })?;
             round_trip(&mut stream, MARKER).with_context(|| format!("to {to}"))?;
             let local = stream.local_addr()?;
             drop(stream);

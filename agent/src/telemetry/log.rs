@@ -99,7 +99,9 @@ pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
 impl LogFilter {
     /// The filter in force, for example `info,weft=debug`.
     pub fn current(&self) -> String {
-        self.0.with_current(EnvFilter::to_string).unwrap_or_default()
+        let all = self.0.with_current(EnvFilter::to_string).unwrap_or_default();
+        let shown = all.split(',').filter(|directive| *directive != QUIET);
+        shown.collect::<Vec<_>>().join(",")
     }
 
     /// Puts another filter in force.
