@@ -9,6 +9,8 @@ use kube::{
 };
 use thiserror::Error;
 
+use crate::net::chain;
+
 /// How the API is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -111,16 +113,6 @@ fn innermost(error: &kube::Error) -> String {
         error = source;
     }
     error.to_string()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// Whether an object is not there.

@@ -217,8 +217,9 @@ impl Asking {
             tokio::select! {
                 response = responses.message() => {
                     let response = response.map_err(|status| SessionError::Broken(Box::new(status)))?;
-                    self.take(response.ok_or(SessionError::Ended)?, &requests).await?;
-                    due.get_or_insert_with(|| tokio::time::Instant::now() + QUIET);
+                    if self.take(response.ok_or(SessionError::Ended)?, &requests).await? {
+                        due.get_or_insert_with(|| tokio::time::Instant::now() + QUIET);
+                    }
                 }
                 Some(lookup) = self.asked.recv() => self.ask(lookup, &requests).await?,
                 () = at(due) => {
@@ -267,19 +268,21 @@ impl Asking {
         }
     }
 
-    /// Takes a response in, and answers it.
+    /// Takes a response in, and answers it. Whether it says anything new: that an address is nobody's makes no other mesh.
     async fn take(
         &mut self,
         response: DeltaDiscoveryResponse,
         requests: &Requests,
-    ) -> Result<(), SessionError> {
+    ) -> Result<bool, SessionError> {
         let mut answer = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
             ..DeltaDiscoveryRequest::default()
         };
         let gone: Vec<_> = response.removed_resources.clone();
-        let problems = match Kind::of(&response.type_url) {
+        let kind = Kind::of(&response.type_url);
+        let is_new = kind.is_some_and(|kind| self.received.would_change(kind, &response));
+        let problems = match kind {
             Some(kind) => Arc::make_mut(&mut self.received).take(kind, response, &self.config.settings),
             None => vec![format!("{} is no type that was asked for", response.type_url)],
         };
@@ -302,7 +305,8 @@ impl Asking {
             state.heard = Some(SystemTime::now());
             state.error = error;
         });
-        requests.send(answer).await.map_err(|_| SessionError::Ended)
+        requests.send(answer).await.map_err(|_| SessionError::Ended)?;
+        Ok(is_new)
     }
 
     async fn ask(&mut self, lookup: Lookup, requests: &Requests) -> Result<(), SessionError> {

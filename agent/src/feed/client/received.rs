@@ -53,6 +53,17 @@ pub(super) struct Received {
 }
 
 impl Received {
+    /// Whether a response says more than that there is nothing of some names.
+    pub(super) fn would_change(&self, kind: Kind, response: &DeltaDiscoveryResponse) -> bool {
+        let is_here = |name: &String| match kind {
+            Kind::Address => self.addresses.contains_key(name),
+            Kind::Authorization => self.policies.contains_key(name),
+        };
+        !self.complete[kind as usize]
+            || !response.resources.is_empty()
+            || response.removed_resources.iter().any(is_here)
+    }
+
     /// Takes a response in. The answer is what of it cannot be read; that is left as it was.
     pub(super) fn take(
         &mut self,

@@ -262,6 +262,30 @@ async fn an_address_is_looked_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_tries_every_address_does_not_cut_its_agent_off() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    world.store.update([pod("a-1", "10.0.0.1", &[]).1]);
+    let mut client = world.client(address);
+    mesh_with(&mut client, &["a-1"]).await;
+    let (on_demand, mut lookups) = on_demand();
+    // More than a client may name that has not asked for everything.
+    for number in 0..10_100_u32 {
+        let tried = std::net::Ipv4Addr::from(0x0a80_0000 + number).into();
+        let on_demand = on_demand.clone();
+        let unknown = tokio::spawn(async move { on_demand.look_up(&"pod".into(), tried).await });
+        for lookup in lookups.next().await.unwrap() {
+            client.look_up(lookup);
+        }
+        assert_eq!(unknown.await.unwrap(), crate::feed::Answer::Answered);
+    }
+    world.store.update([pod("b-1", "10.0.0.2", &[]).1]);
+    mesh_with(&mut client, &["a-1", "b-1"]).await;
+    let state = client.state().lock().unwrap().clone();
+    assert!(state.connected && state.error.is_none(), "{state:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mtls_modes_arrive_as_modes() {
     use crate::mesh::{MtlsMode, PortModes};
     let world = World::new();

@@ -19,7 +19,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{Moment, Shared, Sources, StoreSettings, Svid};
 use crate::{
     mesh::SpiffeId,
-    net::tls::{self, Proof, Purpose, TrustBundle},
+    net::{
+        chain,
+        tls::{self, Proof, Purpose, TrustBundle},
+    },
     svid::{CaError, CertificateAuthority, Csr},
 };
 
@@ -297,12 +300,6 @@ fn draw() -> f64 {
 /// Half of the life that is left, give or take a tenth: nodes that started together need not renew together.
 fn renewal(svid: &Svid) -> Moment {
     Moment::after(svid.expires.left().mul_f64(0.45 + 0.1 * draw()))
-}
-
-/// An error and its causes, in one line.
-fn chain(err: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(err.source(), |&cause| cause.source());
-    causes.fold(err.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 /// One round: a fresh key, a request, the CA, and a look at what it gave.
