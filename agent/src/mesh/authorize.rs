@@ -56,7 +56,7 @@ pub fn rehearse(mesh: &Mesh, workload: &Workload, conn: &Inbound) -> Option<Verd
         .then(|| verdict(judge(mesh, workload, conn, &cover.rehearsed())))
 }
 
-/// The dry-run policies that match a connection: what they would have done is in their action.
+/// The policies that are only recorded and match a connection: what those in dry-run would have done is in their action.
 pub fn dry_run_matches<'a>(
     mesh: &'a Mesh,
     workload: &'a Workload,
@@ -67,7 +67,7 @@ pub fn dry_run_matches<'a>(
     let conn = Judged::new(mesh, workload, conn);
     covering
         .map(AsRef::as_ref)
-        .filter(move |policy| policy.dry_run && matches(policy, &conn))
+        .filter(move |policy| !policy.is_enforced() && matches(policy, &conn))
 }
 
 /// As the index of a cover finds it, for a policy by itself.

@@ -14,6 +14,7 @@ use super::{
     SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
     authorize::{Cover, Covered, Policies},
     endpoints::Endpoints,
+    http,
     names::Names,
     vips::Vips,
 };
@@ -41,6 +42,8 @@ pub struct MeshParts {
     pub peer_authentications: PeerAuthentications,
     /// How connections inside a node go.
     pub same_nodes: SameNodes,
+    /// What waypoints do; others have none.
+    pub http: http::Parts,
 }
 
 /// The mesh, indexed. Every address in it is canonical: a v4-mapped IPv6 address is an IPv4 address.
@@ -61,6 +64,7 @@ pub struct Mesh {
     policies: Policies,
     peer_authentications: PeerAuthentications,
     same_nodes: SameNodes,
+    http: http::Index,
 }
 
 impl Mesh {
@@ -97,6 +101,7 @@ impl Mesh {
             services: services_by_key,
             peer_authentications: parts.peer_authentications,
             same_nodes: parts.same_nodes,
+            http: http::Index::new(parts.http),
         }
     }
 
@@ -169,6 +174,16 @@ impl Mesh {
         ports
             .filter(move |(leads_to, _)| *leads_to == port)
             .map(|(_, service)| service)
+    }
+
+    /// What a waypoint does with what is sent to a service, if anything.
+    pub fn http_routes(&self, service: &ServiceKey) -> Option<&Arc<http::Routes>> {
+        self.http.routes(service)
+    }
+
+    /// Whose tokens are believed, by the name that services and workloads give.
+    pub fn request_authentication(&self, key: &PolicyKey) -> Option<&Arc<http::RequestAuthentication>> {
+        self.http.authentication(key)
     }
 
     /// Every workload, in no order.

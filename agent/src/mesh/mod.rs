@@ -4,6 +4,7 @@
 mod authorize;
 mod endpoints;
 mod flow;
+pub mod http;
 mod index;
 mod limit;
 mod names;

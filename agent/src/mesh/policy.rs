@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
-use super::Workload;
+use super::{Workload, http::RequestMatch};
 
 /// What names a policy: its namespace and its name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PolicyKey {
     /// The policy's namespace.
     pub namespace: Arc<str>,
@@ -35,6 +37,13 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// Evaluated and reported, never enforced (`istio.io/dry-run`).
     pub dry_run: bool,
+}
+
+impl Policy {
+    /// Whether it refuses or allows anything.
+    pub fn is_enforced(&self) -> bool {
+        !self.dry_run && self.action != Action::Audit
+    }
 }
 
 /// Which workloads a policy covers.
@@ -65,6 +74,8 @@ pub enum Action {
     Allow,
     /// The connection is refused, whatever else allows it.
     Deny,
+    /// Nothing but that it is recorded.
+    Audit,
 }
 
 impl Action {
@@ -73,6 +84,7 @@ impl Action {
         match self {
             Self::Allow => "ALLOW",
             Self::Deny => "DENY",
+            Self::Audit => "AUDIT",
         }
     }
 }
@@ -122,6 +134,8 @@ pub struct Match {
     /// no L4 agent can say whether they hold. With any of them, an ALLOW policy's match never holds; a DENY policy's holds
     /// when the other fields do, but for what comes out of a waypoint, which enforces it.
     pub unseen: Vec<Arc<str>>,
+    /// What the fields named in `unseen` say, for whoever sees requests. Where it is none, nobody can judge them.
+    pub request: Option<Arc<RequestMatch>>,
     /// The names of fields with a value that the feed cannot read, whose own lists it leaves empty. As `unseen`, but no
     /// waypoint knows better.
     pub unreadable: Vec<Arc<str>>,
@@ -137,7 +151,8 @@ pub struct ServiceAccountMatch {
 }
 
 /// How a name is compared. A principal is compared without its `spiffe://`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum StringMatch {
     /// The whole name.
     Exact(Arc<str>),

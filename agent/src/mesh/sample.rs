@@ -23,6 +23,7 @@ pub(super) fn parts() -> MeshParts {
         policies: Vec::new(),
         peer_authentications: PeerAuthentications::default(),
         same_nodes: SameNodes::default(),
+        http: Default::default(),
     }
 }
 
@@ -54,6 +55,8 @@ pub(super) fn pod(name: &str, addresses: &[&str]) -> Workload {
         same_node: None,
         policies: Vec::new(),
         services: BTreeMap::new(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     }
 }
 

@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{PortMapping, SpiffeId, Workload};
 
 /// What names a service in the whole mesh: its namespace and its hostname.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ServiceKey {
     /// The service's namespace.
     pub namespace: Arc<str>,

@@ -51,6 +51,11 @@ pub struct Workload {
     pub policies: Vec<PolicyKey>,
     /// The services it backs, and the ports they map.
     pub services: BTreeMap<ServiceKey, Vec<PortMapping>>,
+    /// The subsets of those services that it is of, in order (DestinationRule; only waypoints ask).
+    pub subsets: Vec<(ServiceKey, Arc<str>)>,
+    /// The [`super::http::RequestAuthentication`]s that select it or cover its namespace or the mesh, in order, where it is behind
+    /// a waypoint itself (only waypoints ask).
+    pub authentications: Vec<PolicyKey>,
 }
 
 impl Workload {

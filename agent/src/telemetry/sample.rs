@@ -34,6 +34,8 @@ pub(crate) fn workload(name: &str, app: &str) -> Arc<Workload> {
         waypoint: None,
         policies: Vec::new(),
         services: Default::default(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     })
 }
 

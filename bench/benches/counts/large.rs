@@ -105,6 +105,7 @@ fn parts() -> MeshParts {
         policies: policies(),
         peer_authentications: strict_in_even_namespaces(),
         same_nodes: SameNodes::default(),
+        http: Default::default(),
     };
     assert_eq!(
         (parts.workloads.len(), parts.services.len(), parts.policies.len()),
@@ -141,6 +142,8 @@ fn workload(place: Place) -> Workload {
         same_node: None,
         policies: selecting.collect(),
         services: BTreeMap::from([(place.service(), Vec::new())]),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     }
 }
 

@@ -75,6 +75,7 @@ impl World {
             policies: Vec::new(),
             peer_authentications: PeerAuthentications::default(),
             same_nodes: SameNodes::default(),
+            http: Default::default(),
         };
         let mut world = Self {
             parts,
@@ -166,6 +167,8 @@ fn workload(draw: &mut Draw, number: usize) -> Workload {
         same_node: *draw.pick(&[None, None, None, Some(SameNode::Tunnel), Some(SameNode::Kernel)]),
         policies: Vec::new(),
         services: BTreeMap::new(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     }
 }
 
@@ -457,6 +460,7 @@ fn match_(draw: &mut Draw) -> Match {
         trust_domains: draw.some(SAID, &trust_domains),
         not_trust_domains: draw.some(SAID, &trust_domains),
         unseen: draw.some(SAID, &["paths".into()]),
+        request: None,
         unreadable: draw.some(SAID / 2, &["ipBlocks".into()]),
     }
 }

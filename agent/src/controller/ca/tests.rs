@@ -39,6 +39,8 @@ fn workload(name: &str, account: &str, node: &str) -> Workload {
         same_node: None,
         policies: Vec::new(),
         services: BTreeMap::new(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     }
 }
 

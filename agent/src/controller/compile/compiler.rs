@@ -283,6 +283,7 @@ impl State {
             policies: owned(self.emitted().flat_map(|it| it.policies.values().cloned())),
             peer_authentications: self.peer_authentications(),
             same_nodes: self.same_nodes(),
+            http: Default::default(),
         };
         Compiled {
             parts,

@@ -99,6 +99,8 @@ fn workload<'a>(pass: &mut Pass<'a>, it: &Outside) -> Option<Draft<'a>> {
         same_node: None,
         policies: Vec::new(),
         services: Default::default(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     };
     Some(Draft {
         workload,

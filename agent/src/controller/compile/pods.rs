@@ -130,6 +130,8 @@ fn workload<'a>(name: &str, pod: &'a Pod, pass: &mut Pass<'a>) -> Option<Workloa
         same_node,
         policies: Vec::new(),
         services: Default::default(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
         namespace,
     })
 }

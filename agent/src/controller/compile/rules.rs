@@ -314,6 +314,7 @@ fn warn_unseen(clauses: &[Clause], policy: Whose<'_>, place: &Place<'_>, reader:
     let fields: Vec<_> = fields.iter().map(|field| &***field).collect();
     let effect = match policy.action {
         Action::Allow => "allows nothing",
+        Action::Audit => "is not recorded",
         Action::Deny => {
             "denies whatever they are, except what comes out of a waypoint of the workload or its service"
         }

@@ -170,6 +170,8 @@ fn workload(name: &str, object: &Custom, entry: &Entry, pass: &mut Pass<'_>) -> 
         same_node: None,
         policies: Vec::new(),
         services: Default::default(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
         namespace,
     })
 }

@@ -166,6 +166,7 @@ impl Received {
                 ..PeerAuthentications::default()
             },
             same_nodes: settings.same_nodes.clone(),
+            http: Default::default(),
         })
     }
 }

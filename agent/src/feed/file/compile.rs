@@ -64,6 +64,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         policies,
         peer_authentications,
         same_nodes,
+        http: Default::default(),
     });
     Ok(MeshFile {
         mesh,

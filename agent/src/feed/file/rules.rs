@@ -68,6 +68,7 @@ fn unseen_warning(match_: &Match, action: Action) -> String {
     let fields = match_.unseen.join(", ");
     let effect = match action {
         Action::Allow => "allows nothing",
+        Action::Audit => "is not recorded",
         Action::Deny => {
             "denies whatever they are, except what comes out of a waypoint of the workload or its service"
         }

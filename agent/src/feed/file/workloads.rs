@@ -86,6 +86,8 @@ pub(super) fn pod<'a>(
         same_node: problems.optional(&entry.same_node, place, "sameNode", values::same_node),
         policies: Vec::new(),
         services: BTreeMap::new(),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
         name,
         namespace,
     };

@@ -44,6 +44,8 @@ pub fn workload(it: wire::Workload, defaults: &Defaults) -> Result<Workload, Unr
             .map(|name| policy_key(name))
             .collect(),
         services: services(&it.services)?,
+        subsets: Vec::new(),
+        authentications: Vec::new(),
         uid: it.uid.into(),
         name: it.name.into(),
         namespace: it.namespace.into(),

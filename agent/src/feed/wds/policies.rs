@@ -115,6 +115,7 @@ fn read_match(it: &wire::Match, action: Action) -> Match {
         destination_ports,
         not_destination_ports,
         unseen,
+        request: None,
         unreadable,
     };
     if !it.extensions.is_empty() {
@@ -190,10 +191,11 @@ pub fn encode_policy(it: &Policy) -> Bytes {
         },
         action: match it.action {
             Action::Allow => wire::Action::Allow as i32,
-            Action::Deny => wire::Action::Deny as i32,
+            // To whoever does not know of auditing it is a rehearsal.
+            Action::Deny | Action::Audit => wire::Action::Deny as i32,
         },
         rules: it.rules.iter().map(|rule| encode_rule(rule, it.action)).collect(),
-        dry_run: it.dry_run,
+        dry_run: !it.is_enforced(),
     };
     policy.encode_to_vec().into()
 }
@@ -251,7 +253,7 @@ fn close(it: &mut wire::Match, action: Action) {
         Action::Allow => it
             .not_destination_ips
             .extend(everywhere().iter().map(encode_network)),
-        Action::Deny => it.not_destination_ports.push(NO_PORT.into()),
+        Action::Deny | Action::Audit => it.not_destination_ports.push(NO_PORT.into()),
     }
 }
 
@@ -262,10 +264,10 @@ fn reopen(it: &mut Match, action: Action) {
             let kept = it.not_destination_ips.len() - everywhere().len();
             it.not_destination_ips.truncate(kept);
         }
-        Action::Deny if it.not_destination_ports.last() == Some(&NO_PORT) => {
+        Action::Deny | Action::Audit if it.not_destination_ports.last() == Some(&NO_PORT) => {
             it.not_destination_ports.pop();
         }
-        Action::Allow | Action::Deny => {}
+        Action::Allow | Action::Deny | Action::Audit => {}
     }
 }
 

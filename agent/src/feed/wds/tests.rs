@@ -55,6 +55,8 @@ pub(in crate::feed) fn sample() -> Workload {
         same_node: Some(SameNode::Tunnel),
         policies: vec![policy_key("shop/viewer")],
         services: BTreeMap::from([(key, vec![mapping])]),
+        subsets: Vec::new(),
+        authentications: Vec::new(),
     }
 }
 

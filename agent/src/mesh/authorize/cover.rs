@@ -160,7 +160,7 @@ impl Cover {
         let mut covering = groups.iter().flat_map(|group| &group.policies);
         Self {
             missing,
-            dry_run: covering.any(|policy| policy.dry_run),
+            dry_run: covering.any(|policy| !policy.is_enforced()),
             groups,
         }
     }
@@ -177,7 +177,7 @@ impl Cover {
 
     /// The first enforced policy of an action that matches.
     pub(super) fn first_match(&self, action: Action, conn: &Judged<'_>) -> Option<&PolicyKey> {
-        let mut rules = self.groups.iter().map(|group| group.of(action));
+        let mut rules = self.groups.iter().filter_map(|group| group.of(action));
         rules.find_map(|rules| rules.first_match(conn))
     }
 
@@ -185,7 +185,8 @@ impl Cover {
     pub(super) fn enforced(&self, action: Action) -> impl Iterator<Item = &PolicyKey> {
         self.groups
             .iter()
-            .flat_map(move |group| &group.of(action).policies)
+            .filter_map(move |group| group.of(action))
+            .flat_map(|rules| &rules.policies)
     }
 }
 
@@ -214,15 +215,18 @@ impl Group {
             match policy.action {
                 Action::Deny => group.deny.add(policy),
                 Action::Allow => group.allow.add(policy),
+                Action::Audit => {}
             }
         }
         Self { policies, ..group }
     }
 
-    fn of(&self, action: Action) -> &Rules {
+    /// None for what is only recorded.
+    fn of(&self, action: Action) -> Option<&Rules> {
         match action {
-            Action::Deny => &self.deny,
-            Action::Allow => &self.allow,
+            Action::Deny => Some(&self.deny),
+            Action::Allow => Some(&self.allow),
+            Action::Audit => None,
         }
     }
 }

@@ -140,7 +140,7 @@ fn rules_and_clauses() {
             (Action::Allow, true) => "allowed by demo/p",
             (Action::Allow, false) => "no ALLOW policy matched: demo/p",
             (Action::Deny, true) => "denied by policy demo/p",
-            (Action::Deny, false) => "allowed",
+            (Action::Deny, false) | (Action::Audit, _) => "allowed",
         };
         check(
             &[policy("demo/p", Scope::Namespace, action, rules)],
@@ -156,7 +156,7 @@ fn rules_and_clauses() {
     let rule = |clauses: &[&[&Match]]| Rule {
         clauses: clauses.iter().map(|matches| clause(matches)).collect(),
     };
-    for action in [Action::Allow, Action::Deny] {
+    for action in [Action::Allow, Action::Deny, Action::Audit] {
         check(action, vec![], false);
         check(action, vec![Rule::default()], true);
         check(action, vec![rule(&[&[&yes]])], true);
@@ -788,6 +788,7 @@ fn any_match() -> impl Strategy<Value = Match> {
         service_accounts: identities.2,
         not_service_accounts: identities.3,
         unseen: (unseen == 1).then(|| "paths".into()).into_iter().collect(),
+        request: None,
         unreadable: (unseen == 2).then(|| "ipBlocks".into()).into_iter().collect(),
     })
 }

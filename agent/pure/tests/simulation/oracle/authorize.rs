@@ -89,7 +89,7 @@ pub(crate) fn answer(world: &World, workload: &Workload, conn: &Inbound, rehears
         let matches = holds(world, workload, policy, conn);
         match policy.action {
             Action::Deny if matches => drop(denying.insert(policy.key.clone())),
-            Action::Deny => {}
+            Action::Deny | Action::Audit => {}
             Action::Allow => {
                 allow_policies.insert(policy.key.clone());
                 if matches {
