@@ -6,12 +6,14 @@
 //! draw of its own: these come in as arguments.
 
 mod authentication;
+mod flow;
 mod policy;
 mod routes;
 mod traffic;
 mod values;
 
 pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, TokenHeader};
+pub use flow::{Protocol, RequestFlow, ResponseFlag, TraceId};
 pub use policy::{Condition, ConditionKey, PathPattern, RequestMatch};
 pub use routes::{Index, Parts, Routes, RoutesError};
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
