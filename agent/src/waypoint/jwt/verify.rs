@@ -19,8 +19,6 @@ use crate::mesh::http::{JwtRule, Token};
 pub(super) const LONGEST: usize = 16 * 1024;
 /// How far clocks may be apart, in seconds: as in Envoy.
 const SKEW: f64 = 60.0;
-/// Claims that are lists in one text wherever they are.
-const LISTS: [&str; 2] = ["scope", "permission"];
 
 /// A token that was taken apart.
 #[derive(Debug)]
@@ -83,25 +81,19 @@ impl<'a> Compact<'a> {
         Err(Unauthenticated::Audience)
     }
 
-    /// What it says, in the form in which policies ask.
+    /// What it says. One without a subject has no principal: nobody is known by it, and no name matches.
     pub(super) fn token(&self, rule: &JwtRule) -> Token {
         let principal = match self.text("sub") {
             Some(subject) if !subject.is_empty() => format!("{}/{subject}", rule.issuer).into(),
             _ => "".into(),
         };
         let audiences = self.audiences().into_iter().flatten();
-        let mut claims = self.claims.clone();
-        let named = rule.space_delimited_claims.iter().map(|claim| &**claim);
-        for claim in LISTS.into_iter().chain(named) {
-            if let Some(value) = claims.get_mut(claim) {
-                split(value);
-            }
-        }
         Token {
             principal,
             audiences: audiences.map(Arc::from).collect(),
             presenter: self.text("azp").map(Arc::from),
-            claims,
+            claims: self.claims.clone(),
+            space_delimited: rule.space_delimited_claims.clone(),
         }
     }
 
@@ -148,14 +140,6 @@ fn read_header(header: &str) -> Result<(Algorithm, Option<String>), Unauthentica
         return Err(Unauthenticated::Algorithm);
     }
     Ok((algorithm, header.kid))
-}
-
-/// A text becomes the list of its words.
-fn split(value: &mut Value) {
-    if let Value::String(text) = value {
-        let words = text.split(' ').filter(|word| !word.is_empty());
-        *value = words.map(|word| Value::String(word.to_owned())).collect();
-    }
 }
 
 /// RFC 7515 2: without padding, and with nothing in the bits that are left over.
