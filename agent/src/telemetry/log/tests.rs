@@ -251,7 +251,10 @@ fn levels_of_requests() {
         let line = logged("info", LogFormat::Text, || request(&flow));
         let failed = !matches!(flag.label(), "-" | "DI");
         assert_eq!(line.contains("ERROR access:"), failed, "{line}");
-        assert!(line.contains(&format!(" response_flags=\"{}\" ", flag.label())), "{line}");
+        assert!(
+            line.contains(&format!(" response_flags=\"{}\" ", flag.label())),
+            "{line}"
+        );
         assert!(!line.contains("response_code"), "{line}");
     }
 }

@@ -256,7 +256,11 @@ impl Requests {
     fn new_series(&self, flow: &RequestFlow) -> Arc<Series> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let full = self.series.load(Relaxed) >= MOST_SERIES && find(&table, &Key::of(flow)).is_none();
-        let labels = if full { Labels::anonymous(flow) } else { Labels::of(flow) };
+        let labels = if full {
+            Labels::anonymous(flow)
+        } else {
+            Labels::of(flow)
+        };
         let key = labels.key();
         if let Some(series) = find(&table, &key) {
             return series.clone();
@@ -354,6 +358,10 @@ impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.evict(Instant::now());
         let all = self.snapshot();
+        if all.is_empty() {
+            // An agent, which sees no requests.
+            return Ok(());
+        }
         for (name, help, counter) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {

@@ -38,7 +38,10 @@ fn a_request_has_istios_names_and_labels() {
          connection_security_policy=\"mutual_tls\""
     );
     let check = |name: &str, expect: String| assert_eq!(samples(&metrics, name), [expect]);
-    check("istio_requests_total", format!("istio_requests_total{{{labels}}} 3"));
+    check(
+        "istio_requests_total",
+        format!("istio_requests_total{{{labels}}} 3"),
+    );
     let name = "istio_request_duration_milliseconds";
     check(&format!("{name}_sum"), format!("{name}_sum{{{labels}}} 47.7"));
     check(&format!("{name}_count"), format!("{name}_count{{{labels}}} 3"));
@@ -53,9 +56,18 @@ fn a_request_has_istios_names_and_labels() {
     ] {
         assert!(buckets.contains(&bucket), "{bucket} is not in {buckets:#?}");
     }
-    check("istio_request_bytes_sum", format!("istio_request_bytes_sum{{{labels}}} 0.0"));
-    check("istio_response_bytes_sum", format!("istio_response_bytes_sum{{{labels}}} 1074.0"));
-    check("istio_response_bytes_count", format!("istio_response_bytes_count{{{labels}}} 3"));
+    check(
+        "istio_request_bytes_sum",
+        format!("istio_request_bytes_sum{{{labels}}} 0.0"),
+    );
+    check(
+        "istio_response_bytes_sum",
+        format!("istio_response_bytes_sum{{{labels}}} 1074.0"),
+    );
+    check(
+        "istio_response_bytes_count",
+        format!("istio_response_bytes_count{{{labels}}} 3"),
+    );
     assert!(samples(&metrics, "istio_request_messages_total").is_empty());
 }
 
@@ -161,7 +173,10 @@ fn too_many_series_share_one_for_each_kind_of_answer() {
         .filter(|series| series.labels.source.workload.is_none())
         .map(|series| (series.labels.result.status, series.requests.load(Relaxed)))
         .collect();
-    assert!(shared.contains(&(200, 100)) && shared.contains(&(500, 1)), "{shared:?}");
+    assert!(
+        shared.contains(&(200, 100)) && shared.contains(&(500, 1)),
+        "{shared:?}"
+    );
     let first = sample::workload("x", "app-0");
     let mut flow = sample::request();
     flow.source.workload = Some(first);
@@ -205,7 +220,11 @@ fn buckets() {
         let histogram = Histogram::default();
         histogram.observe(1, thousandths);
         let (_, count, buckets) = histogram.read();
-        let hit: Vec<_> = buckets.iter().filter(|(_, count)| *count == 1).map(|(bound, _)| *bound).collect();
+        let hit: Vec<_> = buckets
+            .iter()
+            .filter(|(_, count)| *count == 1)
+            .map(|(bound, _)| *bound)
+            .collect();
         assert_eq!((count, hit), (1, vec![bound]), "{thousandths}");
     };
     check(0, 0.5);
