@@ -1,3 +1,5 @@
+//! What the next hop gets: no claims of the client, and a trace that goes on.
+
 use proptest::prelude::*;
 
 use super::*;
