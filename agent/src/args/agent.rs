@@ -319,6 +319,7 @@ impl AgentArgs {
                     ..SameNodes::default()
                 },
             },
+            subscribe_http: false,
         })
     }
 

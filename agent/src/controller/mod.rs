@@ -15,6 +15,7 @@ mod serve;
 mod status;
 mod tokens;
 mod watch;
+mod waypoint_accounts;
 
 use std::{
     collections::HashSet,
@@ -43,6 +44,7 @@ use self::{
     root::{Root, RootPlace},
     serve::Services,
     tokens::Tokens,
+    waypoint_accounts::WaypointAccounts,
 };
 use crate::{
     admin::{Page, Port, respond, serve_pages},
@@ -114,6 +116,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         Placement::default(),
         Arc::new(Counts::default()),
     );
+    let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
     let tls = server_tls(&root.ca, &names)?;
     let authority = Arc::new(Authority::new(
@@ -126,6 +129,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
         authority: Arc::clone(&authority),
+        waypoints: waypoints.clone(),
         feed: Server::new(store.clone()),
         counts: Arc::clone(&counts),
     });
@@ -133,7 +137,12 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let tasks = TaskTracker::new();
     let compiling = Compiling {
         compiler: Compiler::new(config.settings.clone()),
-        publisher: Publisher::new(store.clone(), placement, config.settings.root_namespace.clone()),
+        publisher: Publisher::new(
+            store.clone(),
+            placement,
+            waypoints,
+            config.settings.root_namespace.clone(),
+        ),
         counts: Arc::clone(&counts),
         diagnostics,
     };

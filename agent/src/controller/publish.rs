@@ -10,6 +10,7 @@ use rustc_hash::FxHashMap;
 use super::{
     compile::{Compiler, Delta},
     placement::Placement,
+    waypoint_accounts::WaypointAccounts,
 };
 use crate::{
     feed::{
@@ -24,6 +25,7 @@ use crate::{
 pub(super) struct Publisher {
     store: Store,
     placement: Placement,
+    waypoints: WaypointAccounts,
     root_namespace: Arc<str>,
     peer_authentications: PeerAuthentications,
     same_nodes: SameNodes,
@@ -35,10 +37,16 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Nothing is published yet.
-    pub(super) fn new(store: Store, placement: Placement, root_namespace: Arc<str>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        placement: Placement,
+        waypoints: WaypointAccounts,
+        root_namespace: Arc<str>,
+    ) -> Self {
         Self {
             store,
             placement,
+            waypoints,
             root_namespace,
             peer_authentications: PeerAuthentications::default(),
             same_nodes: SameNodes::default(),
@@ -51,6 +59,7 @@ impl Publisher {
     pub(super) fn publish(&mut self, compiler: &Compiler, delta: Delta) {
         let changed = delta.workloads.iter().map(|it| &**it);
         self.placement.update(changed, &delta.removed_workloads);
+        self.waypoints.update(delta.waypoints.as_deref());
         let mut updates = Vec::new();
         let for_all = delta.scopes_changed;
         if let Some(modes) = delta.peer_authentications {

@@ -177,7 +177,13 @@ impl Mesh {
     }
 
     /// What a waypoint does with what is sent to a service, if anything.
-    pub fn http_routes(&self, service: &ServiceKey) -> Option<&Arc<http::Routes>> {
+    ///
+    /// # Errors
+    /// Where that arrived and cannot be read. Then everything is refused.
+    pub fn http_routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<http::Routes>>, http::UnreadableRoutes> {
         self.http.routes(service)
     }
 

@@ -13,7 +13,7 @@ mod values;
 
 pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, TokenHeader};
 pub use policy::{Condition, ConditionKey, PathPattern, RequestMatch};
-pub use routes::{Index, Parts, Routes, RoutesError};
+pub use routes::{Index, Parts, Routes, RoutesError, UnreadableRoutes};
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
 pub use values::{
     Action as RouteAction, Backend, Cors, CorsOrigin, Destination, DirectResponse, Entry, Fault, FaultAbort,

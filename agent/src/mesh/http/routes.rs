@@ -15,21 +15,27 @@ pub struct Parts {
     pub routes: Vec<Arc<Routes>>,
     /// Where two have the same key, the first counts.
     pub authentications: Vec<Arc<RequestAuthentication>>,
+    /// Services of which the routes cannot be read, whatever `routes` says of them.
+    pub unreadable: Vec<ServiceKey>,
 }
 
 /// The same, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    routes: FxHashMap<ServiceKey, Arc<Routes>>,
+    /// None where they cannot be read.
+    routes: FxHashMap<ServiceKey, Option<Arc<Routes>>>,
     authentications: FxHashMap<PolicyKey, Arc<RequestAuthentication>>,
 }
 
 impl Index {
     pub(in crate::mesh) fn new(parts: Parts) -> Self {
         let mut index = Self::default();
+        for service in parts.unreadable {
+            index.routes.insert(service, None);
+        }
         for routes in parts.routes {
             let service = routes.values().service.clone();
-            index.routes.entry(service).or_insert(routes);
+            index.routes.entry(service).or_insert(Some(routes));
         }
         for it in parts.authentications {
             index.authentications.entry(it.key.clone()).or_insert(it);
@@ -37,8 +43,15 @@ impl Index {
         index
     }
 
-    pub(in crate::mesh) fn routes(&self, service: &ServiceKey) -> Option<&Arc<Routes>> {
-        self.routes.get(service)
+    pub(in crate::mesh) fn routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<Routes>>, UnreadableRoutes> {
+        match self.routes.get(service) {
+            Some(Some(routes)) => Ok(Some(routes)),
+            Some(None) => Err(UnreadableRoutes),
+            None => Ok(None),
+        }
     }
 
     pub(in crate::mesh) fn authentication(&self, key: &PolicyKey) -> Option<&Arc<RequestAuthentication>> {
@@ -73,6 +86,11 @@ impl PartialEq for Routes {
         self.values == other.values
     }
 }
+
+/// Routes that arrived and cannot be read: nobody knows what they were to refuse, so everything is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the service's routes cannot be read")]
+pub struct UnreadableRoutes;
 
 /// Why routes cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
