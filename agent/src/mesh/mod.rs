@@ -22,7 +22,9 @@ mod workload;
 #[cfg(test)]
 mod sample;
 
-pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
+pub use authorize::{
+    Verdict, authorize, authorize_request, authorize_service, dry_run_matches, recorded_matches, rehearse,
+};
 pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, Security};
 pub use index::{Mesh, MeshParts};
