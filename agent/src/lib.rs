@@ -6,6 +6,7 @@ pub mod args;
 pub mod cli;
 pub mod controller;
 pub mod node;
+pub mod waypoint;
 
 pub mod admin;
 pub mod dns;
