@@ -85,6 +85,13 @@ impl Routes {
 #[error("the service's routes cannot be read")]
 pub struct UnreadableRoutes;
 
+/// Those of the same values are the same.
+impl PartialEq for Routes {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
 /// Why routes cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RoutesError {
