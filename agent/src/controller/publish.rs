@@ -17,7 +17,10 @@ use crate::{
         store::{Encoded, Kind, Store, Update},
         wds,
     },
-    mesh::{PeerAuthentications, PolicyKey, PortModes, SameNode, SameNodes, Service, Workload},
+    mesh::{
+        PeerAuthentications, PolicyKey, PortModes, SameNode, SameNodes, Service, Workload,
+        http::{RequestAuthentication, ServiceRoutes},
+    },
 };
 
 /// Keeps a store as the compiler says.
@@ -87,6 +90,11 @@ impl Publisher {
         let gone = delta.removed_policies.iter().map(PolicyKey::to_string);
         updates.extend(gone.map(|name| removed(Kind::Authorization, name.into())));
         updates.extend(delta.policies.iter().map(|policy| of_policy(policy)));
+        let gone = delta.removed_routes.iter().map(wds::routes_name);
+        let gone = gone.chain(delta.removed_authentications.iter().map(wds::authentication_name));
+        updates.extend(gone.map(|name| removed(Kind::Http, name.into())));
+        updates.extend(delta.routes.iter().map(|routes| of_routes(routes.values())));
+        updates.extend(delta.authentications.iter().map(|it| of_authentication(it)));
         self.store.update(updates);
     }
 
@@ -182,6 +190,28 @@ fn of_policy(policy: &crate::mesh::Policy) -> Update {
         name: policy.key.to_string().into(),
         resource: Some(Encoded {
             bytes: wds::encode_policy(policy),
+            aliases: Vec::new(),
+        }),
+    }
+}
+
+fn of_routes(routes: &ServiceRoutes) -> Update {
+    Update {
+        kind: Kind::Http,
+        name: wds::routes_name(&routes.service).into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_routes(routes),
+            aliases: Vec::new(),
+        }),
+    }
+}
+
+fn of_authentication(it: &RequestAuthentication) -> Update {
+    Update {
+        kind: Kind::Http,
+        name: wds::authentication_name(&it.key).into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_authentication(it),
             aliases: Vec::new(),
         }),
     }

@@ -309,17 +309,17 @@ impl HostMatch {
     }
 }
 
+/// Routes that arrived and cannot be read: nobody knows what they were to refuse, so everything is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the service's routes cannot be read")]
+pub struct UnreadableRoutes;
+
 /// Those of the same values are the same.
 impl PartialEq for Routes {
     fn eq(&self, other: &Self) -> bool {
         self.values == other.values
     }
 }
-
-/// Routes that arrived and cannot be read: nobody knows what they were to refuse, so everything is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the service's routes cannot be read")]
-pub struct UnreadableRoutes;
 
 /// Why routes cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
