@@ -6,6 +6,7 @@
 
 mod ca;
 pub mod compile;
+mod conditions;
 mod counts;
 mod lease;
 mod placement;
