@@ -128,6 +128,23 @@ pub struct MeshArgs {
     pub same_node: SameNode,
 }
 
+impl MeshArgs {
+    /// The same as arguments, for a role that is started for somebody else.
+    pub fn as_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--cluster-id={}", self.cluster_id),
+            format!("--trust-domain={}", self.trust_domain),
+            format!("--cluster-domain={}", self.cluster_domain),
+            format!("--root-namespace={}", self.root_namespace),
+        ];
+        if !self.cluster_cidrs.is_empty() {
+            let networks: Vec<_> = self.cluster_cidrs.iter().map(IpNet::to_string).collect();
+            args.push(format!("--cluster-cidrs={}", networks.join(",")));
+        }
+        args
+    }
+}
+
 fn same_node(text: &str) -> Result<SameNode, String> {
     match text {
         "kernel" => Ok(SameNode::Kernel),

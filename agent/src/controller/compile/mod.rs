@@ -22,6 +22,7 @@ mod service_entries;
 mod services;
 mod shared;
 mod unit;
+mod waypoint_gateway;
 mod waypoint_only;
 mod waypoints;
 mod workload_entries;
@@ -36,6 +37,7 @@ use ipnet::IpNet;
 pub use compiler::{Compiler, compile};
 pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use resources::{Change, Resources};
+pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
 
 use crate::mesh::{
     MeshParts, PeerAuthentications, Policy, PolicyKey, SameNode, SameNodes, Service, ServiceKey, TrustDomain,
@@ -97,6 +99,8 @@ pub struct WaypointGateway {
     pub waypoint_for: WaypointFor,
     /// The port on which it speaks HBONE.
     pub hbone_port: u16,
+    /// How it is to be deployed.
+    pub wishes: WaypointWishes,
 }
 
 /// What goes through a waypoint, by what was dialled (`istio.io/waypoint-for`).
