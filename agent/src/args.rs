@@ -14,8 +14,15 @@ pub use self::{
 };
 use crate::{
     cli::{
-        ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs,
-        status::StatusArgs, test_app::TestAppArgs, uninstall::UninstallArgs,
+        ca::CaArgs,
+        enroll::EnrollArgs,
+        explain::ExplainArgs,
+        mount_bpffs::MountArgs,
+        release::ReleaseArgs,
+        status::StatusArgs,
+        test_app::TestAppArgs,
+        uninstall::UninstallArgs,
+        waypoints::{ApplyArgs, DeleteArgs, GetArgs},
     },
     cluster::client::Access,
     mesh::{SameNode, TrustDomain},
@@ -38,6 +45,7 @@ Examples:
   weft agent --node node-a --mesh-file mesh.yaml --ca-cert ca/root.pem --ca-key ca/root-key.pem
   weft status
   weft enroll shop --wait 60
+  weft apply waypoint -n shop --enroll-namespace
   weft status -o json | jq .pods
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
@@ -56,6 +64,12 @@ pub enum Command {
     Explain(Box<ExplainArgs>),
     /// Put a namespace's pods in the mesh, or take them out, and wait until that is done
     Enroll(EnrollArgs),
+    /// Make or change a waypoint
+    Apply(ApplyArgs),
+    /// Show waypoints
+    Get(GetArgs),
+    /// Delete a waypoint
+    Delete(DeleteArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it

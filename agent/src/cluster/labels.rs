@@ -21,6 +21,8 @@ pub const CONTROLLER_NAME: &str = "weft.dev/mesh-controller";
 
 /// What is made for a Gateway, as Istio marks it too.
 pub const MANAGED: (&str, &str) = ("gateway.istio.io/managed", "istio.io-mesh-controller");
+/// What is made for a Gateway by us.
+pub const WAYPOINT_MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
 /// An annotation of Gateways that are waypoints: how many pods it has.
 pub const WAYPOINT_REPLICAS: &str = "weft.dev/waypoint-replicas";
 /// The same: at least so many, where their number follows the load.

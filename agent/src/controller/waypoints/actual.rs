@@ -12,7 +12,6 @@ use kube::{
 use tokio::sync::mpsc;
 
 use super::{
-    objects::MANAGED_BY,
     parts::{Key, Part},
     plan::{Actual, is_ours},
 };
@@ -41,7 +40,12 @@ pub(super) fn watch(client: &Client) -> mpsc::Receiver<Change> {
 }
 
 async fn follow(part: Part, client: Client, sender: mpsc::Sender<Change>) {
-    let selector = format!("{}={},{}", MANAGED_BY.0, MANAGED_BY.1, labels::GATEWAY_NAME);
+    let selector = format!(
+        "{}={},{}",
+        labels::WAYPOINT_MANAGED_BY.0,
+        labels::WAYPOINT_MANAGED_BY.1,
+        labels::GATEWAY_NAME
+    );
     let config = Config::default().page_size(PAGE).labels(&selector);
     let api = Api::<DynamicObject>::all_with(client, &part.api_resource());
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());

@@ -9,8 +9,6 @@ use super::{
 };
 use crate::{cluster::labels, controller::compile::WaypointGateway};
 
-/// What says that an object is ours.
-pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
 /// Where the controller's roots are put in a pod.
 const ROOTS_DIR: &str = "/var/run/secrets/weft";
 /// The pod's annotation that they come from.
@@ -86,7 +84,7 @@ impl Making<'_> {
         let own = [
             ("app.kubernetes.io/name", "weft"),
             ("app.kubernetes.io/component", "waypoint"),
-            MANAGED_BY,
+            labels::WAYPOINT_MANAGED_BY,
             labels::MANAGED,
             (labels::GATEWAY_NAME, &self.it.gateway.name),
             (labels::GATEWAY_CLASS_NAME, &self.it.class),

@@ -10,7 +10,6 @@ use serde_json::Value;
 
 use super::{
     covers::covers,
-    objects::MANAGED_BY,
     parts::{Key, Part},
 };
 use crate::cluster::labels;
@@ -77,7 +76,7 @@ pub(super) fn is_ours(object: &DynamicObject) -> bool {
             && Some(&owner.name) == metadata.name.as_ref()
     });
     owned
-        && label(MANAGED_BY.0) == Some(MANAGED_BY.1)
+        && label(labels::WAYPOINT_MANAGED_BY.0) == Some(labels::WAYPOINT_MANAGED_BY.1)
         && label(labels::GATEWAY_NAME) == metadata.name.as_deref()
 }
 
