@@ -14,8 +14,8 @@ pub use self::{
 };
 use crate::{
     cli::{
-        ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs,
-        status::StatusArgs, test_app::TestAppArgs, uninstall::UninstallArgs,
+        analyze::AnalyzeArgs, ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs,
+        release::ReleaseArgs, status::StatusArgs, test_app::TestAppArgs, uninstall::UninstallArgs,
     },
     cluster::client::Access,
     mesh::{SameNode, TrustDomain},
@@ -39,6 +39,7 @@ Examples:
   weft status
   weft enroll shop --wait 60
   weft status -o json | jq .pods
+  weft analyze manifests/
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
 Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wrong usage or no agent answered.";
@@ -56,6 +57,8 @@ pub enum Command {
     Explain(Box<ExplainArgs>),
     /// Put a namespace's pods in the mesh, or take them out, and wait until that is done
     Enroll(EnrollArgs),
+    /// Say what is wrong with manifests or a cluster's objects, or will not do what it seems to
+    Analyze(AnalyzeArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it

@@ -1,0 +1,1 @@
+//! Manifests as people have them, from the command line to what is printed.
