@@ -7,6 +7,7 @@
 pub mod analyze;
 mod ca;
 pub mod compile;
+mod conditions;
 mod counts;
 mod lease;
 mod placement;
