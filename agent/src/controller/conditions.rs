@@ -127,7 +127,8 @@ pub(super) async fn write(
     };
     loop {
         let statuses = Arc::clone(&wanted.borrow_and_update());
-        let settled = match *leads.borrow_and_update() {
+        let leading = *leads.borrow_and_update();
+        let settled = match leading {
             true => writer.turn(&statuses, &leads, &wanted).await,
             // Another writes meanwhile.
             false => {

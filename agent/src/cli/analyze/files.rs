@@ -40,7 +40,7 @@ pub(super) fn read(paths: &[PathBuf], stdin: &mut impl Read) -> Result<Vec<Text>
             texts.push(Text {
                 path: "-".to_owned(),
                 in_folder: false,
-                text: text(stdin),
+                text: text(&mut *stdin),
             });
             continue;
         }

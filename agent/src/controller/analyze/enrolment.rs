@@ -61,7 +61,7 @@ fn mode(metadata: &ObjectMeta, object: &ObjectRef, found: &mut Vec<Diagnostic>) 
 }
 
 fn injected_namespace(metadata: &ObjectMeta, object: &ObjectRef, found: &mut Vec<Diagnostic>) {
-    let asks = |key: &&str| label(metadata, key).is_some_and(|value| value != "disabled");
+    let asks = |key: &&&str| label(metadata, key).is_some_and(|value| value != "disabled");
     if let Some(key) = INJECTION.iter().find(asks) {
         let message = format!(
             "label {key}: asks for sidecars beside {DATAPLANE_MODE}={AMBIENT}, and a pod that gets one is not captured: \
