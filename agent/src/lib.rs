@@ -8,13 +8,16 @@ pub mod controller;
 pub mod node;
 
 pub mod admin;
-pub mod cluster;
 pub mod dns;
 pub mod feed;
 pub mod hbone;
 pub mod kernel;
 pub mod svid;
 pub mod telemetry;
+
+pub mod manifests;
+
+pub mod cluster;
 
 pub mod rpc;
 

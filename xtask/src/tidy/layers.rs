@@ -7,7 +7,7 @@ use super::{
 };
 
 /// The modules of `agent/src`, the highest layer first; modules of one layer do not see each other.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 8] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
     &[
@@ -18,8 +18,9 @@ const LAYERS: [&[&str]; 6] = [
         "telemetry",
         "admin",
         "dns",
-        "cluster",
     ],
+    &["manifests"],
+    &["cluster"],
     &["rpc"],
     &["net"],
     &["mesh"],

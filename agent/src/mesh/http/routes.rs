@@ -67,6 +67,13 @@ impl Routes {
     }
 }
 
+/// Those of the same values are the same.
+impl PartialEq for Routes {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
 /// Why routes cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RoutesError {
