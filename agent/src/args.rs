@@ -14,6 +14,7 @@ pub use self::{
 };
 use crate::{
     cli::{
+        analyze::AnalyzeArgs,
         ca::CaArgs,
         enroll::EnrollArgs,
         explain::ExplainArgs,
@@ -47,6 +48,7 @@ Examples:
   weft enroll shop --wait 60
   weft apply waypoint -n shop --enroll-namespace
   weft status -o json | jq .pods
+  weft analyze manifests/
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
 Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wrong usage or no agent answered.";
@@ -70,6 +72,8 @@ pub enum Command {
     Get(GetArgs),
     /// Delete a waypoint
     Delete(DeleteArgs),
+    /// Say what is wrong with manifests or a cluster's objects, or will not do what it seems to
+    Analyze(AnalyzeArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it

@@ -35,6 +35,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Delete(args) => {
             runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::delete(args)))
         }
+        Command::Analyze(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::analyze::run(args))),
         Command::Ca(args) => cli::ca::run(&args),
         Command::Release(args) => {
             until_ended(|shutdown| async move { cli::release::run(&args, shutdown).await })
