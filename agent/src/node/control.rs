@@ -20,11 +20,11 @@ use super::{
     pod::Pod,
     pods::{Pods, View, report::Report},
     same_node::{Inbox, SameNode, lease},
-    source::{Source, Update},
     state::State,
 };
 use crate::{
     admin::{Admin, Listeners},
+    source::{Source, Update},
     feed::{FeedError, LocalPod, Lookups},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},

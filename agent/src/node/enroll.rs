@@ -22,12 +22,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     dns,
-    places::Places,
     pod::Pod,
     pods::{Awaited, Pending},
     worker::Serve,
 };
 use crate::{
+    limits::Places,
     kernel::{
         dns::DNS_SLOTS,
         load::{Kernel, LoadError},

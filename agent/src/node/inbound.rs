@@ -12,12 +12,12 @@ use super::{
     Shared,
     connections::{Asked, Carried},
     dial::dial_app,
-    places::Place,
     pod::Pod,
     target,
     worker::Worker,
 };
 use crate::{
+    limits::Place,
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
     mesh::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,

@@ -11,15 +11,12 @@ mod draws;
 mod enroll;
 mod exposed;
 mod inbound;
-mod limits;
 mod memory;
 mod node_netns;
 mod outbound;
-mod places;
 mod pod;
 pub mod pods;
 mod same_node;
-mod source;
 mod state;
 mod target;
 mod worker;
@@ -44,20 +41,18 @@ use self::{
     control::{Control, Kept, desired, identities},
     enroll::Enrolment,
     exposed::Exposed,
-    limits::Limits,
-    places::Places,
     pods::{
         Listing, PodSettings, Pods, View, listing,
         report::{Report, Reporter},
     },
     same_node::{Asking, Known, SameNode},
-    source::{Source, Update},
     state::State,
     worker::Drain,
 };
-pub use self::{limits::LimitSettings, source::SourceConfig};
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
+    limits::{LimitSettings, Limits, Places},
+    source::{Source, SourceConfig, Update},
     feed::{OnDemand, on_demand},
     hbone,
     kernel::{

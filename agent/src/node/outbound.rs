@@ -8,13 +8,13 @@ use super::{
     connections::Carried,
     dial::{dial, dial_app},
     dns,
-    places::Place,
     pod::Pod,
     same_node::Pair,
     worker::Worker,
 };
 use crate::{
     feed::Answer,
+    limits::Place,
     hbone::{
         self, AppSide, Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent,
         TunnelKey,
