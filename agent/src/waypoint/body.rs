@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Frame, SizeHint};
+use hyper::body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::Sleep;
@@ -65,7 +65,7 @@ pub(super) struct Kept {
 
 impl Sent {
     pub(super) fn new(source: Incoming, is_grpc: bool) -> Self {
-        use http_body::Body as _;
+        use hyper::body::Body as _;
         if source.is_end_stream() {
             return Self::Nothing;
         }
@@ -157,7 +157,7 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 impl Kept {
     /// The next frame from the client.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        use http_body::Body as _;
+        use hyper::body::Body as _;
         match std::task::ready!(Pin::new(&mut self.source).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(chunk) = frame.data_ref() {
@@ -214,7 +214,7 @@ pub(super) enum Outgoing {
     Copy(Option<Bytes>),
 }
 
-impl http_body::Body for Outgoing {
+impl hyper::body::Body for Outgoing {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -338,7 +338,7 @@ impl Body {
     }
 
     fn end_if_empty(&mut self) {
-        use http_body::Body as _;
+        use hyper::body::Body as _;
         if matches!(&self.from, From::Endpoint(incoming) if incoming.is_end_stream()) {
             self.give_back();
         }
@@ -370,7 +370,7 @@ impl Body {
     }
 }
 
-impl http_body::Body for Body {
+impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -423,7 +423,7 @@ impl http_body::Body for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        use http_body::Body as _;
+        use hyper::body::Body as _;
         let is_ended = self.is_end_stream();
         if let Some(exchange) = &mut self.exchange {
             exchange.is_complete |= is_ended;
