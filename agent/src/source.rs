@@ -72,9 +72,11 @@ impl SourceConfig {
 
 /// A mesh that is new.
 pub struct Update {
+    /// The mesh.
     pub mesh: Mesh,
     /// The pods that a file gives a namespace.
     pub local_pods: Vec<LocalPod>,
+    /// What may not be what was meant.
     pub warnings: Vec<Problem>,
     /// What it answers: dropped once it is in force.
     pub lookups: Vec<Lookup>,
@@ -103,6 +105,7 @@ impl From<Answered> for Update {
 }
 
 /// The source, open.
+#[allow(missing_docs, reason = "its parts are not for others")]
 pub enum Source {
     Files {
         watch: FileWatch,

@@ -38,9 +38,9 @@ const OWN_FILES: usize = 1024;
 /// families, sockets for DNS.
 const POD_FILES: usize = 48;
 /// Sockets that each pod may have whatever the others have.
-pub const OWN_SOCKETS: usize = 32;
+pub(crate) const OWN_SOCKETS: usize = 32;
 /// Handshakes that each pod may have under way whatever the others have.
-pub const OWN_HANDSHAKES: usize = 16;
+pub(crate) const OWN_HANDSHAKES: usize = 16;
 /// DNS queries of all pods together that wait for servers, each with a socket: an eighth of all files, and no more than
 /// this.
 const DNS_QUERIES: usize = 4096;
@@ -54,19 +54,19 @@ const SPARE_TUNNELS: usize = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Sockets of all connections, before what each pod takes off it ([`Limits::POD_RESERVE`]).
-    pub sockets: usize,
-    pub sockets_of_pod: usize,
-    pub connections_of_peer: usize,
-    pub tunnels_of_peer: usize,
-    pub handshakes: usize,
-    pub handshakes_of_pod: usize,
-    pub handshakes_of_peer: usize,
-    pub dns_queries: usize,
+    pub(crate) sockets: usize,
+    pub(crate) sockets_of_pod: usize,
+    pub(crate) connections_of_peer: usize,
+    pub(crate) tunnels_of_peer: usize,
+    pub(crate) handshakes: usize,
+    pub(crate) handshakes_of_pod: usize,
+    pub(crate) handshakes_of_peer: usize,
+    pub(crate) dns_queries: usize,
 }
 
 impl Limits {
     /// What each captured pod takes off the sockets that all share.
-    pub const POD_RESERVE: usize = POD_FILES + OWN_SOCKETS;
+    pub(crate) const POD_RESERVE: usize = POD_FILES + OWN_SOCKETS;
 
     /// What `files` open files allow, and less where it is set to be less. The text says what is set to more than that.
     pub fn new(settings: &LimitSettings, files: usize) -> (Self, Option<String>) {

@@ -72,6 +72,7 @@ struct Budget<'a> {
 }
 
 impl Places {
+    /// As many as these.
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(OfAgent {
             limits,

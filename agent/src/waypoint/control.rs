@@ -94,6 +94,8 @@ impl Control {
         match self.see(&mesh) {
             Ok(seen) => {
                 let seen = Arc::new(seen);
+                let authentications = seen.mesh.request_authentications();
+                self.shared.authenticator.update(authentications);
                 self.shared.svids.desire(HashSet::from([seen.identity.clone()]));
                 self.shared.seen.store(Some(Arc::clone(&seen)));
                 self.shared.connections.reconsider(&seen);

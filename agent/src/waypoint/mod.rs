@@ -34,10 +34,12 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     control::Control,
+    jwt::{Authenticator, Fetcher},
     listen::Workers,
     state::State,
     tcp::Connections,
@@ -142,6 +144,7 @@ struct Shared {
     /// Of tunnels, in both directions.
     tunnel_settings: hbone::Settings,
     places: Arc<PodPlaces>,
+    authenticator: Authenticator,
     /// Connections that are no requests.
     connections: Connections,
 }
@@ -187,6 +190,9 @@ pub async fn run(
         settings: config.settings.clone(),
         tunnel_settings,
         places: Places::new(limits).of_pod(),
+        authenticator: Authenticator::new(
+            Fetcher::new(Handle::current(), []).context("prepare to fetch keys of tokens")?,
+        ),
         connections: Connections::default(),
     });
     let state = Arc::new(State::new(&config, &shared, feed.state()));

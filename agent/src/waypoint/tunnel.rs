@@ -127,7 +127,7 @@ impl Tunnel {
             drop(self.worker.tasks.spawn(stream));
         };
         // New streams are for a tunnel with the new certificate, or to another replica; open ones go on.
-        let age = super::downstream::age(&self.worker.shared.settings, draw());
+        let age = downstream::age(&self.worker.shared.settings, draw());
         let retired = async {
             tokio::select! {
                 () = self.replaced.cancelled() => {}

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-use super::super::{Seen, listen::Worker};
+use super::super::listen::Worker;
 
 /// How long a connection may take where nothing is said: as in Istio.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
