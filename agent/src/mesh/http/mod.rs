@@ -9,6 +9,7 @@ mod authentication;
 mod balance;
 mod cors;
 mod endpoints;
+mod flow;
 mod headers;
 mod path;
 mod policy;
@@ -25,6 +26,7 @@ pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, Toke
 pub use balance::{Load, pick};
 pub use cors::{CorsAnswer, put_cors};
 pub use endpoints::{HttpEndpoint, http_endpoints};
+pub use flow::{Protocol, RequestFlow, ResponseFlag, TraceId};
 pub use headers::is_changeable;
 pub(in crate::mesh) use path::canonical_escapes;
 pub use path::{BadPath, Normalization, normalize};

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering::SeqCst},
@@ -236,7 +237,12 @@ pub(super) struct World {
 impl World {
     async fn start(plan: Plan) -> Self {
         let (cert, private) = LocalCa::create(&TrustDomain::default()).unwrap();
-        let ca = LocalCa::from_pem(cert.as_bytes(), private.as_bytes()).unwrap();
+        let ca = LocalCa::from_pem(
+            cert.as_bytes(),
+            private.as_bytes(),
+            Path::new("cert"),
+            Path::new("key"),
+        ).unwrap();
         let svids = SvidStore::spawn(Sources::of(Arc::new(ca)), StoreSettings::default());
         svids.desire(HashSet::from(["curl", "waypoint"].map(id)));
         for account in ["curl", "waypoint"] {
