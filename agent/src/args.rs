@@ -10,13 +10,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use self::source::Who;
 pub use self::{
     agent::{AgentArgs, LimitArgs},
     controller::ControllerArgs,
     source::{LinkArgs, SourceArgs},
     waypoint::{PathNormalization, WaypointArgs},
 };
-use self::source::Who;
 use crate::{
     cli::{
         ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs,

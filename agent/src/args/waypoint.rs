@@ -24,7 +24,13 @@ pub struct WaypointArgs {
     #[arg(long, env = "WEFT_GATEWAY", value_name = "NAMESPACE/NAME", value_parser = gateway)]
     pub gateway: GatewayName,
     /// This pod's own addresses, separated by commas: by them it is found in the mesh
-    #[arg(long, env = "POD_IP", value_name = "ADDR,...", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        env = "POD_IP",
+        value_name = "ADDR,...",
+        value_delimiter = ',',
+        required = true
+    )]
     pub address: Vec<IpAddr>,
     /// Where tunnels are taken
     #[arg(long, env = "WEFT_LISTEN", value_name = "ADDR", default_value_t = default_listen())]

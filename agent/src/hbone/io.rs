@@ -223,6 +223,8 @@ impl AsyncWrite for Io {
 
 /// Anything but an end is a reset.
 fn broken(error: h2::Error) -> io::Error {
-    let kind = error.get_io().map_or(io::ErrorKind::ConnectionReset, io::Error::kind);
+    let kind = error
+        .get_io()
+        .map_or(io::ErrorKind::ConnectionReset, io::Error::kind);
     io::Error::new(kind, error)
 }

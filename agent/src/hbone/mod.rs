@@ -19,8 +19,8 @@ mod window;
 
 pub use buffers::{Buffers, Pair};
 pub use head::Head;
-pub use io::Io;
 pub use headers::{Authority, Baggage, Forwarded, HeaderError, TraceParent};
+pub use io::Io;
 pub use pool::{ConnectError, ConnectRequest, Dialled, Pool, TunnelKey};
 pub use server::{Drain, Request, Responder, ServeError, serve};
 pub use settings::Settings;

@@ -48,7 +48,10 @@ impl Bound {
     /// The port that is meant: the service's where it is of one.
     pub fn port(&self) -> u16 {
         match self {
-            Self::Service { port, .. } | Self::Workload { of: Some((_, port)), .. } => *port,
+            Self::Service { port, .. }
+            | Self::Workload {
+                of: Some((_, port)), ..
+            } => *port,
             Self::Workload { addr, of: None, .. } => addr.port(),
         }
     }
@@ -69,7 +72,10 @@ pub fn bound(mesh: &Mesh, waypoint: &Workload, sought: Sought<'_>) -> Result<Bou
 }
 
 fn by_name(mesh: &Mesh, waypoint: &Workload, hostname: &str, port: u16) -> Result<Bound, Refusal> {
-    let named = mesh.names().find(hostname).map_or(&[][..], |(services, _)| services);
+    let named = mesh
+        .names()
+        .find(hostname)
+        .map_or(&[][..], |(services, _)| services);
     let mine = named.iter().find(|service| is_bound(mesh, waypoint, service));
     let service = mine.ok_or_else(|| Refusal::NotThisWorkload(format!("{hostname}:{port}")))?;
     port_of(service, port)

@@ -24,11 +24,11 @@ use super::{
 };
 use crate::{
     admin::{Admin, Listeners},
-    source::{Source, Update},
     feed::{FeedError, LocalPod, Lookups},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
     net::netns::NetnsSource,
+    source::{Source, Update},
     telemetry::chain,
 };
 

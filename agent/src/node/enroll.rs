@@ -27,12 +27,12 @@ use super::{
     worker::Serve,
 };
 use crate::{
-    limits::Places,
     kernel::{
         dns::DNS_SLOTS,
         load::{Kernel, LoadError},
         maps::{ListenerKind, Maps, PodsCgroup},
     },
+    limits::Places,
     mesh::{MtlsMode, PortModes},
     net::{netns::NetnsSource, socket::Family},
 };

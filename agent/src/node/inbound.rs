@@ -17,8 +17,8 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    limits::Place,
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
+    limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,
         authorize, dry_run_matches,

@@ -51,8 +51,6 @@ use self::{
 };
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
-    limits::{LimitSettings, Limits, Places},
-    source::{Source, SourceConfig, Update},
     feed::{OnDemand, on_demand},
     hbone,
     kernel::{
@@ -62,8 +60,10 @@ use crate::{
         preflight, selftest,
         takeover::{Claim, ClaimError},
     },
+    limits::{LimitSettings, Limits, Places},
     mesh::Mesh,
     net::netns::Netns,
+    source::{Source, SourceConfig, Update},
     svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
 };

@@ -14,11 +14,11 @@ use super::{
 };
 use crate::{
     feed::Answer,
-    limits::Place,
     hbone::{
         self, AppSide, Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent,
         TunnelKey,
     },
+    limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Security,
         Tunnel, reroute, route,

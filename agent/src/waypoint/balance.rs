@@ -81,8 +81,15 @@ impl Cluster {
     /// where there is no other.
     pub(super) fn pick(&self, draw: u64, tried: &[SocketAddr], again: bool) -> Option<&Member> {
         let turn = self.turn.fetch_add(1, Relaxed);
-        let untried = self.groups.iter().find_map(|group| self.pick_of(group, turn, draw, tried));
-        let any = || self.groups.iter().find_map(|group| self.pick_of(group, turn, draw, &[]));
+        let untried = self
+            .groups
+            .iter()
+            .find_map(|group| self.pick_of(group, turn, draw, tried));
+        let any = || {
+            self.groups
+                .iter()
+                .find_map(|group| self.pick_of(group, turn, draw, &[]))
+        };
         untried.or_else(|| any().filter(|_| again))
     }
 
@@ -196,7 +203,11 @@ impl Upstreams {
             groups: groups.into_iter().map(|group| self.members(group)).collect(),
             policy,
             protocol: known.and_then(|service| service.app_protocols.get(&port).copied()),
-            turn: AtomicU64::new(before.as_ref().map_or_else(super::draw, |it| it.turn.load(Relaxed))),
+            turn: AtomicU64::new(
+                before
+                    .as_ref()
+                    .map_or_else(super::draw, |it| it.turn.load(Relaxed)),
+            ),
             under_way: before.map_or_else(Arc::default, |before| Arc::clone(&before.under_way)),
         })
     }
@@ -218,11 +229,7 @@ impl Upstreams {
             NextHop::Tunnel(tunnel) => Some(Arc::clone(&tunnel.workload)),
         };
         let workload = workload.ok_or(Refusal::UnknownDestination(addr))?;
-        let endpoint = HttpEndpoint {
-            workload,
-            addr,
-            next,
-        };
+        let endpoint = HttpEndpoint { workload, addr, next };
         Ok(Cluster {
             seen: Arc::clone(seen),
             groups: vec![self.members(vec![endpoint])],

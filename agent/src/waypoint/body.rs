@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use http::HeaderMap;
-use hyper::body::{Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::body::{Frame, SizeHint};
 use thiserror::Error;
 use tokio::time::Sleep;
 
@@ -354,7 +354,9 @@ impl Body {
     }
 
     fn count(&mut self, frame: &Frame<Bytes>) {
-        let Some(exchange) = &mut self.exchange else { return };
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
         if let Some(chunk) = frame.data_ref() {
             exchange.answered(chunk);
         } else if let Some(trailers) = frame.trailers_ref() {

@@ -137,7 +137,10 @@ async fn answer(
     let busy = activity.begin();
     let is_http1 = request.version() < Version::HTTP_2;
     let mut response = request::serve(&client, request, busy).await;
-    if is_http1 && activity.closing.load(Relaxed) && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+    if is_http1
+        && activity.closing.load(Relaxed)
+        && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+    {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -58,9 +58,10 @@ impl Workers {
         for _ in 1..config.workers.max(1) {
             listeners.push(listen_shared(addr)?);
         }
-        let threads = listeners.into_iter().zip(0_u16..).map(|(listener, number)| {
-            start(number, listener, Arc::clone(shared), drain.clone())
-        });
+        let threads = listeners
+            .into_iter()
+            .zip(0_u16..)
+            .map(|(listener, number)| start(number, listener, Arc::clone(shared), drain.clone()));
         Ok(Self {
             threads: threads.collect::<io::Result<_>>()?,
         })
@@ -147,7 +148,9 @@ async fn take(worker: &Arc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)
     match accepted {
         Ok((stream, peer)) => {
             let peer = canonical(peer);
-            worker.tasks.spawn(tunnel::serve(Arc::clone(worker), stream, peer));
+            worker
+                .tasks
+                .spawn(tunnel::serve(Arc::clone(worker), stream, peer));
         }
         Err(error) => {
             tracing::warn!(%error, "cannot accept; raise the waypoint's limit of open files?");

@@ -36,11 +36,18 @@ pub(super) struct Copy {
 pub(super) fn begin(sending: &Sending<'_>, head: &Head) -> Vec<Copy> {
     let mirrors = sending.matched.iter().flat_map(|matched| &matched.rule().mirrors);
     let drawn = mirrors.filter(|mirror| mirror.is_met(draw()));
-    drawn.filter_map(|mirror| copy(sending, head, &mirror.to)).collect()
+    drawn
+        .filter_map(|mirror| copy(sending, head, &mirror.to))
+        .collect()
 }
 
 fn copy(sending: &Sending<'_>, head: &Head, to: &Destination) -> Option<Copy> {
-    let Destination::Service { service, port, subset } = to else {
+    let Destination::Service {
+        service,
+        port,
+        subset,
+    } = to
+    else {
         return None;
     };
     let (here, worker) = (sending.here, sending.client.worker());
@@ -73,7 +80,9 @@ fn copy(sending: &Sending<'_>, head: &Head, to: &Destination) -> Option<Copy> {
 /// The head of a copy: its host says that it is one, as Envoy's does.
 fn shadow(head: &Head) -> Option<Head> {
     let authority: Arc<str> = match head.authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => format!("{host}-shadow:{port}"),
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!("{host}-shadow:{port}")
+        }
         _ => format!("{}-shadow", head.authority),
     }
     .into();
@@ -105,12 +114,16 @@ pub(super) fn end(copies: Vec<Copy>, body: &Sent) {
             // As many copies and retries are under way as the service's budget has.
             return;
         };
-        let request = copy.head.request(Outgoing::Copy(Some(body.clone()).filter(|it| !it.is_empty())));
+        let request = copy
+            .head
+            .request(Outgoing::Copy(Some(body.clone()).filter(|it| !it.is_empty())));
         worker.clone().tasks.spawn(async move {
             let (cluster, upstream) = copy.member;
             let _place = place;
             let sent = async {
-                let sent = upstream.send(&worker, copy.head.http2, &cluster.policy, request).await;
+                let sent = upstream
+                    .send(&worker, copy.head.http2, &cluster.policy, request)
+                    .await;
                 let Ok((response, lease)) = sent else { return };
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}

@@ -97,11 +97,13 @@ impl Head {
         self.headers.insert(header::HOST, host);
         join_cookies(&mut self.headers);
         if let Some((protocol, _)) = &asked.upgrade {
-            self.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            self.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             self.headers.insert(header::UPGRADE, protocol.clone());
         } else if self.headers.contains_key(header::TE) {
             // RFC 9110 10.1.4: it is for the next hop, and says so.
-            self.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            self.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
         Ok(())
     }
@@ -163,7 +165,9 @@ fn say_who(sending: &Sending<'_>, headers: &mut HeaderMap, exchange: &mut Exchan
     );
     let random: [u8; 40] = tls::random().unwrap_or([0; 40]);
     let number = |from: usize| {
-        let bytes = random.get(from..from + 16).and_then(|bytes| bytes.try_into().ok());
+        let bytes = random
+            .get(from..from + 16)
+            .and_then(|bytes| bytes.try_into().ok());
         u128::from_be_bytes(bytes.unwrap_or_default())
     };
     exchange.flow.request_id = Some(request_id(headers, number(0)));

@@ -11,11 +11,9 @@ use super::{
     grpc::{MessageCounter, grpc_status, is_grpc},
     listen::Worker,
 };
-use crate::{
-    mesh::{
-        Party, Security,
-        http::{HttpEndpoint, Protocol, RequestFlow, ResponseFlag},
-    },
+use crate::mesh::{
+    Party, Security,
+    http::{HttpEndpoint, Protocol, RequestFlow, ResponseFlag},
 };
 
 /// A request that has begun.
@@ -114,7 +112,6 @@ impl Exchange {
             self.flow.grpc_status = grpc_status(trailers).or(self.flow.grpc_status);
         }
     }
-
 }
 
 impl Drop for Exchange {

@@ -149,7 +149,9 @@ impl Asked {
                 path,
                 authority,
                 token: None,
-                upgrade: upgrade.zip(on_upgrade).filter(|_| parts.version == Version::HTTP_11),
+                upgrade: upgrade
+                    .zip(on_upgrade)
+                    .filter(|_| parts.version == Version::HTTP_11),
                 namespace: client.identity().namespace().into(),
                 parts,
             },
@@ -191,7 +193,10 @@ fn check(request: &Request<Incoming>) -> Result<(), Box<Reply>> {
         let reply = Reply::new(StatusCode::URI_TOO_LONG, ResponseFlag::None, "");
         return Err(Box::new(reply.because("the path is too long")));
     }
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
     if bytes > LONGEST_HEAD {
         let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
         let reply = Reply::new(status, ResponseFlag::None, "");
@@ -256,12 +261,7 @@ fn authenticate(client: &Client, here: &Here, asked: &mut Asked) -> Result<(), B
 }
 
 /// What the policies say that name the service, its waypoint or that one's class.
-fn authorize(
-    client: &Client,
-    here: &Here,
-    asked: &Asked,
-    exchange: &mut Exchange,
-) -> Result<(), Box<Reply>> {
+fn authorize(client: &Client, here: &Here, asked: &Asked, exchange: &mut Exchange) -> Result<(), Box<Reply>> {
     if here.policies.is_empty() {
         return Ok(());
     }
@@ -366,9 +366,14 @@ fn destination<'a>(
         {
             Ok(To::Pod(*addr))
         }
-        (Some(Destination::Service { service, port, subset }), _) => {
-            Ok(To::Service(service, *port, subset.as_ref()))
-        }
+        (
+            Some(Destination::Service {
+                service,
+                port,
+                subset,
+            }),
+            _,
+        ) => Ok(To::Service(service, *port, subset.as_ref())),
         (None, Bound::Service { service, port }) => Ok(To::Service(&service.key, *port, None)),
         (None, Bound::Workload { addr, .. }) => Ok(To::Pod(*addr)),
     }

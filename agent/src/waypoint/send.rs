@@ -157,7 +157,9 @@ impl Sending<'_> {
         let request = head.request(self.body.attempt());
         let worker = self.client.worker();
         let sending = member.upstream.send(worker, head.http2, &cluster.policy, request);
-        let allowed = self.matched.and_then(|matched| matched.rule().timeouts.backend_ms);
+        let allowed = self
+            .matched
+            .and_then(|matched| matched.rule().timeouts.backend_ms);
         let sent = match allowed {
             Some(allowed) => timeout(Duration::from_millis(allowed), sending).await,
             None => Ok(sending.await),
@@ -320,7 +322,9 @@ impl Answer {
         let endpoint = hyper::upgrade::on(&mut self.response);
         let worker = Arc::clone(self.client.worker());
         let held = (self.lease, self.places, busy);
-        worker.tasks.spawn(upgrade::carry(client, endpoint, exchange, held));
+        worker
+            .tasks
+            .spawn(upgrade::carry(client, endpoint, exchange, held));
         self.response.map(|_| Body::nothing())
     }
 }

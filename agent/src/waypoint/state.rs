@@ -129,7 +129,13 @@ impl State {
         let now = SystemTime::now();
         let all = self.shared.svids.all();
         let status = all.iter().map(|svid| {
-            CertificateStatus::new(svid.id.as_str(), &svid.serial, svid.issued_at, svid.expires_at, now)
+            CertificateStatus::new(
+                svid.id.as_str(),
+                &svid.serial,
+                svid.issued_at,
+                svid.expires_at,
+                now,
+            )
         });
         status.collect()
     }

@@ -124,7 +124,10 @@ struct Question {
 impl Question {
     /// What the policies say of the service and of the workload.
     fn ask(&self, mesh: &Mesh) -> Result<Option<PolicyKey>, Refusal> {
-        let routes = self.service.as_ref().and_then(|service| mesh.http_routes(service));
+        let routes = self
+            .service
+            .as_ref()
+            .and_then(|service| mesh.http_routes(service));
         let policies = routes.map_or(&[][..], |routes| &routes.values().policies);
         let of_service = allowed(authorize_service_connection(mesh, policies, &self.dialled))?;
         let workload = mesh.workload(&self.uid).ok_or(Refusal::UnknownWorkload)?;
@@ -170,7 +173,10 @@ async fn reach_once(
     let refused = |refusal: Refusal| (Outcome::Refused(refusal), false);
     let none = || {
         let service = here.bound.service().map(|service| service.key.clone());
-        refused(service.map_or(Refusal::UnknownDestination(here.dialled), Refusal::NoHealthyEndpoint))
+        refused(service.map_or(
+            Refusal::UnknownDestination(here.dialled),
+            Refusal::NoHealthyEndpoint,
+        ))
     };
     let member = cluster.pick(draw(), tried, false).ok_or_else(none)?;
     tried.push(member.endpoint.addr);
@@ -231,9 +237,14 @@ fn destination<'a>(here: &'a Here, backend: Option<&'a Backend>) -> Result<To<'a
         {
             Ok(To::Pod(*addr))
         }
-        (Some(Destination::Service { service, port, subset }), _) => {
-            Ok(To::Service(service, *port, subset.as_ref()))
-        }
+        (
+            Some(Destination::Service {
+                service,
+                port,
+                subset,
+            }),
+            _,
+        ) => Ok(To::Service(service, *port, subset.as_ref())),
         (Some(Destination::Nowhere(_)), _) => {
             let service = here.bound.service().map(|service| service.key.clone());
             Err(service.map_or(

@@ -161,7 +161,12 @@ impl Tunnel {
             Err(refusal) => {
                 request.respond.refuse(refusal.http_status());
                 let mut flow = self.flow(client);
-                flow.destination.workload = self.worker.shared.seen.load_full().map(|seen| Arc::clone(&seen.own));
+                flow.destination.workload = self
+                    .worker
+                    .shared
+                    .seen
+                    .load_full()
+                    .map(|seen| Arc::clone(&seen.own));
                 return record(&self.worker, flow, refusal.into(), since);
             }
         };

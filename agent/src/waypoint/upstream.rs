@@ -20,7 +20,10 @@ use hyper::body::Incoming;
 use thiserror::Error;
 
 use self::pool::{Connection, Pool, Way};
-pub(super) use self::{connect::{Hop, Leg, open}, pool::Upstreams};
+pub(super) use self::{
+    connect::{Hop, Leg, open},
+    pool::Upstreams,
+};
 use super::{body::Outgoing, listen::Worker};
 use crate::{
     hbone::ConnectError,
@@ -149,7 +152,11 @@ impl Upstream {
                 Err((_, Some(unsent))) if reused => request = unsent,
                 Err((source, unsent)) => {
                     let unsent = unsent.is_some();
-                    return Err(SendError::Broken { source, reused, unsent });
+                    return Err(SendError::Broken {
+                        source,
+                        reused,
+                        unsent,
+                    });
                 }
             }
         }

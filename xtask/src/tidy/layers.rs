@@ -7,7 +7,7 @@ use super::{
 };
 
 /// The modules of `agent/src`, the highest layer first; modules of one layer do not see each other.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 9] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
     &["limits", "source"],
@@ -19,8 +19,9 @@ const LAYERS: [&[&str]; 7] = [
         "telemetry",
         "admin",
         "dns",
-        "cluster",
     ],
+    &["manifests"],
+    &["cluster"],
     &["rpc"],
     &["net"],
     &["mesh"],

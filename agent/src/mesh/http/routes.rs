@@ -300,6 +300,13 @@ impl HostMatch {
     }
 }
 
+/// Those of the same values are the same.
+impl PartialEq for Routes {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
 /// Why routes cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RoutesError {

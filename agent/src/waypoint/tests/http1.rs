@@ -51,7 +51,13 @@ async fn pipelined_requests_are_answered_in_their_order() {
     let mut answer = String::new();
     soon(io.read_to_string(&mut answer)).await.unwrap();
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
-    let paths: Vec<_> = app.asked.lock().unwrap().iter().map(|it| it.uri.to_string()).collect();
+    let paths: Vec<_> = app
+        .asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|it| it.uri.to_string())
+        .collect();
     assert_eq!(paths, ["/1", "/2"]);
 }
 
@@ -75,7 +81,10 @@ async fn nothing_but_what_is_bound_to_the_waypoint_is_reached() {
         (([192, 0, 2, 1], 80).into(), 400),
     ] {
         let refused = world.connect(target).await.err().unwrap().to_string();
-        assert!(refused.ends_with(&format!("answered {status}")), "{target}: {refused}");
+        assert!(
+            refused.ends_with(&format!("answered {status}")),
+            "{target}: {refused}"
+        );
     }
     assert_eq!(world.get("/").await.status(), 200);
     let _ = get("/");

@@ -242,7 +242,8 @@ impl World {
             private.as_bytes(),
             Path::new("cert"),
             Path::new("key"),
-        ).unwrap();
+        )
+        .unwrap();
         let svids = SvidStore::spawn(Sources::of(Arc::new(ca)), StoreSettings::default());
         svids.desire(HashSet::from(["curl", "waypoint"].map(id)));
         for account in ["curl", "waypoint"] {

@@ -26,12 +26,7 @@ use tokio::{
 use super::{Hop, Known, SendError, Upstream, open};
 use crate::{mesh::http::TrafficPolicy, telemetry::chain};
 
-use super::super::{
-    balance::Clusters,
-    body::Outgoing,
-    downstream::LONGEST_HEAD,
-    listen::Worker,
-};
+use super::super::{balance::Clusters, body::Outgoing, downstream::LONGEST_HEAD, listen::Worker};
 
 /// Requests on one HTTP/2 connection; the next one goes onto another.
 const MOST_STREAMS: usize = 100;
