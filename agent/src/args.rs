@@ -2,15 +2,20 @@
 
 mod agent;
 mod controller;
+mod source;
+mod waypoint;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use self::source::Who;
 pub use self::{
-    agent::{AgentArgs, LimitArgs, LinkArgs},
+    agent::{AgentArgs, LimitArgs},
     controller::ControllerArgs,
+    source::{LinkArgs, SourceArgs},
+    waypoint::{PathNormalization, WaypointArgs},
 };
 use crate::{
     cli::{
@@ -60,6 +65,8 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Run the controller: compile what Kubernetes says into a mesh, serve it to agents, sign their certificates
     Controller(Box<ControllerArgs>),
+    /// Run a waypoint: route and authorize the requests to the services of a namespace
+    Waypoint(Box<WaypointArgs>),
     /// Show what the agent of this node does: pods, programs, certificates, connections
     Status(StatusArgs),
     /// Say what becomes of a connection and why: its route, identities, encryption, and the policy that decides
@@ -101,7 +108,7 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
-/// What the mesh is called, for `weft agent` and `weft controller` alike.
+/// What the mesh is called, for every role alike.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mesh")]
 pub struct MeshArgs {

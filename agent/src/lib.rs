@@ -8,6 +8,9 @@ pub mod controller;
 pub mod node;
 pub mod waypoint;
 
+pub mod limits;
+pub mod source;
+
 pub mod admin;
 pub mod dns;
 pub mod feed;

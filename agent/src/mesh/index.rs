@@ -203,6 +203,11 @@ impl Mesh {
         self.http.authentication(key)
     }
 
+    /// All of them, in no order.
+    pub fn request_authentications(&self) -> impl Iterator<Item = &Arc<http::RequestAuthentication>> {
+        self.http.authentications()
+    }
+
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
         self.workloads.workloads()

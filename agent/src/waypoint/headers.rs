@@ -56,7 +56,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         .collect();
     let upgrade = headers.remove(UPGRADE).filter(|_| named.contains(&UPGRADE));
     let trailers = tokens(headers, &TE).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
-    for name in named.into_iter().filter(|name| *name != HOST && *name != CONTENT_LENGTH) {
+    for name in named
+        .into_iter()
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH)
+    {
         headers.remove(name);
     }
     for name in [
@@ -78,7 +81,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
 /// The elements of a header that is a list.
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let values = headers.get_all(name).into_iter();
-    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
+    values.flat_map(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+    })
 }
 
 /// A request's client, as its tunnel proved it.

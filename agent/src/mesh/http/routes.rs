@@ -72,6 +72,10 @@ impl Index {
         routes.map(|routes| routes.values().policies.as_slice())
     }
 
+    pub(in crate::mesh) fn authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+        self.authentications.values()
+    }
+
     pub(in crate::mesh) fn authentication(&self, key: &PolicyKey) -> Option<&Arc<RequestAuthentication>> {
         self.authentications.get(key)
     }

@@ -27,7 +27,8 @@ fn counted<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
 
 #[test]
 fn messages() {
-    let check = |pieces: &[&[u8]], expect: u64| assert_eq!(counted(pieces.iter().copied()), expect, "{pieces:?}");
+    let check =
+        |pieces: &[&[u8]], expect: u64| assert_eq!(counted(pieces.iter().copied()), expect, "{pieces:?}");
     check(&[], 0);
     check(&[b"\0\0\0\0\0"], 1);
     check(&[b"\0\0\0\0\x02hi"], 1);

@@ -53,7 +53,9 @@ pub fn continue_trace(headers: &mut HeaderMap, draw: (u128, u64), sampled: bool)
             headers.remove(TRACEPARENT);
             trace
         }
-        Some(B3Context::Decision(sampled)) => write_w3c(headers, TraceParent::new(random, sampled), fresh.parent_id),
+        Some(B3Context::Decision(sampled)) => {
+            write_w3c(headers, TraceParent::new(random, sampled), fresh.parent_id)
+        }
         None => write_w3c(headers, fresh, fresh.parent_id),
     }
 }
@@ -106,7 +108,11 @@ fn is_state(headers: &HeaderMap) -> bool {
 fn is_member(member: &str) -> bool {
     let legal = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
     member.split_once('=').is_some_and(|(key, value)| {
-        !key.is_empty() && key.len() <= 256 && key.bytes().all(legal) && value.len() <= 256 && !value.contains('=')
+        !key.is_empty()
+            && key.len() <= 256
+            && key.bytes().all(legal)
+            && value.len() <= 256
+            && !value.contains('=')
     })
 }
 

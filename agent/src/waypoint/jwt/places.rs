@@ -42,7 +42,8 @@ impl Place {
         let headers = rule.from_headers.iter().filter_map(header);
         let params = rule.from_params.iter().cloned().map(Self::Param);
         let cookies = rule.from_cookies.iter().cloned().map(Self::Cookie);
-        let nowhere = rule.from_headers.is_empty() && rule.from_params.is_empty() && rule.from_cookies.is_empty();
+        let nowhere =
+            rule.from_headers.is_empty() && rule.from_params.is_empty() && rule.from_cookies.is_empty();
         let usual = [Self::Bearer, Self::Param("access_token".into())];
         let usual = usual.into_iter().filter(|_| nowhere);
         headers.chain(params).chain(cookies).chain(usual).collect()
@@ -63,7 +64,9 @@ impl Place {
     /// Takes this token out of a request, wherever it is in this place.
     pub(super) fn remove(&self, request: &mut Parts, token: &str) {
         match self {
-            Self::Bearer => remove_header(&mut request.headers, &AUTHORIZATION, |value| bearer(value) == Some(token)),
+            Self::Bearer => remove_header(&mut request.headers, &AUTHORIZATION, |value| {
+                bearer(value) == Some(token)
+            }),
             Self::Header(name, prefix) => remove_header(&mut request.headers, name, |value| {
                 value.strip_prefix(&**prefix).map(str::trim) == Some(token)
             }),
@@ -148,7 +151,9 @@ fn decoded(text: &str) -> Cow<'_, str> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
-        let digits = tail.first_chunk().and_then(|[high, low]| hex(*high).zip(hex(*low)));
+        let digits = tail
+            .first_chunk()
+            .and_then(|[high, low]| hex(*high).zip(hex(*low)));
         let (byte, skip) = match (first, digits) {
             (b'%', Some((high, low))) => (high << 4 | low, 2),
             (b'+', _) => (b' ', 0),

@@ -82,7 +82,9 @@ pub(super) struct Rules<'a> {
 impl<'a> Rules<'a> {
     pub(super) fn of(known: &'a Known, asked: &'a [Arc<RequestAuthentication>]) -> Self {
         let unknown = asked.iter().filter(|source| known.prepared(source).is_none());
-        let fresh = unknown.map(|source| Prepared::new(source, &known.remotes)).collect();
+        let fresh = unknown
+            .map(|source| Prepared::new(source, &known.remotes))
+            .collect();
         Self { known, asked, fresh }
     }
 

@@ -63,7 +63,10 @@ impl<'a> Compact<'a> {
     /// `exp` and `nbf`, as far as they are there (RFC 7519 4.1.4).
     pub(super) fn check_time(&self, now: SystemTime) -> Result<(), Unauthenticated> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        if self.number("nbf")?.is_some_and(|not_before| not_before > now + SKEW) {
+        if self
+            .number("nbf")?
+            .is_some_and(|not_before| not_before > now + SKEW)
+        {
             return Err(Unauthenticated::NotYetValid);
         }
         match self.number("exp")? {

@@ -58,7 +58,10 @@ where
     let _driver = AbortOnDropHandle::new(tokio::spawn(async move {
         let _ = connection.await;
     }));
-    let response = sender.send_request(request(uri)).await.map_err(FetchError::Http)?;
+    let response = sender
+        .send_request(request(uri))
+        .await
+        .map_err(FetchError::Http)?;
     match response.status() {
         StatusCode::OK => read(response.into_body()).await,
         status => Err(FetchError::Status(status)),
@@ -79,12 +82,17 @@ fn request(uri: &Uri) -> Request<Empty<Bytes>> {
         request.headers_mut().insert(HOST, host);
     }
     for (name, value) in [(ACCEPT, "application/json"), (USER_AGENT, "weft")] {
-        request.headers_mut().insert(name, http::HeaderValue::from_static(value));
+        request
+            .headers_mut()
+            .insert(name, http::HeaderValue::from_static(value));
     }
     request
 }
 
 async fn read(body: Incoming) -> Result<Bytes, FetchError> {
-    let body = Limited::new(body, LARGEST).collect().await.map_err(FetchError::Body)?;
+    let body = Limited::new(body, LARGEST)
+        .collect()
+        .await
+        .map_err(FetchError::Body)?;
     Ok(body.to_bytes())
 }
