@@ -139,7 +139,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
-    let (wanted, waypoints) = latest::channel(None);
+    let (wanted, to_deploy) = latest::channel(None);
     let (trusted, roots) = latest::channel(root.trust.to_pem());
     let tasks = TaskTracker::new();
     let compiling = Compiling {
@@ -172,7 +172,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         client,
         leading,
         wrong,
-        waypoints,
+        waypoints: to_deploy,
         roots,
     };
     tasks.spawn(until(shutdown.clone(), writing.run(config.waypoints)));
