@@ -239,7 +239,8 @@ pub fn not_empty(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn pattern(text: &str) -> Result<StringMatch, String> {
+/// A text as Istio's policies write it: whole, `start*`, `*end` or `*`.
+pub fn pattern(text: &str) -> Result<StringMatch, String> {
     let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
         (Some(""), _) => StringMatch::Presence,
         (Some(suffix), None) => StringMatch::Suffix(suffix.into()),
