@@ -188,13 +188,24 @@ impl Mesh {
     }
 
     /// What a waypoint does with what is sent to a service, if anything.
-    pub fn http_routes(&self, service: &ServiceKey) -> Option<&Arc<http::Routes>> {
+    ///
+    /// # Errors
+    /// Where that arrived and cannot be read. Then everything is refused.
+    pub fn http_routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<http::Routes>>, http::UnreadableRoutes> {
         self.http.routes(service)
     }
 
     /// Whose tokens are believed, by the name that services and workloads give.
     pub fn request_authentication(&self, key: &PolicyKey) -> Option<&Arc<http::RequestAuthentication>> {
         self.http.authentication(key)
+    }
+
+    /// All of them, in no order.
+    pub fn request_authentications(&self) -> impl Iterator<Item = &Arc<http::RequestAuthentication>> {
+        self.http.authentications()
     }
 
     /// Every workload, in no order.

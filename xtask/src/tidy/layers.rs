@@ -7,9 +7,10 @@ use super::{
 };
 
 /// The modules of `agent/src`, the highest layer first; modules of one layer do not see each other.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 9] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
+    &["limits", "source"],
     &[
         "hbone",
         "feed",
@@ -18,8 +19,9 @@ const LAYERS: [&[&str]; 6] = [
         "telemetry",
         "admin",
         "dns",
-        "cluster",
     ],
+    &["manifests"],
+    &["cluster"],
     &["rpc"],
     &["net"],
     &["mesh"],

@@ -9,6 +9,7 @@ mod authentication;
 mod balance;
 mod cors;
 mod endpoints;
+mod flow;
 mod headers;
 mod path;
 mod policy;
@@ -25,6 +26,7 @@ pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, Toke
 pub use balance::{Load, pick};
 pub use cors::{CorsAnswer, put_cors};
 pub use endpoints::{HttpEndpoint, http_endpoints};
+pub use flow::{Protocol, RequestFlow, ResponseFlag, TraceId};
 pub use headers::is_changeable;
 pub(in crate::mesh) use path::canonical_escapes;
 pub use path::{BadPath, Normalization, normalize};
@@ -33,7 +35,7 @@ pub(in crate::mesh) use request::HeaderKey;
 pub use request::{RequestFacts, RequestHead, Token, host_of};
 pub use retry::Attempt;
 pub use rewrite::BadRewrite;
-pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecision};
+pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecision, UnreadableRoutes};
 pub use text::check_expression;
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
 pub use values::{
