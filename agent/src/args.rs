@@ -2,18 +2,24 @@
 
 mod agent;
 mod controller;
+mod source;
+mod waypoint;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 
+use self::source::Who;
 pub use self::{
-    agent::{AgentArgs, LimitArgs, LinkArgs},
+    agent::{AgentArgs, LimitArgs},
     controller::ControllerArgs,
+    source::{LinkArgs, SourceArgs},
+    waypoint::{PathNormalization, WaypointArgs},
 };
 use crate::{
     cli::{
+        analyze::AnalyzeArgs,
         ca::CaArgs,
         enroll::EnrollArgs,
         explain::ExplainArgs,
@@ -47,6 +53,7 @@ Examples:
   weft enroll shop --wait 60
   weft apply waypoint -n shop --enroll-namespace
   weft status -o json | jq .pods
+  weft analyze manifests/
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
 Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wrong usage or no agent answered.";
@@ -58,6 +65,8 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Run the controller: compile what Kubernetes says into a mesh, serve it to agents, sign their certificates
     Controller(Box<ControllerArgs>),
+    /// Run a waypoint: route and authorize the requests to the services of a namespace
+    Waypoint(Box<WaypointArgs>),
     /// Show what the agent of this node does: pods, programs, certificates, connections
     Status(StatusArgs),
     /// Say what becomes of a connection and why: its route, identities, encryption, and the policy that decides
@@ -70,6 +79,8 @@ pub enum Command {
     Get(GetArgs),
     /// Delete a waypoint
     Delete(DeleteArgs),
+    /// Say what is wrong with manifests or a cluster's objects, or will not do what it seems to
+    Analyze(AnalyzeArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it
@@ -97,7 +108,7 @@ pub struct LogArgs {
     pub log_format: LogFormat,
 }
 
-/// What the mesh is called, for `weft agent` and `weft controller` alike.
+/// What the mesh is called, for every role alike.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Mesh")]
 pub struct MeshArgs {

@@ -5,6 +5,7 @@ use std::{io, process::ExitCode};
 
 use anyhow::Context;
 
+pub mod analyze;
 mod ask;
 pub mod ca;
 pub mod enroll;

@@ -4,6 +4,7 @@
 //! Read it in the order of a change: `watch` hears of it, `compile` says what it means, `publish` encodes it, and
 //! `serve` answers agents from that. Every replica does all of this; only one at a time (`lease`) writes to the cluster.
 
+pub mod analyze;
 mod ca;
 pub mod compile;
 mod conditions;
@@ -16,6 +17,7 @@ mod serve;
 mod status;
 mod tokens;
 mod watch;
+mod waypoint_accounts;
 pub mod waypoints;
 
 use std::{
@@ -45,6 +47,7 @@ use self::{
     root::{Root, RootPlace},
     serve::Services,
     tokens::Tokens,
+    waypoint_accounts::WaypointAccounts,
 };
 use crate::{
     admin::{Page, Port, respond, serve_pages},
@@ -118,6 +121,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         Placement::default(),
         Arc::new(Counts::default()),
     );
+    let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
     let tls = server_tls(&root.ca, &names)?;
     let authority = Arc::new(Authority::new(
@@ -130,16 +134,22 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
         authority: Arc::clone(&authority),
+        waypoints: waypoints.clone(),
         feed: Server::new(store.clone()),
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
-    let (wanted, waypoints) = latest::channel(None);
+    let (wanted, to_deploy) = latest::channel(None);
     let (trusted, roots) = latest::channel(root.trust.to_pem());
     let tasks = TaskTracker::new();
     let compiling = Compiling {
         compiler: Compiler::new(config.settings.clone()),
-        publisher: Publisher::new(store.clone(), placement, config.settings.root_namespace.clone()),
+        publisher: Publisher::new(
+            store.clone(),
+            placement,
+            waypoints,
+            config.settings.root_namespace.clone(),
+        ),
         counts: Arc::clone(&counts),
         diagnostics,
         wanted,
@@ -162,7 +172,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         client,
         leading,
         wrong,
-        waypoints,
+        waypoints: to_deploy,
         roots,
     };
     tasks.spawn(until(shutdown.clone(), writing.run(config.waypoints)));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Change, Compiled, Delta, Diagnostic, ObjectRef, Resources, Settings, WaypointGateway,
+    Change, Compiled, Delta, Resources, Settings, WaypointGateway,
     claims::{Claims, Owner},
     namespace::{self, Context},
     resources::Touched,
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cluster::{labels, objects::Kind},
+    manifests::{Diagnostic, ObjectRef},
     mesh::{MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload},
 };
 

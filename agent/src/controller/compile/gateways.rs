@@ -3,9 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    ObjectRef, Resources, Settings, Severity, WaypointFor, WaypointGateway,
+    Resources, Settings, WaypointFor, WaypointGateway,
     namespace::{Pass, label},
-    read::{Labels, Reader, port, there},
     shared::{Admits, Expression, Operator, Waypoint, condition},
     waypoint_gateway,
     waypoints::service_of,
@@ -15,6 +14,7 @@ use crate::{
         labels,
         objects::{Custom, Kind},
     },
+    manifests::{Labels, ObjectRef, Reader, Severity, port, there},
     mesh::{HBONE_PORT, Place, SpiffeId, values},
 };
 

@@ -7,7 +7,6 @@
 
 mod claims;
 mod compiler;
-mod diagnostic;
 mod drafts;
 mod endpoints;
 mod gateways;
@@ -15,7 +14,6 @@ mod namespace;
 mod peer_authentications;
 mod pods;
 mod policy;
-mod read;
 mod resources;
 mod rules;
 mod service_entries;
@@ -35,13 +33,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use compiler::{Compiler, compile};
-pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use resources::{Change, Resources};
 pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
+
+pub use crate::manifests::{Diagnostic, ObjectRef, Severity};
 
 use crate::mesh::{
     MeshParts, PeerAuthentications, Policy, PolicyKey, SameNode, SameNodes, Service, ServiceKey, TrustDomain,
     Workload,
+    http::{RequestAuthentication, Routes},
 };
 
 /// What the objects do not say.
@@ -132,6 +132,14 @@ pub struct Delta {
     pub policies: Vec<Arc<Policy>>,
     /// Gone.
     pub removed_policies: Vec<PolicyKey>,
+    /// What waypoints do with what is sent to services: new or changed.
+    pub routes: Vec<Arc<Routes>>,
+    /// Gone.
+    pub removed_routes: Vec<ServiceKey>,
+    /// New or changed.
+    pub authentications: Vec<Arc<RequestAuthentication>>,
+    /// Gone.
+    pub removed_authentications: Vec<PolicyKey>,
     /// All of them, where any changed.
     pub peer_authentications: Option<PeerAuthentications>,
     /// All of them, where any changed.

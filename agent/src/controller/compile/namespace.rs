@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    ObjectRef, Settings,
+    Settings,
     drafts::Drafts,
     gateways, peer_authentications, pods, policy,
-    read::Reader,
     resources::InNamespace,
     service_entries, services,
     shared::Shared,
@@ -18,6 +17,7 @@ use crate::{
         labels,
         objects::{Kind, Node, ObjectMeta},
     },
+    manifests::{ObjectRef, Reader},
     mesh::values,
 };
 

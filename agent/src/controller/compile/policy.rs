@@ -8,8 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{
-    ObjectRef, Settings, Severity,
-    read::{Labels, Reader, Selector, there},
+    Settings,
     rules::{Whose, rule},
 };
 use crate::{
@@ -17,6 +16,7 @@ use crate::{
         labels,
         objects::{Custom, Kind},
     },
+    manifests::{Labels, ObjectRef, Reader, Selector, Severity, there},
     mesh::{Action, Clause, Match, Place, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch},
 };
 

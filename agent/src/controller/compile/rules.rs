@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{
-    Severity,
-    read::{Reader, there},
+use crate::{
+    manifests::{Reader, Severity, there},
+    mesh::{Action, Clause, Match, Place, Rule, values},
 };
-use crate::mesh::{Action, Clause, Match, Place, Rule, values};
 
 /// What a rule needs to know of its policy.
 #[derive(Clone, Copy)]

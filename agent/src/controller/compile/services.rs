@@ -9,11 +9,9 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Severity,
     claims::{Claim, Owner, Rank, Thing},
     endpoints::{Outside, outside},
     namespace::{Pass, annotation_value, label},
-    read::Reader,
     unit::Owned,
     waypoints::{Consumer, waypoint},
 };
@@ -22,6 +20,7 @@ use crate::{
         labels,
         objects::{EndpointSlice, Kind, ObjectMeta, Service, ServicePort, TargetPort},
     },
+    manifests::{Reader, Severity},
     mesh::{
         self, AppProtocol, HealthPolicy, IpFamilies, LoadBalancing, PortMapping, ServiceKey, is_own_port,
         values,

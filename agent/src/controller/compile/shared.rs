@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{
-    ObjectRef, Resources, Settings, WaypointFor, gateways,
+    Resources, Settings, WaypointFor, gateways,
     policy::{self, TargetKind},
-    read::{Labels, Reader},
 };
 use crate::{
     cluster::objects::Kind,
+    manifests::{Labels, ObjectRef, Reader},
     mesh::{ServiceKey, SpiffeId},
 };
 

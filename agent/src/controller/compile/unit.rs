@@ -9,10 +9,13 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Diagnostic, ObjectRef, Severity, WaypointGateway,
+    WaypointGateway,
     claims::{Claim, Claims, Owner, Thing},
 };
-use crate::mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload};
+use crate::{
+    manifests::{Diagnostic, ObjectRef, Severity},
+    mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload},
+};
 
 /// What one namespace means by itself.
 #[derive(Clone, Debug, Default)]

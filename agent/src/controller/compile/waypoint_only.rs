@@ -15,16 +15,15 @@ use std::{
 use rustc_hash::{FxHashMap, FxHasher};
 
 use super::{
-    Severity,
     claims::Owner,
     drafts::Draft,
     namespace::Pass,
     policy::{self, Named, TargetKind},
-    read::Reader,
     shared::targets,
 };
 use crate::{
     cluster::objects::Kind,
+    manifests::{Reader, Severity},
     mesh::{
         Action, Clause, GatewayAddress, GatewayDestination, Match, Policy, PolicyKey, Rule, Scope, Service,
         ServiceKey, StringMatch, TunnelProtocol,
