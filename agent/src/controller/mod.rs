@@ -15,6 +15,7 @@ mod publish;
 mod root;
 mod serve;
 mod status;
+mod statuses;
 mod tokens;
 mod watch;
 
@@ -39,6 +40,7 @@ pub use self::ca::AgentAccount;
 use self::{
     ca::Authority,
     compile::{Change, Compiler, Diagnostic, Settings},
+    conditions::Statuses,
     counts::Counts,
     placement::Placement,
     publish::Publisher,
@@ -132,12 +134,15 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
+    let (statuses, wanted) = latest::channel(Arc::default());
     let tasks = TaskTracker::new();
     let compiling = Compiling {
         compiler: Compiler::new(config.settings.clone()),
         publisher: Publisher::new(store.clone(), placement, config.settings.root_namespace.clone()),
         counts: Arc::clone(&counts),
+        wrong: Arc::default(),
         diagnostics,
+        statuses,
     };
     tasks.spawn(until(shutdown.clone(), compiling.run(watch::watch(&client))));
     let keeping = Keeping {
@@ -152,6 +157,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let leader = lease::Lease::new(&client, &config.namespace, &config.replica);
     let (leads, leading) = latest::channel(false);
     tasks.spawn(lease::hold(leader, leads, Arc::clone(&counts), shutdown.clone()));
+    let writing = conditions::write(client.clone(), leading.clone(), wanted);
+    tasks.spawn(until(shutdown.clone(), writing));
     tasks.spawn(until(shutdown.clone(), status::write(client, leading, wrong)));
     let page = {
         let (services, store) = (Arc::clone(&services), store);
@@ -249,7 +256,10 @@ struct Compiling {
     compiler: Compiler,
     publisher: Publisher,
     counts: Arc<Counts>,
+    /// As they were last.
+    wrong: Wrong,
     diagnostics: latest::Sender<Wrong>,
+    statuses: latest::Sender<Statuses>,
 }
 
 impl Compiling {
@@ -287,13 +297,27 @@ impl Compiling {
         let mut delta = self.compiler.compile();
         let (changed, removed) = (delta.workloads.len(), delta.removed_workloads.len());
         let diagnostics = delta.diagnostics.take();
+        let only_workloads = diagnostics.is_none() && delta.is_of_workloads();
         self.publisher.publish(&self.compiler, delta);
         self.counts.compiled(since.elapsed());
         tracing::debug!(changed, removed, took = ?since.elapsed(), "compiled");
         if let Some(diagnostics) = diagnostics {
             self.counts.diagnostics(diagnostics.len());
-            self.diagnostics.send_replace(Arc::new(diagnostics));
+            self.wrong = Arc::new(diagnostics);
+            self.diagnostics.send_replace(Arc::clone(&self.wrong));
         }
+        // Pods come and go all the time.
+        let statuses = match only_workloads {
+            true => statuses::of_pods(&self.statuses.borrow(), &self.compiler),
+            false => statuses::statuses(&self.compiler, &self.wrong),
+        };
+        self.statuses.send_if_modified(|before| {
+            let differs = **before != statuses;
+            if differs {
+                *before = Arc::new(statuses);
+            }
+            differs
+        });
     }
 }
 
