@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    documents::{Document, documents},
     files::Text,
     finding::Finding,
 };
 use crate::{
     cluster::objects::{Kind, ManifestError, Object},
     controller::compile::Severity,
+    manifests::documents::{Document, documents},
 };
 
 /// Objects in one list.

@@ -5,13 +5,10 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{
-    Severity,
-    namespace::annotation,
-    read::{Labels, Reader, there},
-};
+use super::namespace::annotation;
 use crate::{
     cluster::{labels, objects::Custom},
+    manifests::{Labels, Reader, Severity, there},
     mesh::{Place, values},
 };
 
