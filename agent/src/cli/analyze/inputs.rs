@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    files::Text,
-    finding::Finding,
-};
+use super::{files::Text, finding::Finding};
 use crate::{
     cluster::objects::{Kind, ManifestError, Object},
     controller::compile::Severity,

@@ -68,7 +68,7 @@ impl Index {
 
     /// The policies of every service.
     pub(in crate::mesh) fn policies(&self) -> impl Iterator<Item = &[PolicyKey]> {
-        let routes = self.routes.values();
+        let routes = self.routes.values().flatten();
         routes.map(|routes| routes.values().policies.as_slice())
     }
 

@@ -70,7 +70,9 @@ pub fn request(flow: &RequestFlow) {
 
 /// What the tunnel asks for, where there is one.
 fn tunnelled(flow: &RequestFlow) -> Option<std::net::SocketAddr> {
-    flow.destination.addr.filter(|addr| flow.upstream.is_some_and(|upstream| upstream != *addr))
+    flow.destination
+        .addr
+        .filter(|addr| flow.upstream.is_some_and(|upstream| upstream != *addr))
 }
 
 /// An identity is printed only where it is certain.

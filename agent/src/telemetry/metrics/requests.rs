@@ -256,7 +256,11 @@ impl Requests {
     fn new_series(&self, flow: &RequestFlow) -> Arc<Series> {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let full = self.series.load(Relaxed) >= MOST_SERIES && find(&table, &Key::of(flow)).is_none();
-        let labels = if full { Labels::anonymous(flow) } else { Labels::of(flow) };
+        let labels = if full {
+            Labels::anonymous(flow)
+        } else {
+            Labels::of(flow)
+        };
         let key = labels.key();
         if let Some(series) = find(&table, &key) {
             return series.clone();

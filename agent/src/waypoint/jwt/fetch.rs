@@ -105,7 +105,9 @@ impl Fetcher {
             timeout_ms: AtomicU64::new(0),
             wanted: Notify::new(),
         });
-        let task = self.runtime.spawn(run(shared.clone(), self.tls.clone(), self.pace));
+        let task = self
+            .runtime
+            .spawn(run(shared.clone(), self.tls.clone(), self.pace));
         Arc::new(Remote {
             shared,
             _task: AbortOnDropHandle::new(task),

@@ -101,8 +101,14 @@ fn every_algorithm_that_is_believed() {
             let token = signer.sign(&json!({ "alg": algorithm, "kid": "k" }), &claims());
             let check = |jwk: Value, expect| assert_eq!(judge(inline(&[jwk]), &token), expect, "{algorithm}");
             check(signer.jwk(&json!({ "kid": "k" })), Ok(()));
-            check(signer.jwk(&json!({ "kid": "k", "alg": algorithm, "use": "sig" })), Ok(()));
-            check(signer.jwk(&json!({ "kid": "k", "key_ops": ["sign", "verify"] })), Ok(()));
+            check(
+                signer.jwk(&json!({ "kid": "k", "alg": algorithm, "use": "sig" })),
+                Ok(()),
+            );
+            check(
+                signer.jwk(&json!({ "kid": "k", "key_ops": ["sign", "verify"] })),
+                Ok(()),
+            );
             check(signer.jwk(&json!({})), Ok(()));
             let no_key = Err(Unauthenticated::NoKey);
             check(signer.jwk(&json!({ "kid": "other" })), no_key.clone());
@@ -124,8 +130,15 @@ fn a_token_cannot_choose_how_it_is_verified() {
         assert_eq!(judge(inline(&[jwk]), &token), Err(expect), "{algorithm}");
     };
     for signer in &signers {
-        for algorithm in ["none", "None", "", "HS256", "HS384", "HS512", "ES256K", "ES512", "RS1", "rs256"] {
-            check(signer, algorithm, signer.jwk(&json!({})), Unauthenticated::Algorithm);
+        for algorithm in [
+            "none", "None", "", "HS256", "HS384", "HS512", "ES256K", "ES512", "RS1", "rs256",
+        ] {
+            check(
+                signer,
+                algorithm,
+                signer.jwk(&json!({})),
+                Unauthenticated::Algorithm,
+            );
         }
     }
     // Of another type, of another curve, or of another padding than it says.
@@ -141,11 +154,18 @@ fn a_token_cannot_choose_how_it_is_verified() {
     let token = signer::hmac(&json!({ "alg": "HS256" }), &claims(), b"secret");
     assert_eq!(judge(inline(&[secret]), &token), Err(Unauthenticated::Algorithm));
     let public = rsa.jwk(&json!({}));
-    let token = signer::hmac(&json!({ "alg": "HS256" }), &claims(), public["n"].as_str().unwrap().as_bytes());
+    let token = signer::hmac(
+        &json!({ "alg": "HS256" }),
+        &claims(),
+        public["n"].as_str().unwrap().as_bytes(),
+    );
     assert_eq!(judge(inline(&[public]), &token), Err(Unauthenticated::Algorithm));
     // A key that the token brings along.
     let own = p256.sign(&json!({ "alg": "ES256", "jwk": p256.jwk(&json!({})) }), &claims());
-    assert_eq!(judge(inline(&[ed.jwk(&json!({}))]), &own), Err(Unauthenticated::NoKey));
+    assert_eq!(
+        judge(inline(&[ed.jwk(&json!({}))]), &own),
+        Err(Unauthenticated::NoKey)
+    );
 }
 
 #[test]
@@ -157,7 +177,10 @@ fn keys_are_picked_by_their_names() {
         let token = p256.sign(&header, &claims());
         assert_eq!(judge(inline(keys), &token), expect, "{header} {keys:?}");
     };
-    let (a, b) = (json!({ "alg": "ES256", "kid": "a" }), json!({ "alg": "ES256", "kid": "b" }));
+    let (a, b) = (
+        json!({ "alg": "ES256", "kid": "a" }),
+        json!({ "alg": "ES256", "kid": "b" }),
+    );
     let two = [named(&other, "a"), named(&p256, "b"), named(&ed, "b")];
     check(b, &two, Ok(()));
     check(a.clone(), &two, Err(Unauthenticated::Signature));
@@ -175,7 +198,11 @@ fn keys_are_picked_by_their_names() {
 
 #[test]
 fn keys_that_cannot_be_used_are_passed_over() {
-    let count = |keys: Value| keys::KeySet::read(json!({ "keys": keys }).to_string().as_bytes()).unwrap().len();
+    let count = |keys: Value| {
+        keys::KeySet::read(json!({ "keys": keys }).to_string().as_bytes())
+            .unwrap()
+            .len()
+    };
     let long = |bytes: usize| URL_SAFE_NO_PAD.encode(vec![0xff; bytes]);
     let rsa = |n: String, e: &str| json!([{ "kty": "RSA", "n": n, "e": e }]);
     assert_eq!(count(rsa(long(256), "AQAB")), 1);
@@ -184,22 +211,39 @@ fn keys_that_cannot_be_used_are_passed_over() {
     assert_eq!(count(rsa(long(1025), "AQAB")), 0);
     assert_eq!(count(rsa(long(256), "")), 0);
     // Zeros in front make it no longer.
-    assert_eq!(count(rsa(URL_SAFE_NO_PAD.encode([vec![0; 128], vec![0xff; 128]].concat()), "AQAB")), 0);
+    assert_eq!(
+        count(rsa(
+            URL_SAFE_NO_PAD.encode([vec![0; 128], vec![0xff; 128]].concat()),
+            "AQAB"
+        )),
+        0
+    );
     let ec = |crv: &str, x: usize, y: usize| json!([{ "kty": "EC", "crv": crv, "x": long(x), "y": long(y) }]);
     assert_eq!(count(ec("P-256", 32, 32)), 1);
     assert_eq!(count(ec("P-256", 31, 33)), 0);
     assert_eq!(count(ec("P-521", 66, 66)), 0);
     assert_eq!(count(ec("secp256k1", 32, 32)), 0);
     assert_eq!(count(json!([{ "kty": "OKP", "crv": "Ed448", "x": long(57) }])), 0);
-    assert_eq!(count(json!([{ "kty": "oct", "k": "c2VjcmV0" }, {}, 1, null, "x", { "kty": 1 }])), 0);
+    assert_eq!(
+        count(json!([{ "kty": "oct", "k": "c2VjcmV0" }, {}, 1, null, "x", { "kty": 1 }])),
+        0
+    );
 }
 
 #[test]
 fn key_sets_that_are_none() {
-    let check = |text: &str, good: bool| assert_eq!(keys::KeySet::read(text.as_bytes()).is_ok(), good, "{text:.40}");
+    let check =
+        |text: &str, good: bool| assert_eq!(keys::KeySet::read(text.as_bytes()).is_ok(), good, "{text:.40}");
     check(r#"{"keys":[]}"#, true);
     check(r#"{"keys":[],"more":1}"#, true);
-    for text in ["", "[]", "{}", r#"{"keys":{}}"#, r#"{"keys":[],"keys":[]}"#, "<html>"] {
+    for text in [
+        "",
+        "[]",
+        "{}",
+        r#"{"keys":{}}"#,
+        r#"{"keys":[],"keys":[]}"#,
+        "<html>",
+    ] {
         check(text, false);
     }
     check(&json!({ "keys": vec![json!({}); 100] }).to_string(), true);
@@ -207,7 +251,10 @@ fn key_sets_that_are_none() {
     check(&format!("{{\"keys\":[]{}}}", " ".repeat(keys::LARGEST)), false);
     // Tokens of a rule with such keys are refused.
     let token = Signer::ed25519().sign(&json!({ "alg": "EdDSA" }), &claims());
-    assert_eq!(judge(rule(Jwks::Inline("{}".into())), &token), Err(Unauthenticated::NoKeys));
+    assert_eq!(
+        judge(rule(Jwks::Inline("{}".into())), &token),
+        Err(Unauthenticated::NoKeys)
+    );
     // And those whose keys nobody has fetched, which did not answer.
     let url = Jwks::Url("http://127.0.0.1:1/keys".into());
     assert_eq!(judge(rule(url), &token), Err(Unauthenticated::NoKeys));
@@ -221,13 +268,17 @@ fn what_claims_must_say() {
         for (name, value) in change.as_object().unwrap() {
             match value {
                 Value::Null => claims.as_object_mut().unwrap().remove(name),
-                value => claims.as_object_mut().unwrap().insert(name.clone(), value.clone()),
+                value => claims
+                    .as_object_mut()
+                    .unwrap()
+                    .insert(name.clone(), value.clone()),
             };
         }
         let token = signer.sign(&json!({ "alg": "EdDSA" }), &claims);
         let mut rule = inline(&[signer.jwk(&json!({}))]);
         rule.audiences = vec!["shop".into(), "pay".into()];
-        rule.audiences.truncate(if change.get("aud").is_some() { 2 } else { 0 });
+        rule.audiences
+            .truncate(if change.get("aud").is_some() { 2 } else { 0 });
         assert_eq!(judge(rule, &token), expect, "{change}");
     };
     use Unauthenticated::{Audience, Claim, Expired, Issuer, NotYetValid};
@@ -267,13 +318,25 @@ fn forms_that_are_none() {
     }
     check("..", Header("JSON"));
     check(&format!("!.{payload}.{signature}"), Header("Base64url encoded"));
-    check(&format!("{header}=.{payload}.{signature}"), Header("Base64url encoded"));
-    check(&format!("{header}.{payload}=.{signature}"), Payload("Base64url encoded"));
+    check(
+        &format!("{header}=.{payload}.{signature}"),
+        Header("Base64url encoded"),
+    );
+    check(
+        &format!("{header}.{payload}=.{signature}"),
+        Payload("Base64url encoded"),
+    );
     check(&format!("{header}.W10.{signature}"), Payload("JSON"));
     check(&format!("{header}.{payload}."), Signature);
     check(&format!("{header}.{payload}.{signature}="), Signature);
-    check(&format!("{header}.{payload}.{}", &signature[..signature.len() - 2]), Signature);
-    let other = signer.sign(&json!({ "alg": "EdDSA" }), &json!({ "iss": ISSUER, "sub": "root" }));
+    check(
+        &format!("{header}.{payload}.{}", &signature[..signature.len() - 2]),
+        Signature,
+    );
+    let other = signer.sign(
+        &json!({ "alg": "EdDSA" }),
+        &json!({ "iss": ISSUER, "sub": "root" }),
+    );
     let other = other.split('.').nth(1).unwrap();
     check(&format!("{header}.{other}.{signature}"), Signature);
     let signed = |header: Value| signer.sign_as("EdDSA", &header, &claims());
@@ -296,13 +359,18 @@ fn what_a_token_says() {
         let token = signer.sign(&json!({ "alg": "EdDSA" }), &claims);
         authenticate(rule, &mut bearer(&token), true).unwrap().unwrap()
     };
-    let jane = token(json!({ "iss": ISSUER, "sub": "jane", "aud": ["a", "b"], "azp": "app", "roles": "x y" }));
+    let jane =
+        token(json!({ "iss": ISSUER, "sub": "jane", "aud": ["a", "b"], "azp": "app", "roles": "x y" }));
     assert_eq!(&*jane.principal, "https://issuer.example/jane");
     assert_eq!(jane.audiences, ["a".into(), "b".into()]);
     assert_eq!(jane.presenter.as_deref(), Some("app"));
     assert_eq!(jane.claims["roles"], "x y");
     assert_eq!(jane.space_delimited, ["roles".into()]);
-    for nobody in [json!({ "iss": ISSUER }), json!({ "iss": ISSUER, "sub": "" }), json!({ "iss": ISSUER, "sub": 1 })] {
+    for nobody in [
+        json!({ "iss": ISSUER }),
+        json!({ "iss": ISSUER, "sub": "" }),
+        json!({ "iss": ISSUER, "sub": 1 }),
+    ] {
         assert_eq!(&*token(nobody).principal, "");
     }
 }
@@ -316,7 +384,10 @@ fn a_rule_that_nobody_can_read_refuses_everybody() {
     let rules = [rules(vec![]), Arc::new(unreadable)];
     let verdict = authenticator.authenticate(&rules, &mut request("/", &[]), now());
     assert_eq!(verdict, Err(Unauthenticated::Unreadable(rules[1].key.clone())));
-    assert_eq!(authenticator.authenticate(&[], &mut request("/", &[]), now()), Ok(None));
+    assert_eq!(
+        authenticator.authenticate(&[], &mut request("/", &[]), now()),
+        Ok(None)
+    );
 }
 
 #[test]
@@ -328,7 +399,9 @@ fn rules_change_with_the_mesh() {
     let token = |signer: &Signer| signer.sign(&json!({ "alg": "ES256" }), &claims());
     let judge = |rules: &Arc<RequestAuthentication>, signer: &Signer| {
         let rules = std::slice::from_ref(rules);
-        authenticator.authenticate(rules, &mut bearer(&token(signer)), now()).map(|_| ())
+        authenticator
+            .authenticate(rules, &mut bearer(&token(signer)), now())
+            .map(|_| ())
     };
     let (before, after) = (of(&old), of(&new));
     for announced in [&before, &after, &before] {
@@ -349,7 +422,11 @@ fn answers() {
     check(Unauthenticated::Expired, 401, "Jwt is expired");
     check(Unauthenticated::Issuer, 401, "Jwt issuer is not configured");
     check(Unauthenticated::Signature, 401, "Jwt verification fails");
-    check(Unauthenticated::Header("JSON"), 401, "Jwt header is an invalid JSON");
+    check(
+        Unauthenticated::Header("JSON"),
+        401,
+        "Jwt header is an invalid JSON",
+    );
     check(Unauthenticated::Audience, 403, "Audiences in Jwt are not allowed");
     let check = |path: &str, expect: &str| {
         let challenge = Unauthenticated::Expired.challenge("http", "web.demo:80", path);
@@ -357,10 +434,19 @@ fn answers() {
         headers.insert(WWW_AUTHENTICATE, challenge);
         assert_eq!(headers[WWW_AUTHENTICATE], expect);
     };
-    check("/a", "Bearer realm=\"http://web.demo:80/a\", error=\"invalid_token\"");
-    check("/\"\\\r\n\u{e9}, x=\"", "Bearer realm=\"http://web.demo:80/,x=\", error=\"invalid_token\"");
+    check(
+        "/a",
+        "Bearer realm=\"http://web.demo:80/a\", error=\"invalid_token\"",
+    );
+    check(
+        "/\"\\\r\n\u{e9}, x=\"",
+        "Bearer realm=\"http://web.demo:80/,x=\", error=\"invalid_token\"",
+    );
     let long = Unauthenticated::Expired.challenge("http", "h", &"/".repeat(1000));
-    assert_eq!(long.len(), "Bearer realm=\"\", error=\"invalid_token\"".len() + 256);
+    assert_eq!(
+        long.len(),
+        "Bearer realm=\"\", error=\"invalid_token\"".len() + 256
+    );
 }
 
 proptest! {

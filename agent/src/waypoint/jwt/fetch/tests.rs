@@ -78,7 +78,11 @@ impl Server {
                 count.send_modify(|count| *count += 1);
             }
         });
-        Self { addr, answer, answered }
+        Self {
+            addr,
+            answer,
+            answered,
+        }
     }
 
     /// Waits until what it has now was given to somebody who came after it.
@@ -96,7 +100,11 @@ async fn respond(mut stream: impl AsyncRead + AsyncWrite + Unpin, answer: &str) 
             Err(_) => return,
         }
     }
-    assert!(head.starts_with(b"GET /keys?x=1 HTTP/1.1\r\n"), "{}", String::from_utf8_lossy(&head));
+    assert!(
+        head.starts_with(b"GET /keys?x=1 HTTP/1.1\r\n"),
+        "{}",
+        String::from_utf8_lossy(&head)
+    );
     let _ = stream.write_all(answer.as_bytes()).await;
     let _ = stream.shutdown().await;
 }
@@ -132,7 +140,9 @@ async fn until(mut holds: impl FnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it never came to hold");
+    tokio::time::timeout(Duration::from_secs(60), wait)
+        .await
+        .expect("it never came to hold");
 }
 
 fn signed(signer: &Signer, kid: &str) -> String {
@@ -156,7 +166,10 @@ async fn keys_arrive_and_bad_answers_leave_them() {
     let large = format!("{stranger}{}", " ".repeat(1024 * 1024));
     for bad in [
         "HTTP/1.1 500 Broken\r\ncontent-length: 0\r\n\r\n".to_owned(),
-        format!("HTTP/1.1 302 Found\r\nlocation: http://{}/other\r\ncontent-length: 0\r\n\r\n", server.addr),
+        format!(
+            "HTTP/1.1 302 Found\r\nlocation: http://{}/other\r\ncontent-length: 0\r\n\r\n",
+            server.addr
+        ),
         ok("<html>sign in</html>"),
         ok(&large),
         // Cut.
@@ -181,13 +194,21 @@ async fn a_key_that_is_not_known_is_looked_for() {
     authenticator.update(&[rules(vec![rule.clone()])]);
     until(|| judge(&authenticator, &rule, &signed(&old, "old")).is_ok()).await;
     assert_eq!(*server.answered.borrow(), 1);
-    server.answer.send_replace(keys(&[new.jwk(&json!({ "kid": "new" }))]));
-    assert_eq!(judge(&authenticator, &rule, &signed(&new, "new")), Err(Unauthenticated::NoKey));
+    server
+        .answer
+        .send_replace(keys(&[new.jwk(&json!({ "kid": "new" }))]));
+    assert_eq!(
+        judge(&authenticator, &rule, &signed(&new, "new")),
+        Err(Unauthenticated::NoKey)
+    );
     until(|| judge(&authenticator, &rule, &signed(&new, "new")).is_ok()).await;
     // Forgeries of a key that there is ask for nothing.
     let before = *server.answered.borrow();
     for _ in 0..100 {
-        assert_eq!(judge(&authenticator, &rule, &signed(&old, "new")), Err(Unauthenticated::Signature));
+        assert_eq!(
+            judge(&authenticator, &rule, &signed(&old, "new")),
+            Err(Unauthenticated::Signature)
+        );
         tokio::task::yield_now().await;
     }
     assert_eq!(*server.answered.borrow(), before);
@@ -214,7 +235,10 @@ async fn an_address_is_fetched_once_and_as_long_as_it_is_named() {
     });
     authenticator.update([]);
     until(|| fetched.strong_count() == 0).await;
-    assert_eq!(judge(&authenticator, &one, &signed(&signer, "")), Err(Unauthenticated::NoKeys));
+    assert_eq!(
+        judge(&authenticator, &one, &signed(&signer, "")),
+        Err(Unauthenticated::NoKeys)
+    );
 }
 
 #[tokio::test]
@@ -252,16 +276,30 @@ async fn tls_is_believed_by_the_roots_that_are_given() {
     let (trusting, doubting) = (authenticator(PACE, vec![cert]), authenticator(PACE, vec![]));
     doubting.update(&announced);
     server.answered_again().await;
-    assert_eq!(judge(&doubting, &rule, &signed(&signer, "")), Err(Unauthenticated::NoKeys));
+    assert_eq!(
+        judge(&doubting, &rule, &signed(&signer, "")),
+        Err(Unauthenticated::NoKeys)
+    );
     trusting.update(&announced);
     until(|| judge(&trusting, &rule, &signed(&signer, "")).is_ok()).await;
-    assert_eq!(judge(&doubting, &rule, &signed(&signer, "")), Err(Unauthenticated::NoKeys));
+    assert_eq!(
+        judge(&doubting, &rule, &signed(&signer, "")),
+        Err(Unauthenticated::NoKeys)
+    );
 }
 
 #[tokio::test]
 async fn addresses_that_are_none() {
     let tls = Fetcher::new(Handle::current(), []).unwrap().tls;
-    for url in ["", "keys", "/keys", "ftp://h/keys", "file:///etc/passwd", "https://", "http://[::1/keys"] {
+    for url in [
+        "",
+        "keys",
+        "/keys",
+        "ftp://h/keys",
+        "file:///etc/passwd",
+        "https://",
+        "http://[::1/keys",
+    ] {
         let got = get::get(&url.into(), &tls).await;
         assert!(matches!(got, Err(FetchError::Url(_))), "{url}: {got:?}");
     }

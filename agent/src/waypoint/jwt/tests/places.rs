@@ -10,7 +10,12 @@ fn forwarded(request: &Parts) -> Forwarded {
     let mut headers: Vec<_> = request
         .headers
         .iter()
-        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
         .collect();
     headers.sort();
     Forwarded(request.uri.to_string(), headers)
@@ -34,7 +39,10 @@ fn check(change: impl Fn(&mut JwtRule), request: (&str, &[(&str, &str)]), expect
     let put = |(uri, headers): (&str, &[(&str, &str)])| {
         let put = |text: &str| text.replace("{}", &token);
         let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, put(value))).collect();
-        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
         super::request(&put(uri), &headers)
     };
     let mut rule = inline(&[signer.jwk(&json!({}))]);
@@ -60,14 +68,22 @@ const NONE: (&str, &[(&str, &str)]) = ("none", &[]);
 #[test]
 fn the_usual_places() {
     let usual = |_: &mut JwtRule| {};
-    check(usual, ("/a", &[("authorization", "Bearer {}"), ("x", "y")]), ("/a", &[("x", "y")]));
+    check(
+        usual,
+        ("/a", &[("authorization", "Bearer {}"), ("x", "y")]),
+        ("/a", &[("x", "y")]),
+    );
     check(usual, ("/a", &[("authorization", "bEARER  {} ")]), ("/a", &[]));
     check(usual, ("/a?access_token={}", &[]), ("/a", &[]));
     check(usual, ("/a?x=1&access_token={}&y", &[]), ("/a?x=1&y", &[]));
     check(usual, ("http://h/a?%61ccess_token={}", &[]), ("http://h/a", &[]));
     check(usual, ("/a", &[("authorization", "Basic {}")]), NONE);
     check(usual, ("/a", &[("authorization", "Bearer{}")]), NONE);
-    check(usual, ("/a", &[("x-jwt", "{}"), ("cookie", "access_token={}")]), NONE);
+    check(
+        usual,
+        ("/a", &[("x-jwt", "{}"), ("cookie", "access_token={}")]),
+        NONE,
+    );
     check(usual, ("/a?token={}", &[]), NONE);
     // Only the token goes.
     let two = [("authorization", "Basic x"), ("authorization", "Bearer {}")];
@@ -76,20 +92,29 @@ fn the_usual_places() {
 
 #[test]
 fn places_that_a_rule_names() {
-    let headers = |rule: &mut JwtRule| rule.from_headers = vec![header("x-jwt", ""), header("x-token", "JWT ")];
+    let headers =
+        |rule: &mut JwtRule| rule.from_headers = vec![header("x-jwt", ""), header("x-token", "JWT ")];
     check(headers, ("/", &[("x-jwt", "{}")]), ("/", &[]));
     check(headers, ("/", &[("x-token", "JWT {}")]), ("/", &[]));
     check(headers, ("/", &[("x-token", "{}")]), NONE);
     check(headers, ("/", &[("x-token", "jwt {}")]), NONE);
     // The usual ones are not looked at then.
-    check(headers, ("/?access_token={}", &[("authorization", "Bearer {}")]), NONE);
+    check(
+        headers,
+        ("/?access_token={}", &[("authorization", "Bearer {}")]),
+        NONE,
+    );
     let params = |rule: &mut JwtRule| rule.from_params = vec!["t k".into()];
     check(params, ("/?t+k={}", &[]), ("/", &[]));
     check(params, ("/?t%20k={}&t", &[]), ("/?t", &[]));
     check(params, ("/?tk={}", &[]), NONE);
     let cookies = |rule: &mut JwtRule| rule.from_cookies = vec!["session".into()];
     check(cookies, ("/", &[("cookie", "session={}")]), ("/", &[]));
-    check(cookies, ("/", &[("cookie", "a=b;session=\"{}\"; c=d")]), ("/", &[("cookie", "a=b; c=d")]));
+    check(
+        cookies,
+        ("/", &[("cookie", "a=b;session=\"{}\"; c=d")]),
+        ("/", &[("cookie", "a=b; c=d")]),
+    );
     check(
         cookies,
         ("/", &[("cookie", "a=b"), ("cookie", "session={}")]),
@@ -102,20 +127,34 @@ fn places_that_a_rule_names() {
 fn every_token_must_be_in_order() {
     let (signer, stranger) = (signer(), signer());
     let sign = |signer: &Signer, subject: &str| {
-        signer.sign(&json!({ "alg": "EdDSA" }), &json!({ "iss": ISSUER, "sub": subject }))
+        signer.sign(
+            &json!({ "alg": "EdDSA" }),
+            &json!({ "iss": ISSUER, "sub": subject }),
+        )
     };
-    let (jane, joe, forged) = (sign(&signer, "jane"), sign(&signer, "joe"), sign(&stranger, "root"));
+    let (jane, joe, forged) = (
+        sign(&signer, "jane"),
+        sign(&signer, "joe"),
+        sign(&stranger, "root"),
+    );
     let check = |uri: &str, tokens: &[&str], expect: Result<&str, Unauthenticated>| {
         let values: Vec<_> = tokens.iter().map(|token| format!("Bearer {token}")).collect();
-        let headers: Vec<_> = values.iter().map(|value| ("authorization", value.as_str())).collect();
+        let headers: Vec<_> = values
+            .iter()
+            .map(|value| ("authorization", value.as_str()))
+            .collect();
         let mut parts = request(uri, &headers);
         let before = forwarded(&parts);
         let verdict = authenticate(inline(&[signer.jwk(&json!({}))]), &mut parts, true);
         let refused = verdict.is_err();
-        let principal = verdict.map(|token| token.map_or_else(String::new, |token| token.principal.to_string()));
+        let principal =
+            verdict.map(|token| token.map_or_else(String::new, |token| token.principal.to_string()));
         let expect = expect.map(|subject| format!("{ISSUER}/{subject}"));
         assert_eq!(principal, expect, "{uri} {tokens:?}");
-        assert!(!refused || forwarded(&parts) == before, "a request that is refused is not changed");
+        assert!(
+            !refused || forwarded(&parts) == before,
+            "a request that is refused is not changed"
+        );
     };
     check("/", &[&jane], Ok("jane"));
     check("/", &[&jane, &jane], Ok("jane"));
@@ -123,7 +162,11 @@ fn every_token_must_be_in_order() {
     check(&format!("/?access_token={joe}"), &[&jane], Ok("jane"));
     check("/", &[&jane, &forged], Err(Unauthenticated::Signature));
     check("/", &[&forged, &jane], Err(Unauthenticated::Signature));
-    check(&format!("/?access_token={joe}&access_token={forged}"), &[], Err(Unauthenticated::Signature));
+    check(
+        &format!("/?access_token={joe}&access_token={forged}"),
+        &[],
+        Err(Unauthenticated::Signature),
+    );
     check("/", &[&jane, "opaque"], Err(Unauthenticated::Form));
     check("/", &[""], Err(Unauthenticated::Form));
     let many: Vec<_> = (0..9).map(|nth| sign(&signer, &nth.to_string())).collect();
@@ -151,13 +194,22 @@ fn an_issuer_is_believed_where_its_rule_looks() {
         assert_eq!(verdict.map(|token| token.iter().count()), expect, "{headers:?}");
     };
     let token_of = |signer: &Signer, issuer: &str| {
-        signer.sign(&json!({ "alg": "EdDSA" }), &json!({ "iss": issuer, "sub": "jane" }))
+        signer.sign(
+            &json!({ "alg": "EdDSA" }),
+            &json!({ "iss": issuer, "sub": "jane" }),
+        )
     };
     let (of_a, of_b) = (token_of(&a, ISSUER), token_of(&b, "b"));
     check(&[("x-a", &of_a)], Ok(1));
-    check(&[("x-a", &of_a), ("authorization", &format!("Bearer {of_b}"))], Ok(1));
+    check(
+        &[("x-a", &of_a), ("authorization", &format!("Bearer {of_b}"))],
+        Ok(1),
+    );
     check(&[("x-a", &of_b)], Err(Unauthenticated::Issuer));
-    check(&[("authorization", &format!("Bearer {of_a}"))], Err(Unauthenticated::Issuer));
+    check(
+        &[("authorization", &format!("Bearer {of_a}"))],
+        Err(Unauthenticated::Issuer),
+    );
     check(&[("x-a", &token_of(&b, ISSUER))], Err(Unauthenticated::Signature));
 }
 
@@ -197,13 +249,18 @@ fn what_the_app_is_told() {
     ];
     let told = |token: Option<&str>| {
         let bearer = token.map(|token| format!("Bearer {token}"));
-        let headers = lies.into_iter().chain(bearer.as_deref().map(|value| ("authorization", value)));
+        let headers = lies
+            .into_iter()
+            .chain(bearer.as_deref().map(|value| ("authorization", value)));
         let mut parts = request("/", &headers.collect::<Vec<_>>());
         authenticate(rule.clone(), &mut parts, true).unwrap();
         forwarded(&parts).1
     };
     let pairs = |pairs: &[(&str, &str)]| -> Vec<_> {
-        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
     };
     assert_eq!(told(None), pairs(&[("content-length", "2"), ("host", "h")]));
     assert_eq!(

@@ -7,9 +7,9 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm,
-        Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256,
-        RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+        EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512,
+        RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, RsaKeyPair,
     },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -98,7 +98,8 @@ impl Signer {
             Self::Rsa(key) => {
                 let mut signature = vec![0; key.public_modulus_len()];
                 let encoding = rsa_encoding(algorithm);
-                key.sign(encoding, &SystemRandom::new(), bytes, &mut signature).unwrap();
+                key.sign(encoding, &SystemRandom::new(), bytes, &mut signature)
+                    .unwrap();
                 signature
             }
             Self::Ec(key, ..) => key.sign(&SystemRandom::new(), bytes).unwrap().as_ref().to_vec(),
