@@ -5,6 +5,7 @@
 //! `controller::compile` and by mesh files.
 
 mod diagnostic;
+pub mod documents;
 mod read;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Severity};
