@@ -8,8 +8,8 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    AppProtocol, BalancingMode, HealthPolicy, LoadBalancing, MtlsMode, RoutingScope, SameNode, ServiceAccountMatch,
-    ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
+    AppProtocol, BalancingMode, HealthPolicy, LoadBalancing, MtlsMode, RoutingScope, SameNode,
+    ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
 };
 
 pub use requests::{path_pattern, request_condition};

@@ -10,15 +10,7 @@ use super::{
 const LAYERS: [&[&str]; 8] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
-    &[
-        "hbone",
-        "feed",
-        "svid",
-        "kernel",
-        "telemetry",
-        "admin",
-        "dns",
-    ],
+    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns"],
     &["manifests"],
     &["cluster"],
     &["rpc"],

@@ -9,16 +9,20 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde_saphyr::Spanned;
 
 use super::{
-    LocalPod, MeshFile, Problem, balancing, peer_authentications, policies,
+    LocalPod, MeshFile, Problem, balancing,
+    manifests::ManifestFile,
+    objects::Objects,
+    peer_authentications, policies,
     problem::{Place, Problems},
+    routes,
     schema::{Document, Labels, PortEntry, ServiceEntry, Text, WaypointEntry},
     values,
     workloads::{self, Pod},
 };
 use crate::{
     mesh::{
-        AppProtocol, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, MeshParts, PortMapping, SameNode, SameNodes, Service,
-        ServiceKey, TrustDomain,
+        AppProtocol, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, MeshParts, PortMapping, SameNode,
+        SameNodes, Service, ServiceKey, TrustDomain,
     },
     net::netns::NetnsSource,
 };
@@ -31,11 +35,15 @@ pub(super) struct Globals {
     pub(super) root_namespace: Arc<str>,
 }
 
-/// Compiles a mesh file, as the node of this name sees it.
+/// Compiles a mesh file and the manifests that it names, as the node of this name sees it.
 ///
 /// # Errors
 /// Everything that is wrong with it, at least one problem.
-pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<Problem>> {
+pub(super) fn compile(
+    document: &Document,
+    files: &[ManifestFile],
+    node: &str,
+) -> Result<MeshFile, Vec<Problem>> {
     let mut problems = Problems::default();
     let globals = globals(document, &mut problems);
     let cluster_cidrs = problems.read_all(
@@ -47,9 +55,12 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     let services = services(document, &globals, &mut pods, &mut problems);
     check_addresses(document, &mut problems);
     check_waypoints(document, &globals, &pods, &services, &mut problems);
-    let policies = policies::policies(document, &globals, &mut pods, &mut problems);
+    let policies::Read { policies, targeted } =
+        policies::policies(document, &globals, &mut pods, &services, &mut problems);
     let peer_authentications =
         peer_authentications::peer_authentications(document, &globals, &mut pods, &mut problems);
+    let objects = Objects::read(document, files, &mut problems);
+    let http = routes::http(&objects, &globals, &mut pods, &services, &targeted, &mut problems);
     let same_nodes = same_nodes(document, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
     let warnings = problems.into_warnings()?;
@@ -64,7 +75,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         policies,
         peer_authentications,
         same_nodes,
-        http: Default::default(),
+        http,
     });
     Ok(MeshFile {
         mesh,

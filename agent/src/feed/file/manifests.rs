@@ -53,7 +53,9 @@ pub(super) fn expand(path: &Path) -> io::Result<Vec<PathBuf>> {
             files.push(path);
         }
         if files.len() > MOST_FILES {
-            return Err(io::Error::other(format!("it has more than {MOST_FILES} manifests")));
+            return Err(io::Error::other(format!(
+                "it has more than {MOST_FILES} manifests"
+            )));
         }
     }
     files.sort();

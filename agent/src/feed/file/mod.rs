@@ -12,6 +12,7 @@ mod peer_authentications;
 mod policies;
 mod position;
 mod problem;
+mod routes;
 mod rules;
 mod schema;
 mod watch;

@@ -11,7 +11,9 @@ use super::{
     values,
     workloads::Pod,
 };
-use crate::mesh::{Action, GatewayDestination, Policy, PolicyKey, Scope, Service, ServiceKey};
+use crate::mesh::{
+    Action, GatewayAddress, GatewayDestination, Policy, PolicyKey, Scope, Service, ServiceKey,
+};
 
 /// What the section says.
 #[derive(Debug, Default)]
@@ -74,7 +76,11 @@ fn targets(
     };
     let place = place.field("targetRefs");
     if targets.value.is_empty() {
-        problems.add(targets.referenced, &place, "is an empty list: name something, or remove it");
+        problems.add(
+            targets.referenced,
+            &place,
+            "is an empty list: name something, or remove it",
+        );
     }
     if let Some(selector) = &entry.selector {
         let message = "a policy has either a selector or targetRefs: remove one";
@@ -107,16 +113,21 @@ fn targets(
 }
 
 /// The services that go through a waypoint.
-fn bound<'s>(waypoint: &Service, services: &'s [Service]) -> impl Iterator<Item = ServiceKey> + use<'s> {
-    let (key, vips) = (waypoint.key.clone(), waypoint.vips.clone());
-    let bound = services.iter().filter(move |service| {
-        let gateway = service.waypoint.as_ref().map(|it| &it.destination);
-        gateway.is_some_and(|it| match it {
-            GatewayDestination::Service(its) => *its == key,
-            GatewayDestination::Address(its) => vips.contains(its),
-        })
-    });
-    bound.map(|service| service.key.clone())
+fn bound<'s>(waypoint: &'s Service, services: &'s [Service]) -> impl Iterator<Item = ServiceKey> {
+    let goes = |service: &&Service| {
+        let its = service.waypoint.as_ref();
+        its.and_then(|it| waypoint_service(it, services))
+            .is_some_and(|it| it.key == waypoint.key)
+    };
+    services.iter().filter(goes).map(|service| service.key.clone())
+}
+
+/// The service in front of a waypoint.
+pub(super) fn waypoint_service<'s>(gateway: &GatewayAddress, services: &'s [Service]) -> Option<&'s Service> {
+    services.iter().find(|service| match &gateway.destination {
+        GatewayDestination::Service(key) => service.key == *key,
+        GatewayDestination::Address(address) => service.vips.contains(address),
+    })
 }
 
 /// What a policy is about.

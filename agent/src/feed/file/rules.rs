@@ -182,7 +182,9 @@ fn condition(
             fields.unseen.extend(said.then_some(key));
         }
         _ => {
-            request.when = request_condition(&key, entry, at, &mut fields).into_iter().collect();
+            request.when = request_condition(&key, entry, at, &mut fields)
+                .into_iter()
+                .collect();
             fields.unseen.extend(said.then_some(key));
         }
     }

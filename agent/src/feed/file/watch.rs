@@ -193,9 +193,8 @@ impl FileWatch {
                 return None;
             }
             let content = content_hash(&read, &files);
-            let parsed = |(document, _)| {
-                parse_document(document, &files, &path, &node).map_err(FeedError::Invalid)
-            };
+            let parsed =
+                |(document, _)| parse_document(document, &files, &path, &node).map_err(FeedError::Invalid);
             let changed = (Some(content) != last).then(|| read.and_then(parsed));
             Some(Reading {
                 seen: now,

@@ -114,6 +114,15 @@ impl Pod<'_> {
         };
         selector.iter().all(has)
     }
+
+    /// The same, for a manifest's.
+    pub(super) fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+        let has = |(key, value): (&String, &String)| {
+            let label = self.labels.and_then(|labels| labels.get(key));
+            label.is_some_and(|label| label.value == *value)
+        };
+        wanted.iter().all(has)
+    }
 }
 
 fn canonical_name(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> Option<Arc<str>> {
@@ -242,10 +251,17 @@ fn check_capture(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, 
 }
 
 /// What speaks HBONE itself is reached by it.
-fn check_native(entry: &WorkloadEntry, workload: &Workload, at: Location, place: &Place<'_>, problems: &mut Problems) {
+fn check_native(
+    entry: &WorkloadEntry,
+    workload: &Workload,
+    at: Location,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) {
     if workload.native_tunnel && workload.tunnel_protocol != TunnelProtocol::Hbone {
         let at = entry.tunnel_protocol.as_ref().map_or(at, |it| it.referenced);
-        let message = "a pod with nativeTunnel speaks HBONE: write tunnelProtocol: HBONE, or remove nativeTunnel";
+        let message =
+            "a pod with nativeTunnel speaks HBONE: write tunnelProtocol: HBONE, or remove nativeTunnel";
         problems.add(at, &place.field("tunnelProtocol"), message);
     }
 }

@@ -49,7 +49,10 @@ pub fn request_condition(key: &str) -> Result<Option<ConditionKey>, String> {
 /// `[a][b]`.
 fn bracketed(text: &str) -> Result<Vec<Arc<str>>, String> {
     let wrong = || format!("{} is not a name in brackets: write [name]", quoted(text));
-    let inner = text.strip_prefix('[').and_then(|it| it.strip_suffix(']')).ok_or_else(wrong)?;
+    let inner = text
+        .strip_prefix('[')
+        .and_then(|it| it.strip_suffix(']'))
+        .ok_or_else(wrong)?;
     let names: Vec<Arc<str>> = inner.split("][").map(Arc::from).collect();
     let legal = |name: &Arc<str>| !name.is_empty() && !name.contains(['[', ']']);
     if names.len() > DEEPEST_CLAIM || !names.iter().all(legal) {
@@ -67,20 +70,30 @@ mod tests {
         let check = |key: &str, expect: Result<Option<ConditionKey>, ()>| {
             assert_eq!(request_condition(key).map_err(drop), expect, "{key}");
         };
-        check("request.headers[X-Api]", Ok(Some(ConditionKey::Header("x-api".into()))));
+        check(
+            "request.headers[X-Api]",
+            Ok(Some(ConditionKey::Header("x-api".into()))),
+        );
         check(
             "request.auth.claims[a][b.c]",
             Ok(Some(ConditionKey::Claim(vec!["a".into(), "b.c".into()]))),
         );
         check("experimental.envoy.filters.x", Ok(None));
-        for key in ["request.headers[]", "request.headers[a][b]", "request.headers", "request.auth.claims[a", "request.auth.claims[a]b]"] {
+        for key in [
+            "request.headers[]",
+            "request.headers[a][b]",
+            "request.headers",
+            "request.auth.claims[a",
+            "request.auth.claims[a]b]",
+        ] {
             check(key, Err(()));
         }
     }
 
     #[test]
     fn paths() {
-        let check = |text: &str, expect: Option<PathPattern>| assert_eq!(path_pattern(text).ok(), expect, "{text}");
+        let check =
+            |text: &str, expect: Option<PathPattern>| assert_eq!(path_pattern(text).ok(), expect, "{text}");
         let template = |text: &str| Some(PathPattern::Template(text.into()));
         check("/a/{*}/b", template("/a/{*}/b"));
         check("/{**}", template("/{**}"));
