@@ -4,8 +4,10 @@
 //! Read it in the order of a change: `watch` hears of it, `compile` says what it means, `publish` encodes it, and
 //! `serve` answers agents from that. Every replica does all of this; only one at a time (`lease`) writes to the cluster.
 
+pub mod analyze;
 mod ca;
 pub mod compile;
+mod conditions;
 mod counts;
 mod lease;
 mod placement;
@@ -16,6 +18,7 @@ mod status;
 mod tokens;
 mod watch;
 mod waypoint_accounts;
+pub mod waypoints;
 
 use std::{
     collections::HashSet,
@@ -92,6 +95,8 @@ pub struct ControllerConfig {
     pub audiences: Vec<String>,
     /// The service accounts that may ask for others' certificates.
     pub agents: Vec<AgentAccount>,
+    /// How waypoints are deployed; none where Gateways become none.
+    pub waypoints: Option<waypoints::Settings>,
 }
 
 /// Runs the controller until `shutdown`.
@@ -134,6 +139,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
+    let (wanted, to_deploy) = latest::channel(None);
+    let (trusted, roots) = latest::channel(root.trust.to_pem());
     let tasks = TaskTracker::new();
     let compiling = Compiling {
         compiler: Compiler::new(config.settings.clone()),
@@ -145,6 +152,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         ),
         counts: Arc::clone(&counts),
         diagnostics,
+        wanted,
     };
     tasks.spawn(until(shutdown.clone(), compiling.run(watch::watch(&client))));
     let keeping = Keeping {
@@ -154,12 +162,20 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         tls: tls.clone(),
         names,
         content: root.content,
+        trusted,
     };
     tasks.spawn(until(shutdown.clone(), keeping.run()));
     let leader = lease::Lease::new(&client, &config.namespace, &config.replica);
     let (leads, leading) = latest::channel(false);
     tasks.spawn(lease::hold(leader, leads, Arc::clone(&counts), shutdown.clone()));
-    tasks.spawn(until(shutdown.clone(), status::write(client, leading, wrong)));
+    let writing = Writing {
+        client,
+        leading,
+        wrong,
+        waypoints: to_deploy,
+        roots,
+    };
+    tasks.spawn(until(shutdown.clone(), writing.run(config.waypoints)));
     let page = {
         let (services, store) = (Arc::clone(&services), store);
         move |request: &http::Request<hyper::body::Incoming>| answer(request.uri().path(), &services, &store)
@@ -172,6 +188,36 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// What one replica does for all, and what it hears of.
+struct Writing {
+    client: Client,
+    leading: latest::Receiver<bool>,
+    wrong: latest::Receiver<Wrong>,
+    waypoints: latest::Receiver<Option<Arc<waypoints::Wanted>>>,
+    roots: latest::Receiver<String>,
+}
+
+impl Writing {
+    async fn run(self, settings: Option<waypoints::Settings>) {
+        let Self { client, leading, .. } = self;
+        let events = status::write(client.clone(), leading.clone(), self.wrong);
+        let (statuses, wanted) = latest::channel(conditions::Statuses::default());
+        let conditions = conditions::write(client.clone(), leading.clone(), wanted);
+        let inputs = waypoints::Inputs {
+            leads: leading,
+            wanted: self.waypoints,
+            roots: self.roots,
+        };
+        let deploying = async {
+            match settings {
+                Some(settings) => waypoints::deploy(client, settings, inputs, statuses).await,
+                None => drop(statuses),
+            }
+        };
+        tokio::join!(events, conditions, deploying);
+    }
 }
 
 async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
@@ -257,6 +303,7 @@ struct Compiling {
     publisher: Publisher,
     counts: Arc<Counts>,
     diagnostics: latest::Sender<Wrong>,
+    wanted: latest::Sender<Option<Arc<waypoints::Wanted>>>,
 }
 
 impl Compiling {
@@ -294,13 +341,37 @@ impl Compiling {
         let mut delta = self.compiler.compile();
         let (changed, removed) = (delta.workloads.len(), delta.removed_workloads.len());
         let diagnostics = delta.diagnostics.take();
+        let gateways = delta.waypoints.clone();
         self.publisher.publish(&self.compiler, delta);
+        self.say_waypoints(gateways);
         self.counts.compiled(since.elapsed());
         tracing::debug!(changed, removed, took = ?since.elapsed(), "compiled");
         if let Some(diagnostics) = diagnostics {
             self.counts.diagnostics(diagnostics.len());
             self.diagnostics.send_replace(Arc::new(diagnostics));
         }
+    }
+}
+
+impl Compiling {
+    /// Says which waypoints are to be; `gateways` where they have changed.
+    fn say_waypoints(&self, gateways: Option<Vec<compile::WaypointGateway>>) {
+        let classes = self.compiler.own_classes();
+        self.wanted.send_if_modified(|wanted| {
+            let before = || {
+                let before = wanted.as_deref();
+                before.map(|it| it.gateways.clone()).unwrap_or_default()
+            };
+            let new = waypoints::Wanted {
+                gateways: gateways.unwrap_or_else(before),
+                classes,
+            };
+            let differs = wanted.as_deref() != Some(&new);
+            if differs {
+                *wanted = Some(Arc::new(new));
+            }
+            differs
+        });
     }
 }
 
@@ -312,6 +383,8 @@ struct Keeping {
     tls: ServerTls,
     names: Vec<String>,
     content: Vec<u8>,
+    /// Whom to trust, for those who hear of it by us alone.
+    trusted: latest::Sender<String>,
 }
 
 impl Keeping {
@@ -335,6 +408,12 @@ impl Keeping {
         if self.place.publish(&self.client, &root).await? {
             tracing::info!("the roots of the mesh have changed");
         }
+        let trust = root.trust.to_pem();
+        self.trusted.send_if_modified(|said| {
+            let differs = *said != trust;
+            *said = trust;
+            differs
+        });
         let is_new = root.content != self.content;
         if is_new || renewed.elapsed() > SERVER_CERT {
             let cert = root.ca.server_cert(&self.names)?;

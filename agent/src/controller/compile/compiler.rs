@@ -15,7 +15,7 @@ use super::{
     unit::{Emitted, Unit},
 };
 use crate::{
-    cluster::objects::Kind,
+    cluster::{labels, objects::Kind},
     manifests::{Diagnostic, ObjectRef},
     mesh::{MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload},
 };
@@ -118,6 +118,17 @@ impl Compiler {
     /// How connections inside a node go.
     pub fn same_nodes(&self) -> SameNodes {
         self.state.same_nodes()
+    }
+
+    /// The classes of Gateways that say that they are ours.
+    pub fn own_classes(&self) -> Vec<ObjectRef> {
+        let classes = self.resources.gateway_classes.values();
+        let own = classes.filter(|class| {
+            let controller = class.spec.get("controllerName").and_then(|it| it.as_str());
+            controller == Some(labels::CONTROLLER_NAME)
+        });
+        own.map(|class| ObjectRef::new(Kind::GatewayClass, &class.metadata))
+            .collect()
     }
 
     /// The objects that were applied.

@@ -20,6 +20,7 @@ mod service_entries;
 mod services;
 mod shared;
 mod unit;
+mod waypoint_gateway;
 mod waypoint_only;
 mod waypoints;
 mod workload_entries;
@@ -33,6 +34,7 @@ use ipnet::IpNet;
 
 pub use compiler::{Compiler, compile};
 pub use resources::{Change, Resources};
+pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
 
 pub use crate::manifests::{Diagnostic, ObjectRef, Severity};
 
@@ -97,6 +99,8 @@ pub struct WaypointGateway {
     pub waypoint_for: WaypointFor,
     /// The port on which it speaks HBONE.
     pub hbone_port: u16,
+    /// How it is to be deployed.
+    pub wishes: WaypointWishes,
 }
 
 /// What goes through a waypoint, by what was dialled (`istio.io/waypoint-for`).
