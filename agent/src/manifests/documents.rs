@@ -270,8 +270,8 @@ mod tests {
         check("a: 1\n", &[(1, r#"{"a":1}"#)]);
         check("# nothing\n---\n# nothing\n...\n---\n---\n", &[]);
         check(
-            "---\n# hello\na: x\n---   # the next\n\nb: y\n",
-            &[(3, r#"{"a":"x"}"#), (6, r#"{"b":"y"}"#)],
+            "---\n# hello\na: x\n---   # the next\n\nb: z\n",
+            &[(3, r#"{"a":"x"}"#), (6, r#"{"b":"z"}"#)],
         );
         check(
             "--- {a: 1}\n---\nb: |\n  text\n  --- no marker\n",
