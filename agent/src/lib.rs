@@ -8,14 +8,20 @@ pub mod controller;
 pub mod node;
 pub mod waypoint;
 
+pub mod limits;
+pub mod source;
+
 pub mod admin;
-pub mod cluster;
 pub mod dns;
 pub mod feed;
 pub mod hbone;
 pub mod kernel;
 pub mod svid;
 pub mod telemetry;
+
+pub mod manifests;
+
+pub mod cluster;
 
 pub mod rpc;
 

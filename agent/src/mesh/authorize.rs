@@ -66,6 +66,13 @@ pub fn authorize_service(
     verdict(judge_policies(&mesh.cover_of(policies), &conn))
 }
 
+/// Whether a connection that is no request may reach a service: what the same policies say. What only a request has is not
+/// there, so that a match that asks for it holds where it denies and does not where it allows.
+pub fn authorize_service_connection(mesh: &Mesh, policies: &[PolicyKey], conn: &Inbound) -> Verdict {
+    let conn = Judged::of_anybody(mesh, conn);
+    verdict(judge_policies(&mesh.cover_of(policies), &conn))
+}
+
 /// Whether a request may reach a workload: what every policy says that covers it.
 ///
 /// `conn` has the client's identity and address, not the waypoint's, and the address and port of the workload. STRICT

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
-use super::{claims::Owner, read::Labels};
-use crate::{cluster::objects::Pod, mesh::Workload};
+use super::claims::Owner;
+use crate::{cluster::objects::Pod, manifests::Labels, mesh::Workload};
 
 /// A workload that is not finished.
 pub(super) struct Draft<'a> {

@@ -5,9 +5,11 @@
 //! concerned; [`compile`] is the same from nothing. No I/O, no clock, no panic: what cannot be read is a [`Diagnostic`],
 //! and what is in doubt is closed. Called by the controller's watches and by `weft analyze`.
 
+mod authentications;
+mod bound;
 mod claims;
 mod compiler;
-mod diagnostic;
+mod destination_rules;
 mod drafts;
 mod endpoints;
 mod gateways;
@@ -15,13 +17,16 @@ mod namespace;
 mod peer_authentications;
 mod pods;
 mod policy;
-mod read;
+mod requests;
 mod resources;
+mod routing;
 mod rules;
+mod seen;
 mod service_entries;
 mod services;
 mod shared;
 mod unit;
+mod waypoint_gateway;
 mod waypoint_only;
 mod waypoints;
 mod workload_entries;
@@ -34,12 +39,15 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use compiler::{Compiler, compile};
-pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use resources::{Change, Resources};
+pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
+
+pub use crate::manifests::{Diagnostic, ObjectRef, Severity};
 
 use crate::mesh::{
     MeshParts, PeerAuthentications, Policy, PolicyKey, SameNode, SameNodes, Service, ServiceKey, TrustDomain,
     Workload,
+    http::{RequestAuthentication, Routes},
 };
 
 /// What the objects do not say.
@@ -97,6 +105,8 @@ pub struct WaypointGateway {
     pub waypoint_for: WaypointFor,
     /// The port on which it speaks HBONE.
     pub hbone_port: u16,
+    /// How it is to be deployed.
+    pub wishes: WaypointWishes,
 }
 
 /// What goes through a waypoint, by what was dialled (`istio.io/waypoint-for`).
@@ -128,6 +138,14 @@ pub struct Delta {
     pub policies: Vec<Arc<Policy>>,
     /// Gone.
     pub removed_policies: Vec<PolicyKey>,
+    /// What waypoints do with what is sent to services: new or changed.
+    pub routes: Vec<Arc<Routes>>,
+    /// Gone.
+    pub removed_routes: Vec<ServiceKey>,
+    /// New or changed.
+    pub authentications: Vec<Arc<RequestAuthentication>>,
+    /// Gone.
+    pub removed_authentications: Vec<PolicyKey>,
     /// All of them, where any changed.
     pub peer_authentications: Option<PeerAuthentications>,
     /// All of them, where any changed.
@@ -138,4 +156,20 @@ pub struct Delta {
     pub diagnostics: Option<Vec<Diagnostic>>,
     /// All of them, where any changed.
     pub waypoints: Option<Vec<WaypointGateway>>,
+}
+
+impl Delta {
+    /// Whether workloads changed, and no object that says what is to be done with them.
+    pub fn is_of_workloads(&self) -> bool {
+        let some = !self.workloads.is_empty() || !self.removed_workloads.is_empty();
+        let lists = [
+            self.services.is_empty() && self.removed_services.is_empty(),
+            self.policies.is_empty() && self.removed_policies.is_empty(),
+            self.routes.is_empty() && self.removed_routes.is_empty(),
+            self.authentications.is_empty() && self.removed_authentications.is_empty(),
+        ];
+        let others =
+            self.peer_authentications.is_some() || self.diagnostics.is_some() || self.waypoints.is_some();
+        some && !others && !lists.contains(&false)
+    }
 }

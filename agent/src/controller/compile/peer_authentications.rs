@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    ObjectRef, Severity,
     namespace::{Pass, selects_nothing},
-    read::{Reader, Selector, there},
     service_entries::since,
 };
 use crate::{
     cluster::objects::{Custom, Kind},
+    manifests::{ObjectRef, Reader, Selector, Severity, there},
     mesh::{MtlsMode, PeerAuthentication, Place, PolicyKey, values},
 };
 

@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 use super::{
-    Severity,
     claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
     namespace::{Pass, annotation_value, label},
@@ -17,6 +16,7 @@ use crate::{
         labels,
         objects::{Kind, Pod},
     },
+    manifests::Severity,
     mesh::{Locality, SpiffeId, TunnelProtocol, Workload, WorkloadType, values},
 };
 

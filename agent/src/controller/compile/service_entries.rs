@@ -6,12 +6,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    Severity,
     claims::{Claim, Owner, Rank, Thing},
     drafts::Source,
     endpoints::{Outside, outside},
     namespace::Pass,
-    read::{Labels, Reader, there},
     services::{app_protocol, traffic_distribution},
     unit::Owned,
     waypoints::{Consumer, waypoint},
@@ -22,6 +20,7 @@ use crate::{
         labels,
         objects::{Custom, Kind, ObjectMeta},
     },
+    manifests::{Labels, Reader, Severity, there},
     mesh::{
         AppProtocol, BalancingMode, IpFamilies, LoadBalancing, Place, PortMapping, Service, ServiceKey,
         SpiffeId, is_own_port, values,

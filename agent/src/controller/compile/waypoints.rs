@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use super::{
-    ObjectRef, Severity, WaypointFor,
+    WaypointFor,
     namespace::{Pass, label},
-    read::Reader,
     shared::Waypoint,
 };
 use crate::{
@@ -16,6 +15,7 @@ use crate::{
         labels,
         objects::{Kind, ObjectMeta},
     },
+    manifests::{ObjectRef, Reader, Severity},
     mesh::{GatewayAddress, GatewayDestination, HBONE_PORT, ServiceKey},
 };
 

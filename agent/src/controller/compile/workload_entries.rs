@@ -6,12 +6,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
-    Severity,
     claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
     namespace::{Pass, label},
     pods::written_locality,
-    read::{Labels, Reader, there},
     shared::condition,
     waypoints::{Consumer, waypoint},
 };
@@ -20,6 +18,7 @@ use crate::{
         labels,
         objects::{Custom, Kind},
     },
+    manifests::{Labels, Reader, Severity, there},
     mesh::{Locality, Place, SpiffeId, TunnelProtocol, Workload, WorkloadType, values},
 };
 

@@ -71,7 +71,7 @@ impl ObjectRef {
 
 impl Diagnostic {
     /// One of an object; a message that is too long is cut.
-    pub(super) fn new(
+    pub fn new(
         object: &ObjectRef,
         severity: Severity,
         reason: &'static str,

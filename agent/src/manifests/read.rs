@@ -12,10 +12,10 @@ use crate::mesh::{Place, values};
 const MOST_DIAGNOSTICS: usize = 20;
 
 /// Labels, or a selector for labels.
-pub(super) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
 /// What is wrong with one object, as it is read.
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     object: ObjectRef,
     diagnostics: &'a mut Vec<Diagnostic>,
     told: usize,
@@ -24,7 +24,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(object: ObjectRef, diagnostics: &'a mut Vec<Diagnostic>) -> Self {
+    /// A reader of one object.
+    pub fn new(object: ObjectRef, diagnostics: &'a mut Vec<Diagnostic>) -> Self {
         Self {
             object,
             diagnostics,
@@ -34,12 +35,12 @@ impl<'a> Reader<'a> {
     }
 
     /// How many values could not be read so far.
-    pub(super) fn faults(&self) -> usize {
+    pub fn faults(&self) -> usize {
         self.faults
     }
 
     /// Notes anything about the object.
-    pub(super) fn tell(&mut self, severity: Severity, reason: &'static str, message: impl Into<String>) {
+    pub fn tell(&mut self, severity: Severity, reason: &'static str, message: impl Into<String>) {
         self.told += 1;
         if self.told <= MOST_DIAGNOSTICS {
             let diagnostic = Diagnostic::new(&self.object, severity, reason, message);
@@ -48,24 +49,20 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a value that cannot be read.
-    pub(super) fn invalid(&mut self, place: &Place<'_>, message: impl AsRef<str>) {
+    pub fn invalid(&mut self, place: &Place<'_>, message: impl AsRef<str>) {
         self.faults += 1;
         let message = format!("{place}: {}", message.as_ref());
         self.tell(Severity::Error, "InvalidField", message);
     }
 
     /// Notes a value that is legal and may not do what was meant.
-    pub(super) fn warn(&mut self, place: &Place<'_>, reason: &'static str, message: impl AsRef<str>) {
+    pub fn warn(&mut self, place: &Place<'_>, reason: &'static str, message: impl AsRef<str>) {
         let message = format!("{place}: {}", message.as_ref());
         self.tell(Severity::Warning, reason, message);
     }
 
     /// The fields of a value that must be a list of fields.
-    pub(super) fn fields<'v>(
-        &mut self,
-        value: &'v Value,
-        place: &Place<'_>,
-    ) -> Option<&'v Map<String, Value>> {
+    pub fn fields<'v>(&mut self, value: &'v Value, place: &Place<'_>) -> Option<&'v Map<String, Value>> {
         match value {
             Value::Object(fields) => Some(fields),
             _ => {
@@ -76,7 +73,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A text; numbers and truth values are taken for theirs.
-    pub(super) fn text<'v>(&mut self, value: &'v Value, place: &Place<'_>) -> Option<Cow<'v, str>> {
+    pub fn text<'v>(&mut self, value: &'v Value, place: &Place<'_>) -> Option<Cow<'v, str>> {
         match value {
             Value::String(text) => Some(text.as_str().into()),
             Value::Number(_) | Value::Bool(_) => Some(value.to_string().into()),
@@ -88,7 +85,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The values of a list; none where the field is not there.
-    pub(super) fn list<'v>(&mut self, parent: &'v Value, field: &str, place: &Place<'_>) -> &'v [Value] {
+    pub fn list<'v>(&mut self, parent: &'v Value, field: &str, place: &Place<'_>) -> &'v [Value] {
         match there(parent, field) {
             None => &[],
             Some(Value::Array(values)) => values,
@@ -100,7 +97,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a value.
-    pub(super) fn parse<T>(
+    pub fn parse<T>(
         &mut self,
         value: &Value,
         place: &Place<'_>,
@@ -111,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a field that may be left out.
-    pub(super) fn optional<T>(
+    pub fn optional<T>(
         &mut self,
         parent: &Value,
         field: &str,
@@ -122,7 +119,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a field that must be there.
-    pub(super) fn required<T>(
+    pub fn required<T>(
         &mut self,
         parent: &Value,
         field: &str,
@@ -136,7 +133,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads every value of a list that can be.
-    pub(super) fn all<T>(
+    pub fn all<T>(
         &mut self,
         parent: &Value,
         field: &str,
@@ -151,7 +148,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Labels by name; none where one cannot be read.
-    pub(super) fn labels(&mut self, value: &Value, place: &Place<'_>) -> Option<Labels> {
+    pub fn labels(&mut self, value: &Value, place: &Place<'_>) -> Option<Labels> {
         let before = self.faults;
         let fields = self.fields(value, place)?;
         let texts = fields.iter().filter_map(|(key, value)| {
@@ -163,7 +160,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `selector.matchLabels`: which workloads of a namespace an object is about.
-    pub(super) fn selector(&mut self, spec: &Value) -> Selector {
+    pub fn selector(&mut self, spec: &Value) -> Selector {
         let place = Place::ROOT.field("spec");
         let place = place.field("selector");
         let Some(selector) = there(spec, "selector") else {
@@ -185,7 +182,7 @@ impl<'a> Reader<'a> {
 
 /// Which workloads of a namespace an object is about.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Selector {
+pub enum Selector {
     /// All.
     Everything,
     /// Those that have these labels, at least one.
@@ -195,11 +192,11 @@ pub(super) enum Selector {
 }
 
 /// A field that is there, and not `null`.
-pub(super) fn there<'v>(parent: &'v Value, field: &str) -> Option<&'v Value> {
+pub fn there<'v>(parent: &'v Value, field: &str) -> Option<&'v Value> {
     parent.get(field).filter(|value| !value.is_null())
 }
 
 /// A number of a port. As text, for [`Reader::parse`].
-pub(super) fn port(text: &str) -> Result<u16, String> {
+pub fn port(text: &str) -> Result<u16, String> {
     values::port(text)
 }
