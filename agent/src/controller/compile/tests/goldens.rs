@@ -9,7 +9,10 @@ fn folder() -> PathBuf {
 }
 
 fn manifests() -> Vec<PathBuf> {
-    let files = std::fs::read_dir(folder()).expect("the manifests");
+    let folders = [folder(), folder().join("seeds")];
+    let files = folders
+        .iter()
+        .flat_map(|it| std::fs::read_dir(it).expect("the manifests"));
     let paths = files.map(|file| file.expect("a file").path());
     let mut manifests: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|it| it == "yaml"))
