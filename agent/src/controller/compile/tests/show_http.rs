@@ -41,9 +41,8 @@ fn routes(it: &ServiceRoutes, out: &mut String) {
     for (port, route) in &it.tcp {
         let _ = writeln!(out, "  {port} TCP {}", json(route));
     }
-    let traffic = json(&it.traffic);
-    if traffic != "{}" {
-        let _ = writeln!(out, "  traffic {traffic}");
+    if it.traffic != Default::default() {
+        let _ = writeln!(out, "  traffic {}", json(&it.traffic));
     }
     for key in &it.policies {
         let _ = writeln!(out, "  policy {key}");
