@@ -1,4 +1,4 @@
-//! The agent's own HTTP ports: admin (15000, loopback), metrics (15020) and readiness (15021).
+//! A role's own HTTP ports: admin (15000, loopback), metrics (15020) and readiness (15021).
 //!
 //! Who calls it: a role, with something that knows its status. Everything is bounded: connections, headers, time; one
 //! request a connection; bodies are never read. Traffic of pods never comes here.
@@ -59,6 +59,11 @@ pub trait StatusSource: Send + Sync {
     /// # Errors
     /// When the question makes no sense to this mesh.
     fn explain(&self, from: &str, to: &str) -> Result<Explanation, ExplainError>;
+
+    /// What it is called at `/`.
+    fn role(&self) -> &'static str {
+        "agent"
+    }
 
     /// What `/config_dump` shows besides the status: the running configuration.
     fn config(&self) -> serde_json::Value {

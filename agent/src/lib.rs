@@ -6,6 +6,10 @@ pub mod args;
 pub mod cli;
 pub mod controller;
 pub mod node;
+pub mod waypoint;
+
+pub mod limits;
+pub mod source;
 
 pub mod admin;
 pub mod dns;

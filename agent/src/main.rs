@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft::{
-    args::{AgentArgs, Cli, Command, ControllerArgs},
+    args::{AgentArgs, Cli, Command, ControllerArgs, LinkArgs, WaypointArgs},
     cli,
     cluster::{client::connect, root_cert},
     controller,
@@ -20,6 +20,7 @@ use weft::{
     node::{self, Showing},
     rpc::Roots,
     telemetry::{Metrics, log},
+    waypoint,
 };
 
 pub(crate) fn main() -> ExitCode {
@@ -27,9 +28,16 @@ pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Agent(args) => agent(&args),
         Command::Controller(args) => controller(&args),
+        Command::Waypoint(args) => waypoint(&args),
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
         Command::Enroll(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::enroll::run(args))),
+        Command::Apply(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::apply(args))),
+        Command::Get(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::get(args))),
+        Command::Delete(args) => {
+            runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::delete(args)))
+        }
+        Command::Analyze(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::analyze::run(args))),
         Command::Ca(args) => cli::ca::run(&args),
         Command::Release(args) => {
             until_ended(|shutdown| async move { cli::release::run(&args, shutdown).await })
@@ -85,7 +93,7 @@ fn agent(args: &AgentArgs) -> anyhow::Result<ExitCode> {
             ),
             false => None,
         };
-        let mut config = args.config(open_files, roots(args, client.as_ref()));
+        let mut config = args.config(open_files, roots(&args.from.link, client.as_ref()));
         config.listing = client.map(|client| listing(args, &client));
         node::run(config, metrics, Some(log.filter()), shutdown).await
     })?;
@@ -104,19 +112,45 @@ fn controller(args: &ControllerArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn waypoint(args: &WaypointArgs) -> anyhow::Result<ExitCode> {
+    privileges::keep_none().context("give up all capabilities")?;
+    let log = log::init(&args.logging.log, args.logging.log_format)?;
+    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
+    let shutdown = CancellationToken::new();
+    let open_files = raise_file_limit();
+    keep_memory_private();
+    runtime(1)?.block_on(async {
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        let client = match args.asks_kubernetes() {
+            true => Some(
+                connect(&args.kube.access())
+                    .await
+                    .context("reach the Kubernetes API")?,
+            ),
+            false => None,
+        };
+        let config = args.config(open_files, roots(&args.from.link, client.as_ref()));
+        waypoint::run(config, metrics, Some(log.filter()), shutdown).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// One compiles while the others serve.
 const CONTROLLER_THREADS: usize = 4;
 
 /// What the cluster's API shows of this node, where there is a cluster.
 fn listing(args: &AgentArgs, client: &Client) -> Showing {
-    let names = (args.mesh.cluster_id.as_str(), args.link.own_namespace.as_str());
+    let names = (
+        args.from.mesh.cluster_id.as_str(),
+        args.from.link.own_namespace.as_str(),
+    );
     Showing::of(client.clone(), &args.node, names, args.startup_taint.clone())
 }
 
 /// The roots that the controller's certificate may end in.
-fn roots(args: &AgentArgs, client: Option<&Client>) -> Roots {
-    match (&args.link.ca_root, client) {
-        (None, Some(client)) => root_cert(client.clone(), args.link.own_namespace.clone()),
+fn roots(link: &LinkArgs, client: Option<&Client>) -> Roots {
+    match (&link.ca_root, client) {
+        (None, Some(client)) => root_cert(client.clone(), link.own_namespace.clone()),
         (path, _) => {
             let path = path.clone().unwrap_or_default();
             Arc::new(move || {
@@ -157,7 +191,7 @@ async fn cancel_on_signal(shutdown: CancellationToken) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        tracing::error!("cannot listen for signals: end the agent with POST /quitquitquit");
+        tracing::error!("cannot listen for signals: end it with POST /quitquitquit");
         return;
     };
     tokio::select! {

@@ -42,7 +42,7 @@ impl Envoy {
 
     /// Its bootstrap file, which is JSON. `peer` is the identity that the other side must prove.
     pub(crate) fn config(self, certs: &Path, dir: &Path, peer: &str) -> Value {
-        let tls = common_tls(certs, peer, self);
+        let tls = expecting(&tls(certs, self.alpn()), peer);
         let chain = |cluster: &str, tls: Option<Value>| json!({ "filters": [self.filter(cluster, dir)], "transport_socket": tls });
         let mut h2 = chain("inbound h2", Some(downstream_tls(&tls)));
         h2["filter_chain_match"] = json!({ "destination_port": HTTP2_PORT });
@@ -126,7 +126,7 @@ fn speaks(version: u8) -> Value {
 }
 
 /// An extension with its settings, as Envoy names both.
-fn typed(name: &str, kind: &str, mut settings: Value) -> Value {
+pub(crate) fn typed(name: &str, kind: &str, mut settings: Value) -> Value {
     settings["@type"] = format!("type.googleapis.com/{kind}").into();
     json!({ "name": name, "typed_config": settings })
 }
@@ -139,20 +139,26 @@ fn log(path: &Path) -> Value {
     )
 }
 
-fn common_tls(certs: &Path, peer: &str, envoy: Envoy) -> Value {
+/// TLS 1.3 with the certificates of a directory; whoever is at the other end must be of the same authority.
+pub(crate) fn tls(certs: &Path, alpn: &str) -> Value {
     let file = |name| json!({ "filename": certs.join(name) });
     json!({
         "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
-        "alpn_protocols": [envoy.alpn()],
+        "alpn_protocols": [alpn],
         "tls_certificates": [{ "certificate_chain": file("cert.pem"), "private_key": file("key.pem") }],
-        "validation_context": {
-            "trusted_ca": file("root.pem"),
-            "match_typed_subject_alt_names": [{ "san_type": "URI", "matcher": { "exact": peer } }],
-        },
+        "validation_context": { "trusted_ca": file("root.pem") },
     })
 }
 
-fn upstream_tls(common: &Value) -> Value {
+/// The same, and it must be this identity.
+pub(crate) fn expecting(tls: &Value, peer: &str) -> Value {
+    let mut tls = tls.clone();
+    tls["validation_context"]["match_typed_subject_alt_names"] =
+        json!([{ "san_type": "URI", "matcher": { "exact": peer } }]);
+    tls
+}
+
+pub(crate) fn upstream_tls(common: &Value) -> Value {
     typed(
         "envoy.transport_sockets.tls",
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
@@ -160,7 +166,7 @@ fn upstream_tls(common: &Value) -> Value {
     )
 }
 
-fn downstream_tls(common: &Value) -> Value {
+pub(crate) fn downstream_tls(common: &Value) -> Value {
     typed(
         "envoy.transport_sockets.tls",
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
@@ -184,19 +190,36 @@ fn listener(name: &str, port: u16, chains: Value) -> Value {
 
 /// Where a connection was going before it was redirected.
 fn cluster(name: &str, http: Option<Value>, tls: Option<Value>) -> Value {
+    let mut cluster = unbounded(name, http);
+    cluster["type"] = "ORIGINAL_DST".into();
+    cluster["lb_policy"] = "CLUSTER_PROVIDED".into();
+    if let Some(tls) = tls {
+        cluster["transport_socket"] = tls;
+    }
+    cluster
+}
+
+/// One address, and which version of HTTP is spoken to it, where it is HTTP.
+pub(crate) fn fixed(name: &str, address: Value, http: Option<u8>) -> Value {
+    let mut cluster = unbounded(name, http.map(speaks));
+    cluster["type"] = "STATIC".into();
+    cluster["load_assignment"] = json!({
+        "cluster_name": name,
+        "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": address } }] }],
+    });
+    cluster
+}
+
+/// With more of everything than a run needs.
+fn unbounded(name: &str, http: Option<Value>) -> Value {
     let most = 50_000;
     let mut cluster = json!({
         "name": name,
-        "type": "ORIGINAL_DST",
-        "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
         "circuit_breakers": { "thresholds": [{
             "max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": most,
         }]},
     });
-    if let Some(tls) = tls {
-        cluster["transport_socket"] = tls;
-    }
     if let Some(http) = http {
         let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
         cluster["typed_extension_protocol_options"][kind] = typed(kind, kind, http)["typed_config"].clone();

@@ -35,6 +35,7 @@ mod sidecar;
 mod stage;
 mod start;
 mod table;
+mod waypoint;
 
 use std::{fs, path::PathBuf};
 

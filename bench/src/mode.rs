@@ -10,6 +10,7 @@ use crate::{
     envoy::Envoy,
     figures::{BASELINE, Ground},
     report::ModeInfo,
+    waypoint,
 };
 
 /// One of them.
@@ -34,8 +35,19 @@ pub(crate) enum Way {
         /// Whether two pods of one node go through the agent all the same.
         tunnel: bool,
     },
+    /// weft's agents, and a waypoint between them.
+    Waypoint(waypoint::Kind),
     /// A proxy beside each of the two apps.
     Sidecar(Sidecar),
+}
+
+impl Way {
+    fn needs_envoy(&self) -> bool {
+        matches!(
+            self,
+            Self::Sidecar(_) | Self::Waypoint(waypoint::Kind::Envoy { .. })
+        )
+    }
 }
 
 /// A proxy beside an app.
@@ -89,7 +101,7 @@ impl Mode {
         let binary = envoy.unwrap_or(Path::new(""));
         let mut modes: Vec<_> = [two_nodes(binary), one_node(binary)].concat();
         modes.retain(|mode| mode.quick || !quick);
-        modes.retain(|mode| envoy.is_some() || !matches!(mode.way, Way::Sidecar(_)));
+        modes.retain(|mode| envoy.is_some() || !mode.way.needs_envoy());
         modes.extend(rivals.iter().map(|rival| {
             let about = format!("a proxy beside each app: {}", rival.command);
             let way = Way::Sidecar(Sidecar::Rival(rival.clone()));
@@ -103,6 +115,7 @@ impl Mode {
         match &self.way {
             Way::Sidecar(Sidecar::Envoy { kind, .. }) => kind.is_http(),
             Way::Sidecar(Sidecar::Rival(rival)) => rival.http_only,
+            Way::Waypoint(_) => true,
             Way::Direct | Way::Weft { .. } => false,
         }
     }
@@ -171,6 +184,26 @@ fn two_nodes(binary: &Path) -> Vec<Mode> {
             Way::Weft { tunnel: false },
             true,
             "weft's agents, one on each node, mutual TLS between them, access log on",
+        ),
+        mode(
+            "weft L7",
+            Way::Waypoint(waypoint::Kind::Weft { routes: 1 }),
+            true,
+            "weft's agents with weft's waypoint between them and one route, access log on",
+        ),
+        mode(
+            "weft L7 1,000",
+            Way::Waypoint(waypoint::Kind::Weft { routes: 1000 }),
+            false,
+            "the same with a thousand routes",
+        ),
+        mode(
+            "envoy waypoint",
+            Way::Waypoint(waypoint::Kind::Envoy {
+                binary: binary.to_owned(),
+            }),
+            true,
+            "weft's agents with an Envoy as waypoint between them and one route, no access log",
         ),
     ]
 }

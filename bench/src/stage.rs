@@ -6,6 +6,7 @@
 //!   client ────── direct ──────── server, nginx     not in the mesh file: plain TCP, untouched
 //!   client, proxy ═══════ proxy, server, nginx      the same, with a proxy beside each app
 //!   client ── agent ══ agent ──── server, nginx     captured: mutual TLS between the nodes
+//!   client ── agent ══ waypoint ══ agent ── nginx   and requests of a service are routed on the way
 //! ```
 //!
 //! and the same on node a alone, where the captured pair talks from app to app.
@@ -30,6 +31,7 @@ use crate::{
     mode::{Mode, Way},
     processes::{self, Cpu},
     sidecar::{self, Side},
+    waypoint::Waypoint,
 };
 
 /// Where nginx listens.
@@ -57,6 +59,8 @@ pub(crate) struct Pair {
     pub(crate) flooded: Option<Pod>,
     /// The two ends' own, or none.
     sidecars: Vec<Process>,
+    /// Between the agents.
+    waypoint: Option<Waypoint>,
     /// weft's agents, in its own modes: of the client's node, and of the server's where that is another one.
     agents: Vec<Agent>,
     _nginx: Nginx,
@@ -73,7 +77,7 @@ pub(crate) struct Carriers {
 }
 
 impl Pair {
-    fn set(world: &mut World, mode: Mode) -> Result<Self> {
+    fn set(world: &mut World, mode: Mode, nth: usize) -> Result<Self> {
         let slug = mode.slug();
         let server_node = match mode.ground {
             Ground::TwoNodes => "b",
@@ -86,7 +90,7 @@ impl Pair {
             )
         };
         let client = world.pod("a", spec("client"))?;
-        let server = world.pod(server_node, spec("server"))?;
+        let server = world.pod(server_node, spec("server").label("app", &slug))?;
         let flooded = match (mode.ground, &mode.way) {
             (Ground::TwoNodes, Way::Direct | Way::Weft { .. }) => {
                 Some(world.pod(server_node, spec("flooded"))?)
@@ -100,7 +104,11 @@ impl Pair {
                 sidecar::start(world, sidecar, Side::Client, &client, &server)?,
                 sidecar::start(world, sidecar, Side::Server, &server, &client)?,
             ],
-            Way::Direct | Way::Weft { .. } => Vec::new(),
+            Way::Direct | Way::Weft { .. } | Way::Waypoint(_) => Vec::new(),
+        };
+        let waypoint = match &mode.way {
+            Way::Waypoint(kind) => Some(Waypoint::prepare(world, kind.clone(), &slug, nth)?),
+            _ => None,
         };
         Ok(Self {
             mode,
@@ -108,6 +116,7 @@ impl Pair {
             server,
             flooded,
             sidecars,
+            waypoint,
             agents: Vec::new(),
             _nginx: nginx,
             turns: AtomicUsize::new(0),
@@ -116,7 +125,8 @@ impl Pair {
 
     /// Who carries its traffic.
     pub(crate) fn carriers(&self) -> Carriers {
-        let agent = |nth: usize| self.agents.get(nth).and_then(Agent::pid).into_iter().collect();
+        let agent =
+            |nth: usize| -> Vec<u32> { self.agents.get(nth).and_then(Agent::pid).into_iter().collect() };
         match self.sidecars.as_slice() {
             [client, server] => Carriers {
                 client: processes::tree(client.id()),
@@ -124,14 +134,14 @@ impl Pair {
             },
             _ => Carriers {
                 client: agent(0),
-                server: agent(1),
+                server: [agent(1), self.waypoint.iter().filter_map(Waypoint::pid).collect()].concat(),
             },
         }
     }
 
     /// Whether the mesh has its pods.
     pub(crate) fn captured(&self) -> bool {
-        matches!(self.mode.way, Way::Weft { .. })
+        matches!(self.mode.way, Way::Weft { .. } | Way::Waypoint(_))
     }
 
     /// Whether its pods talk from app to app once the agent has allowed it.
@@ -194,7 +204,10 @@ impl Pair {
 
     /// A page that nginx serves.
     pub(crate) fn url(&self, port: u16, page: &str) -> String {
-        format!("http://{}/{page}", self.server.addr(port))
+        match &self.waypoint {
+            Some(waypoint) => format!("http://{}:{port}/{page}", waypoint.vip),
+            None => format!("http://{}/{page}", self.server.addr(port)),
+        }
     }
 
     /// One request there and back: the way is open, and warm.
@@ -224,7 +237,7 @@ impl Pair {
 /// How the mesh knows the pods of a mode.
 pub(crate) fn dress(spec: PodSpec, way: &Way) -> PodSpec {
     match way {
-        Way::Weft { tunnel: false } => spec,
+        Way::Weft { tunnel: false } | Way::Waypoint(_) => spec,
         Way::Weft { tunnel: true } => spec.field("sameNode", json!("tunnel")),
         Way::Direct | Way::Sidecar(_) => spec.unlisted(),
     }
@@ -256,9 +269,9 @@ impl Stage {
     pub(crate) fn set(modes: &[Mode]) -> Result<Self> {
         let mut world = World::two_nodes()?;
         let mut pairs = Vec::new();
-        for mode in modes {
+        for (nth, mode) in modes.iter().enumerate() {
             println!("  {mode}: {}", mode.about);
-            let pair = Pair::set(&mut world, mode.clone());
+            let pair = Pair::set(&mut world, mode.clone(), nth);
             pairs.push(pair.with_context(|| format!("set up the pair {mode}"))?);
         }
         let stranger = world.pod("a", PodSpec::new("stranger").unlisted())?;
@@ -274,10 +287,13 @@ impl Stage {
         ];
         for pair in &mut pairs {
             pair.agents = match (&pair.mode.way, pair.mode.ground) {
-                (Way::Weft { .. }, Ground::TwoNodes) => agents.to_vec(),
+                (Way::Weft { .. } | Way::Waypoint(_), Ground::TwoNodes) => agents.to_vec(),
                 (Way::Weft { .. }, Ground::OneNode) => vec![agents[0].clone()],
                 _ => Vec::new(),
             };
+            if let Some(waypoint) = &mut pair.waypoint {
+                waypoint.start(&mut world, &pair.server)?;
+            }
         }
         Ok(Self {
             pairs,

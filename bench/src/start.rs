@@ -33,7 +33,7 @@ pub(crate) fn run(stage: &mut Stage, pair: usize, nth: usize) -> Result<f64> {
     let mut proxy: Option<Process> = None;
     match &mode.way {
         Way::Direct => {}
-        Way::Weft { .. } => stage.world.apply()?,
+        Way::Weft { .. } | Way::Waypoint(_) => stage.world.apply()?,
         Way::Sidecar(kind) => {
             proxy = Some(sidecar::start(
                 &stage.world,

@@ -1,4 +1,5 @@
-//! A node's agent: the real `weft agent`, in the node's namespace and cgroup, and what it says about itself.
+//! A node's agent: the real `weft agent`, in the node's namespace and cgroup, and what it says about itself. A waypoint, which
+//! answers on the same ports, is one in a pod.
 
 use std::{
     env, fmt,
@@ -21,6 +22,7 @@ use crate::{
     machine,
     metrics::Samples,
     netns::Netns,
+    pod::Pod,
     process::{Place, Process},
     topology::{Node, World},
     wait::{LIMIT, wait_until},
@@ -155,6 +157,20 @@ impl Agent {
             log: world
                 .dir()
                 .join(format!("agent-{}{}.log", node.node_name(), suffix(serial))),
+            process: Mutex::new(None),
+        })))
+    }
+
+    /// A waypoint in a pod of its own, which reads its node's mesh file: the Gateway has the pod's namespace and service account.
+    pub(crate) fn prepare_waypoint(world: &World, pod: &Pod, options: AgentOptions) -> Result<Self> {
+        let node = world.node(pod.node());
+        Ok(Self(Arc::new(Inner {
+            node: node.node_name(),
+            place: pod.place().clone(),
+            binary: machine::binary("weft", "WEFT_BIN")?,
+            args: waypoint_arguments(world, pod, &options)?,
+            envs: options.envs,
+            log: world.dir().join(format!("{}.log", pod.name())),
             process: Mutex::new(None),
         })))
     }
@@ -465,6 +481,36 @@ fn arguments(world: &World, node: &Node, options: &AgentOptions) -> Result<Vec<S
     }
     args.extend(options.args.iter().cloned());
     Ok(args)
+}
+
+/// The arguments of `weft` for a waypoint.
+fn waypoint_arguments(world: &World, pod: &Pod, options: &AgentOptions) -> Result<Vec<String>> {
+    let ca = match &options.ca {
+        Some(dir) => dir.clone(),
+        None => world.ca()?.to_owned(),
+    };
+    let addresses = pod.addresses().map(|address| address.to_string()).join(",");
+    let pairs = [
+        ("--gateway", pod.gateway()),
+        ("--address", addresses),
+        ("--mesh-file", path(&world.mesh_file(pod.node()))),
+        ("--ca-cert", path(&ca.join("root.pem"))),
+        ("--ca-key", path(&ca.join("root-key.pem"))),
+    ];
+    let pairs = pairs
+        .into_iter()
+        .filter(|(flag, _)| !options.without.contains(flag));
+    let mut args = vec!["waypoint".to_owned()];
+    args.extend(pairs.flat_map(|(flag, value)| [flag.to_owned(), value]));
+    if options.json_log {
+        args.extend(["--log-format", "json"].map(str::to_owned));
+    }
+    args.extend(options.args.iter().cloned());
+    Ok(args)
+}
+
+fn path(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// A node's first agent is `agent`, one beside it `agent-2`.

@@ -30,6 +30,7 @@ pub mod process;
 pub mod program;
 pub mod run;
 pub mod sweep;
+pub mod tokens;
 pub mod topology;
 pub mod wait;
 

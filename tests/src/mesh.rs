@@ -1,6 +1,9 @@
 //! The mesh file as tests write it: the pods' entries are generated, the rest is JSON, which is YAML.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -24,6 +27,8 @@ pub struct MeshSpec {
     pub policies: Vec<Value>,
     /// Peer authentications.
     pub peer_authentications: Vec<Value>,
+    /// Files with manifests of Istio and the Gateway API.
+    pub manifests: Vec<PathBuf>,
 }
 
 impl Default for MeshSpec {
@@ -38,6 +43,7 @@ impl Default for MeshSpec {
             services: Vec::new(),
             policies: Vec::new(),
             peer_authentications: Vec::new(),
+            manifests: Vec::new(),
         }
     }
 }
@@ -95,6 +101,9 @@ impl MeshSpec {
         });
         if let Some(same_node) = self.same_node {
             file["sameNode"] = same_node.into();
+        }
+        if !self.manifests.is_empty() {
+            file["manifests"] = json!(self.manifests);
         }
         if !self.namespaces.is_empty() {
             file["namespaces"] = self.namespaces.clone().into();

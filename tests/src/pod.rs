@@ -12,6 +12,8 @@ pub enum Membership {
     /// Captured by its node's agent and reached through tunnels.
     #[default]
     Mesh,
+    /// Reached through tunnels that it takes by itself, as a waypoint does; captured by nobody.
+    Native,
     /// Known, but not in the mesh: reached in plain TCP.
     Outside,
     /// Not mentioned at all.
@@ -74,6 +76,12 @@ impl PodSpec {
         self
     }
 
+    /// It takes tunnels by itself, as a waypoint does.
+    pub fn native(mut self) -> Self {
+        self.membership = Membership::Native;
+        self
+    }
+
     /// Unknown to the mesh.
     pub fn unlisted(mut self) -> Self {
         self.membership = Membership::Unlisted;
@@ -133,6 +141,11 @@ impl Pod {
         )
     }
 
+    /// `namespace/name` of the Gateway, for a pod that is a waypoint's.
+    pub fn gateway(&self) -> String {
+        format!("{}/{}", self.spec.namespace, self.spec.service_account)
+    }
+
     /// The node it runs on.
     pub fn node(&self) -> &str {
         &self.node
@@ -183,6 +196,10 @@ impl Pod {
         match membership {
             Membership::Unlisted => return None,
             Membership::Outside => drop(fields.insert("tunnelProtocol".into(), json!("NONE"))),
+            Membership::Native => {
+                fields.insert("tunnelProtocol".into(), json!("HBONE"));
+                fields.insert("nativeTunnel".into(), json!(true));
+            }
             Membership::Mesh => {
                 fields.insert("tunnelProtocol".into(), json!("HBONE"));
                 fields.insert("netns".into(), json!(self.host.netns().path()));

@@ -335,6 +335,17 @@ impl World {
         Ok(agent)
     }
 
+    /// Starts a waypoint in a pod, and waits until it is ready. The mesh is written first, if it never was.
+    pub fn start_waypoint(&mut self, pod: &Pod, options: AgentOptions) -> Result<Agent> {
+        if !self.mesh_file(pod.node()).exists() {
+            self.apply()?;
+        }
+        let waypoint = Agent::prepare_waypoint(self, pod, options)?;
+        self.agents.push(waypoint.clone());
+        waypoint.start()?;
+        Ok(waypoint)
+    }
+
     /// Starts an agent that is to replace the one that runs, and waits until it has.
     pub fn take_over(&mut self, node: &str, options: AgentOptions) -> Result<Agent> {
         let agent = self.prepare_takeover(node, options)?;

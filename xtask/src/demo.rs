@@ -7,6 +7,7 @@
 //! ```
 
 mod scenes;
+mod waypoint;
 
 use std::{fmt::Write as _, net::TcpStream, thread, time::Duration};
 
@@ -49,6 +50,7 @@ pub(crate) fn run(keep: bool, install: bool) -> Result<()> {
     let mut stage = Stage::set()?;
     let mut show = Show::default();
     scenes::play(&mut stage, &mut show);
+    waypoint::play(&mut stage, &mut show);
     if keep && !interrupt.came() {
         stage.invite();
         while !interrupt.came() {

@@ -26,7 +26,7 @@ pub(super) fn answer<B>(port: Port, request: &Request<B>, admin: &Admin) -> Answ
         (Port::Admin, "/logging") if reads || posts => logging(request, admin),
         (Port::Admin, "/logging") => not_allowed("GET, HEAD, POST"),
         (_, path) if known(port, path) && !reads => not_allowed("GET, HEAD"),
-        (Port::Admin, "/") => respond(StatusCode::OK, TEXT, INDEX),
+        (Port::Admin, "/") => respond(StatusCode::OK, TEXT, index(admin)),
         (Port::Admin, "/status") => json(&admin.source.status()),
         (Port::Admin, "/explain") => explain(request, admin),
         (Port::Admin, "/config_dump") => config_dump(admin),
@@ -42,15 +42,19 @@ pub(super) fn answer<B>(port: Port, request: &Request<B>, admin: &Admin) -> Answ
     }
 }
 
-const INDEX: &str = "\
-weft agent
+fn index(admin: &Admin) -> String {
+    INDEX.replace("ROLE", admin.source.role())
+}
 
-GET  /status              this agent's status, as JSON (`weft status` shows it to people)
+const INDEX: &str = "\
+weft ROLE
+
+GET  /status              this ROLE's status, as JSON (`weft status` shows it to people)
 GET  /explain?from=&to=   what becomes of a connection and why, as JSON (`weft explain`)
 GET  /config_dump         the status and the running configuration, as JSON
 GET  /logging             the log's filter
 POST /logging?level=...   set it, for example level=debug or level=info,weft::hbone=debug
-POST /quitquitquit        stop the agent
+POST /quitquitquit        stop the ROLE
 ";
 
 fn known(port: Port, path: &str) -> bool {

@@ -8,16 +8,14 @@ use std::{
 
 use clap::{ArgAction, Args};
 
-use super::{KubeArgs, LogArgs, MeshArgs};
+use super::{KubeArgs, LogArgs, SourceArgs, Who};
 use crate::{
     admin::AdminAddrs,
-    feed::client::{ClientConfig, MeshSettings},
     kernel::{load::LoadConfig, pins},
-    mesh::SameNodes,
+    limits::LimitSettings,
     net::netns,
-    node::{LimitSettings, NodeConfig, SourceConfig, default_ports},
-    rpc::{Credentials, Roots},
-    svid::TrustFiles,
+    node::{NodeConfig, default_ports},
+    rpc::Roots,
 };
 
 /// Flags of `weft agent`.
@@ -27,37 +25,9 @@ pub struct AgentArgs {
     /// Name of this node, as the mesh file's workloads give it
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
-    /// The controller, or another server of the same protocols, as host:port: it says what is in the mesh, and signs
-    #[arg(
-        long,
-        env = "WEFT_CONTROLLER",
-        value_name = "ADDR",
-        conflicts_with = "mesh_file"
-    )]
-    pub controller: Option<String>,
-    /// The mesh: workloads, services and policies, as YAML; read again whenever it changes
-    #[arg(
-        long,
-        env = "WEFT_MESH_FILE",
-        value_name = "FILE",
-        required_unless_present = "controller",
-        requires_all = ["ca_cert", "ca_key"]
-    )]
-    pub mesh_file: Option<PathBuf>,
-    /// Root certificate of the mesh, PEM; more roots may follow it. Read again when it or the key changes: every pod gets
-    /// a certificate of the new one at once
-    #[arg(long, env = "WEFT_CA_CERT", value_name = "FILE")]
-    pub ca_cert: Option<PathBuf>,
-    /// Private key of the root, PEM; the agent signs its pods' 24 h certificates with it
-    #[arg(long, env = "WEFT_CA_KEY", value_name = "FILE")]
-    pub ca_key: Option<PathBuf>,
-    /// More roots whose certificates are accepted, PEM, read again whenever it changes: the old and the new one while the
-    /// mesh's root is replaced. Connections of a root that is removed are closed
-    #[arg(long, env = "TRUST_BUNDLE", value_name = "FILE")]
-    pub trust_bundle: Option<PathBuf>,
-    /// Lists of revoked certificates, PEM, read again whenever it changes; connections of what is revoked are closed
-    #[arg(long, env = "CRL_PATH", value_name = "FILE")]
-    pub crl: Option<PathBuf>,
+    /// Where the mesh and certificates come from
+    #[command(flatten)]
+    pub from: SourceArgs,
     /// The cgroup2 folder whose processes are hooked [default: the root of cgroup2, wherever it is mounted]
     #[arg(long, env = "WEFT_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -74,12 +44,6 @@ pub struct AgentArgs {
     /// kubelet, reach pods in STRICT too [default: the kubelet's, where there is one]
     #[arg(long, env = "WEFT_PODS_CGROUP", value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
-    /// With a controller
-    #[command(flatten)]
-    pub link: LinkArgs,
-    /// What the mesh is called, where a controller says what is in it; a mesh file says it itself
-    #[command(flatten)]
-    pub mesh: MeshArgs,
     /// How the Kubernetes API is reached. With a mesh file it is asked only if this is given: then the pods of this node are
     /// captured that labels select, wherever their network namespaces are
     #[command(flatten)]
@@ -138,41 +102,7 @@ pub struct AgentArgs {
     pub logging: LogArgs,
 }
 
-/// How `weft agent` and its controller know each other.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "With a controller")]
-pub struct LinkArgs {
-    /// The namespace that weft runs in: its pods are never captured
-    #[arg(
-        long,
-        env = "POD_NAMESPACE",
-        value_name = "NAMESPACE",
-        default_value = "weft-system"
-    )]
-    pub own_namespace: String,
-    /// The DNS name that the controller's certificate must have [default: weft-controller.<own namespace>.svc]
-    #[arg(long, env = "WEFT_CONTROLLER_NAME", value_name = "NAME")]
-    pub controller_name: Option<String>,
-    /// The token that says to the controller who we are; a projected one, for the audience that it accepts
-    #[arg(
-        long,
-        env = "WEFT_TOKEN_FILE",
-        value_name = "FILE",
-        default_value = "/var/run/secrets/tokens/weft-token"
-    )]
-    pub token_file: PathBuf,
-    /// Roots that the controller's certificate may end in, PEM [default: the ConfigMap weft-ca-root-cert]
-    #[arg(long, env = "WEFT_CA_ROOT", value_name = "FILE")]
-    pub ca_root: Option<PathBuf>,
-    /// This agent's own name and address, by which the controller knows it
-    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "weft-agent")]
-    pub own_name: String,
-    /// See --own-name
-    #[arg(long, env = "POD_IP", value_name = "ADDR", default_value = "127.0.0.1")]
-    pub own_address: String,
-}
-
-/// Limits of `weft agent`. Each has a series of weft_limit_rejections_total.
+/// Limits of `weft agent` and `weft waypoint`. Each has a series of weft_limit_rejections_total.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
@@ -217,7 +147,7 @@ fn mib(text: &str) -> Result<usize, String> {
 }
 
 impl LimitArgs {
-    fn settings(&self) -> LimitSettings {
+    pub(super) fn settings(&self) -> LimitSettings {
         LimitSettings {
             max_sockets: self.max_sockets,
             max_sockets_per_pod: self.max_sockets_per_pod,
@@ -247,7 +177,14 @@ impl AgentArgs {
     pub fn config(&self, open_files: usize, roots: Roots) -> NodeConfig {
         NodeConfig {
             node: self.node.clone(),
-            source: self.source(roots),
+            source: self.from.config(
+                &Who {
+                    role: "ztunnel",
+                    namespace: &self.from.link.own_namespace,
+                    node: &self.node,
+                },
+                roots,
+            ),
             load: LoadConfig {
                 cgroup_root: self.cgroup_root.clone(),
                 pin_dir: self.pin_dir.clone(),
@@ -273,58 +210,9 @@ impl AgentArgs {
 }
 
 impl AgentArgs {
-    fn source(&self, roots: Roots) -> SourceConfig {
-        // clap asks for these where there is no controller.
-        let given = |path: &Option<PathBuf>| path.clone().unwrap_or_default();
-        let Some(address) = &self.controller else {
-            return SourceConfig::Files {
-                mesh: given(&self.mesh_file),
-                trust: TrustFiles {
-                    ca_cert: given(&self.ca_cert),
-                    ca_key: given(&self.ca_key),
-                    bundle: self.trust_bundle.clone(),
-                    crl: self.crl.clone(),
-                },
-            };
-        };
-        let LinkArgs {
-            own_namespace,
-            own_name,
-            own_address,
-            ..
-        } = &self.link;
-        let name = self.link.controller_name.clone();
-        SourceConfig::Controller(ClientConfig {
-            credentials: Credentials {
-                address: address.clone(),
-                server_name: name.unwrap_or_else(|| format!("weft-controller.{own_namespace}.svc")),
-                roots,
-                token: self.link.token_file.clone(),
-                cluster: self.mesh.cluster_id.clone(),
-            },
-            // The form that istiod reads.
-            id: format!(
-                "ztunnel~{own_address}~{own_name}.{own_namespace}~{own_namespace}.svc.{}",
-                self.mesh.cluster_domain
-            ),
-            node: self.node.clone(),
-            settings: MeshSettings {
-                trust_domain: self.mesh.trust_domain.clone(),
-                cluster: self.mesh.cluster_id.as_str().into(),
-                cluster_domain: self.mesh.cluster_domain.to_ascii_lowercase().into(),
-                root_namespace: self.mesh.root_namespace.as_str().into(),
-                cluster_cidrs: self.mesh.cluster_cidrs.clone(),
-                same_nodes: SameNodes {
-                    mesh: self.mesh.same_node,
-                    ..SameNodes::default()
-                },
-            },
-        })
-    }
-
     /// Whether the Kubernetes API is asked which pods are to be captured.
     pub fn asks_kubernetes(&self) -> bool {
-        self.controller.is_some() || self.kube != KubeArgs::default()
+        self.from.controller.is_some() || self.kube != KubeArgs::default()
     }
 }
 

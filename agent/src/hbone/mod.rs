@@ -6,6 +6,7 @@
 mod buffers;
 mod head;
 pub mod headers;
+mod io;
 mod keepalive;
 mod message;
 mod pool;
@@ -19,6 +20,7 @@ mod window;
 pub use buffers::{Buffers, Pair};
 pub use head::Head;
 pub use headers::{Authority, Baggage, Forwarded, HeaderError, TraceParent};
+pub use io::Io;
 pub use pool::{ConnectError, ConnectRequest, Dialled, Pool, TunnelKey};
 pub use server::{Drain, Request, Responder, ServeError, serve};
 pub use settings::Settings;

@@ -206,7 +206,7 @@ impl ToStream {
 }
 
 /// How many of `wanted` bytes the flow control lets through now.
-fn poll_room(
+pub(super) fn poll_room(
     cx: &mut Context<'_>,
     send: &mut SendStream<Bytes>,
     wanted: usize,

@@ -22,7 +22,18 @@ use super::preflight::CAPABILITIES;
 /// Those of the kernel.
 pub fn keep_needed() -> io::Result<()> {
     let needed = CAPABILITIES.map(|(bit, ..)| CapabilitySet::from_bits_retain(1 << bit));
-    let needed: CapabilitySet = needed.into_iter().collect();
+    keep(needed.into_iter().collect())
+}
+
+/// Gives up every capability, for good: a waypoint needs none.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn keep_none() -> io::Result<()> {
+    keep(CapabilitySet::empty())
+}
+
+fn keep(needed: CapabilitySet) -> io::Result<()> {
     set_no_new_privs(true)?;
     clear_ambient_capability_set()?;
     let held = capabilities(None)?;

@@ -1,7 +1,8 @@
 //! `authorize`: whether a connection may reach a workload, and which policy says so. Pure.
 //!
 //! Not here: who the peer is (`net` verified its certificate), and what is done with the answer. Called by `node` for
-//! every inbound connection, tunnelled or plain, and again for the open ones when the mesh changes.
+//! every inbound connection, tunnelled or plain, and again for the open ones when the mesh changes; and by `waypoint` for
+//! every request ([`authorize_service`], [`authorize_request`]), which has all that a policy can ask for.
 //!
 //! The order and the meaning of every field are Istio's: STRICT, then DENY, then ALLOW, and once an ALLOW policy covers
 //! the workload what none allows is refused. The differences are deliberate, and each refuses where Istio's ambient mode
@@ -22,13 +23,16 @@
 use std::{cell::OnceCell, net::IpAddr};
 
 use super::{
-    Action, Inbound, Mesh, MtlsMode, Policy, PolicyKey, Refusal, SpiffeId, Workload, route::is_pod_of,
+    Action, Inbound, Mesh, MtlsMode, Policy, PolicyKey, Refusal, SpiffeId, Workload, http::RequestFacts,
+    route::is_pod_of,
 };
 
 mod cover;
+mod request;
 mod rule;
 
-pub(super) use cover::{Cover, Covered, Policies};
+pub(super) use cover::{Cover, Covered, OfServices, Policies};
+use request::Asked;
 use rule::{KINDS, Rule, key};
 
 /// The answer of [`authorize`].
@@ -46,6 +50,62 @@ pub enum Verdict {
 /// Whether a connection may reach a workload.
 pub fn authorize(mesh: &Mesh, workload: &Workload, conn: &Inbound) -> Verdict {
     verdict(judge(mesh, workload, conn, &mesh.cover(workload)))
+}
+
+/// Whether a request may reach a service: what the policies say that name the service, its waypoint or that one's class
+/// ([`super::http::ServiceRoutes::policies`]). One that is not there refuses.
+///
+/// `conn` has the client's identity and address, and what it dialled.
+pub fn authorize_service(
+    mesh: &Mesh,
+    policies: &[PolicyKey],
+    conn: &Inbound,
+    request: &RequestFacts<'_>,
+) -> Verdict {
+    let conn = Judged::of_request(mesh, conn, request);
+    verdict(judge_policies(&mesh.cover_of(policies), &conn))
+}
+
+/// Whether a connection that is no request may reach a service: what the same policies say. What only a request has is not
+/// there, so that a match that asks for it holds where it denies and does not where it allows.
+pub fn authorize_service_connection(mesh: &Mesh, policies: &[PolicyKey], conn: &Inbound) -> Verdict {
+    let conn = Judged::of_anybody(mesh, conn);
+    verdict(judge_policies(&mesh.cover_of(policies), &conn))
+}
+
+/// Whether a request may reach a workload: what every policy says that covers it.
+///
+/// `conn` has the client's identity and address, not the waypoint's, and the address and port of the workload. STRICT
+/// does not matter: what a waypoint is asked came by mutual TLS.
+pub fn authorize_request(
+    mesh: &Mesh,
+    workload: &Workload,
+    conn: &Inbound,
+    request: &RequestFacts<'_>,
+) -> Verdict {
+    let conn = Judged::of_request(mesh, conn, request);
+    verdict(judge_policies(&mesh.cover(workload), &conn))
+}
+
+/// The policies that are only recorded and match a request: those of the service ([`authorize_service`]), then those of the
+/// workload ([`authorize_request`]), where it is known which one that is.
+pub fn recorded_matches<'a>(
+    mesh: &'a Mesh,
+    policies: &'a [PolicyKey],
+    workload: Option<&'a Workload>,
+    conn: &'a Inbound,
+    request: &'a RequestFacts<'a>,
+) -> impl Iterator<Item = &'a Policy> {
+    let covering = workload.filter(|workload| mesh.cover(workload).dry_run);
+    let covering = covering
+        .into_iter()
+        .flat_map(|workload| mesh.policies_of(workload));
+    let of_service = policies.iter().filter_map(|key| mesh.policy(key));
+    let conn = Judged::of_request(mesh, conn, request);
+    of_service
+        .chain(covering)
+        .map(AsRef::as_ref)
+        .filter(move |policy| !policy.is_enforced() && matches(policy, &conn))
 }
 
 /// What [`authorize`] would say if the dry-run policies that cover the workload were enforced; none where it has none.
@@ -93,14 +153,18 @@ fn judge(
     if conn.peer.is_none() {
         check_strict(mesh, workload, conn.destination.port())?;
     }
+    judge_policies(cover, &Judged::new(mesh, workload, conn))
+}
+
+/// DENY before ALLOW; and where there is any ALLOW, one must match.
+fn judge_policies(cover: &Cover, conn: &Judged<'_>) -> Result<Option<PolicyKey>, Refusal> {
     if let Some(missing) = &cover.missing {
         return Err(Refusal::PolicyMissing(missing.clone()));
     }
-    let conn = Judged::new(mesh, workload, conn);
-    if let Some(policy) = cover.first_match(Action::Deny, &conn) {
+    if let Some(policy) = cover.first_match(Action::Deny, conn) {
         return Err(Refusal::DeniedBy(policy.clone()));
     }
-    match cover.first_match(Action::Allow, &conn) {
+    match cover.first_match(Action::Allow, conn) {
         Some(policy) => Ok(Some(policy.clone())),
         None if cover.enforced(Action::Allow).next().is_none() => Ok(None),
         None => Err(Refusal::NotAllowed(cover.enforced(Action::Allow).collect())),
@@ -117,7 +181,9 @@ fn check_strict(mesh: &Mesh, workload: &Workload, port: u16) -> Result<(), Refus
 /// What the fields of a match look at.
 struct Judged<'a> {
     mesh: &'a Mesh,
-    workload: &'a Workload,
+    /// None where a request is judged for a service.
+    workload: Option<&'a Workload>,
+    request: Option<Asked<'a>>,
     /// None for a plaintext peer, which has proved nothing.
     peer: Option<Peer<'a>>,
     source_ip: IpAddr,
@@ -151,12 +217,28 @@ impl<'a> Peer<'a> {
 
 impl<'a> Judged<'a> {
     fn new(mesh: &'a Mesh, workload: &'a Workload, conn: &'a Inbound) -> Self {
+        Self {
+            workload: Some(workload),
+            ..Self::of_anybody(mesh, conn)
+        }
+    }
+
+    /// Nothing is spared what a waypoint judges: this is the waypoint.
+    fn of_request(mesh: &'a Mesh, conn: &'a Inbound, request: &'a RequestFacts<'a>) -> Self {
+        Self {
+            request: Some(Asked::new(request, conn.source_ip.to_canonical())),
+            ..Self::of_anybody(mesh, conn)
+        }
+    }
+
+    fn of_anybody(mesh: &'a Mesh, conn: &'a Inbound) -> Self {
         let peer = conn.peer.as_ref().map(Peer::new);
         let of_peer = |value: fn(&Peer<'_>) -> u64| peer.as_ref().map(value);
         let destination_port = conn.destination.port();
         Self {
             mesh,
-            workload,
+            workload: None,
+            request: None,
             source_ip: conn.source_ip.to_canonical(),
             destination_ip: conn.destination.ip().to_canonical(),
             destination_port,
@@ -179,14 +261,17 @@ impl<'a> Judged<'a> {
     }
 
     fn find_waypoint(&self) -> bool {
+        let Some(workload) = self.workload else {
+            return false;
+        };
         let peer = self.peer.as_ref().map(|peer| peer.identity);
         let source = self.mesh.workload_at(self.source_ip);
         let Some(source) = source.filter(|source| peer == Some(&source.identity)) else {
             return false;
         };
-        let services = self.workload.services.keys();
+        let services = workload.services.keys();
         let of_services = services.filter_map(|key| self.mesh.service(key)?.waypoint.as_ref());
-        let mut waypoints = self.workload.waypoint.iter().chain(of_services);
+        let mut waypoints = workload.waypoint.iter().chain(of_services);
         waypoints.any(|gateway| is_pod_of(self.mesh, source, gateway))
     }
 }

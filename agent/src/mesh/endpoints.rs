@@ -88,6 +88,19 @@ impl Endpoints {
             .filter_map(|at| self.all.get(at))
     }
 
+    /// Those that a workload may be given, each once: the nearest area's, then what the next one has besides, and so on.
+    pub(super) fn groups(&self, source: &Workload) -> Vec<Vec<&Endpoint>> {
+        let mut met = vec![false; self.all.len()];
+        let mut groups = Vec::new();
+        for area in self.areas(source) {
+            let positions = area.turns.iter().map(|at| *at as usize);
+            let new =
+                positions.filter(|at| met.get_mut(*at).is_some_and(|met| !std::mem::replace(met, true)));
+            groups.push(new.filter_map(|at| self.all.get(at)).collect());
+        }
+        groups
+    }
+
     /// How many draws tell: the turns of the nearest area with an endpoint that will do. 0 where there is none.
     pub(super) fn choices(&self, source: &Workload, will_do: impl Fn(&Endpoint) -> bool) -> u64 {
         let any = |area: &&Area| area.from(0).filter_map(|at| self.all.get(at)).any(&will_do);

@@ -10,9 +10,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
-    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
+    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Refusal, SameNode,
     SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
-    authorize::{Cover, Covered, Policies},
+    authorize::{Cover, Covered, OfServices, Policies},
     endpoints::Endpoints,
     http,
     names::Names,
@@ -60,11 +60,13 @@ pub struct Mesh {
     vips: Vips,
     names: Names,
     endpoints: FxHashMap<ServiceKey, Endpoints>,
+    subsets: FxHashMap<ServiceKey, FxHashMap<Arc<str>, Endpoints>>,
     headless: FxHashMap<Arc<str>, Vec<(u16, Arc<Service>)>>,
     policies: Policies,
     peer_authentications: PeerAuthentications,
     same_nodes: SameNodes,
     http: http::Index,
+    of_services: OfServices,
 }
 
 impl Mesh {
@@ -85,6 +87,8 @@ impl Mesh {
             .filter(|workload| keeps_addresses(workload, &workloads_by_address))
             .cloned()
             .collect();
+        let endpoints = endpoints(&choosable, &services_by_key, &gateways);
+        let http = http::Index::new(parts.http);
         Self {
             trust_domain: parts.trust_domain,
             cluster: parts.cluster,
@@ -94,14 +98,16 @@ impl Mesh {
             workloads_by_address,
             vips,
             names: Names::new(&services),
-            endpoints: endpoints(&choosable, &services_by_key, &gateways),
+            subsets: subsets(&endpoints, &services_by_key),
+            endpoints,
             headless: headless(&workloads, &services_by_key),
             workloads: Covered::new(&workloads, &policies),
-            policies,
             services: services_by_key,
             peer_authentications: parts.peer_authentications,
             same_nodes: parts.same_nodes,
-            http: http::Index::new(parts.http),
+            of_services: OfServices::new(http.policies(), &policies),
+            http,
+            policies,
         }
     }
 
@@ -168,6 +174,11 @@ impl Mesh {
         self.endpoints.get(key)
     }
 
+    /// Those that are of a subset.
+    pub(super) fn subset(&self, key: &ServiceKey, subset: &str) -> Option<&Endpoints> {
+        self.subsets.get(key)?.get(subset)
+    }
+
     /// The services without a virtual address that lead to a port of a workload's own addresses.
     pub(super) fn headless_at(&self, workload: &Workload, port: u16) -> impl Iterator<Item = &Arc<Service>> {
         let ports = self.headless.get(&workload.uid).into_iter().flatten();
@@ -177,13 +188,33 @@ impl Mesh {
     }
 
     /// What a waypoint does with what is sent to a service, if anything.
-    pub fn http_routes(&self, service: &ServiceKey) -> Option<&Arc<http::Routes>> {
+    ///
+    /// # Errors
+    /// Where that arrived and cannot be read. Then everything is refused.
+    pub fn http_routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<http::Routes>>, http::UnreadableRoutes> {
         self.http.routes(service)
+    }
+
+    /// The same for whoever answers a request.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn usable_routes(&self, service: &ServiceKey) -> Result<Option<&Arc<http::Routes>>, Refusal> {
+        let unreadable = |_| Refusal::RoutesUnreadable(service.clone());
+        self.http.routes(service).map_err(unreadable)
     }
 
     /// Whose tokens are believed, by the name that services and workloads give.
     pub fn request_authentication(&self, key: &PolicyKey) -> Option<&Arc<http::RequestAuthentication>> {
         self.http.authentication(key)
+    }
+
+    /// All of them, in no order.
+    pub fn request_authentications(&self) -> impl Iterator<Item = &Arc<http::RequestAuthentication>> {
+        self.http.authentications()
     }
 
     /// Every workload, in no order.
@@ -215,6 +246,11 @@ impl Mesh {
     /// The same, as `authorize` asks them.
     pub(super) fn cover(&self, workload: &Workload) -> Cow<'_, Arc<Cover>> {
         self.workloads.cover(&self.policies, workload)
+    }
+
+    /// What covers a service, as `authorize_service` asks it.
+    pub(super) fn cover_of(&self, policies: &[PolicyKey]) -> Cow<'_, Arc<Cover>> {
+        self.of_services.cover(&self.policies, policies)
     }
 
     /// Whether a port of a workload takes plaintext.
@@ -318,6 +354,34 @@ fn endpoints(
     balanced.collect()
 }
 
+/// The endpoints of subsets, where workloads name any.
+fn subsets(
+    endpoints: &FxHashMap<ServiceKey, Endpoints>,
+    services: &FxHashMap<ServiceKey, Arc<Service>>,
+) -> FxHashMap<ServiceKey, FxHashMap<Arc<str>, Endpoints>> {
+    let mut subsets: FxHashMap<ServiceKey, FxHashMap<Arc<str>, Endpoints>> = FxHashMap::default();
+    for (key, all) in endpoints {
+        let mut by_name: FxHashMap<&Arc<str>, Vec<Endpoint>> = FxHashMap::default();
+        for endpoint in all.all() {
+            let of_service = endpoint
+                .workload
+                .subsets
+                .iter()
+                .filter(|(service, _)| service == key);
+            for (_, subset) in of_service {
+                by_name.entry(subset).or_default().push(endpoint.clone());
+            }
+        }
+        if let Some(service) = services.get(key).filter(|_| !by_name.is_empty()) {
+            let balanced = by_name.into_iter();
+            let balanced =
+                balanced.map(|(name, all)| (name.clone(), Endpoints::new(all, &service.load_balancing)));
+            subsets.insert(key.clone(), balanced.collect());
+        }
+    }
+    subsets
+}
+
 /// Every workload with every service that it backs, as far as the mesh has it, and the ports that it maps.
 fn backed<'a>(
     workloads: &'a [Arc<Workload>],
@@ -419,6 +483,12 @@ fn canonical_match(match_: &mut Match) {
     ];
     for net in nets.into_iter().flatten() {
         *net = canonical_net(*net);
+    }
+    if let Some(request) = &mut match_.request {
+        let request = Arc::make_mut(request);
+        for net in request.remote_ips.iter_mut().chain(&mut request.not_remote_ips) {
+            *net = canonical_net(*net);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What weft bounds, and what it says when a bound is reached. The numbers are the roles' (`node/limits.rs`).
+//! What weft bounds, and what it says when a bound is reached. The numbers are the roles' (`limits`).
 
 use std::fmt;
 

@@ -2,6 +2,7 @@
 //! asked of it. No I/O, no clock, no async, no Kubernetes: `feed` brings it, everybody reads it.
 
 mod authorize;
+mod bound;
 mod endpoints;
 mod flow;
 pub mod http;
@@ -22,7 +23,11 @@ mod workload;
 #[cfg(test)]
 mod sample;
 
-pub use authorize::{Verdict, authorize, dry_run_matches, rehearse};
+pub use authorize::{
+    Verdict, authorize, authorize_request, authorize_service, authorize_service_connection, dry_run_matches,
+    recorded_matches, rehearse,
+};
+pub use bound::{Bound, Sought, bound};
 pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, Security};
 pub use index::{Mesh, MeshParts};

@@ -86,7 +86,7 @@ impl Names {
     }
 
     /// The services of this hostname, and their zone in it.
-    fn find<'a>(&self, hostname: &'a str) -> Option<(&[Arc<Service>], &'a str)> {
+    pub(super) fn find<'a>(&self, hostname: &'a str) -> Option<(&[Arc<Service>], &'a str)> {
         if let Some(services) = self.hosts.get(hostname) {
             return Some((services, hostname));
         }

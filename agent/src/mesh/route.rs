@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, Outbound, Refusal, Service,
-    SpiffeId, TunnelProtocol, Workload, is_own_port,
+    ServiceKey, SpiffeId, TunnelProtocol, Workload, http::HttpEndpoint, is_own_port,
 };
 
 mod candidates;
@@ -117,6 +117,40 @@ pub fn candidates(mesh: &Mesh, conn: &Outbound) -> Vec<Candidate> {
     match ask(mesh, conn) {
         (_, Ok(Choice::Endpoint(candidates))) => candidates.explain(mesh),
         _ => Vec::new(),
+    }
+}
+
+/// Every answer for whoever chooses among endpoints himself, the nearest group first; none is empty and none has a refusal.
+/// A subset is of the service's own endpoints: no other waypoint is asked for one.
+pub(super) fn groups(
+    mesh: &Mesh,
+    key: &ServiceKey,
+    port: u16,
+    subset: Option<&str>,
+    source: &Workload,
+) -> Result<Vec<Vec<HttpEndpoint>>, Refusal> {
+    let nobody = || Refusal::NoHealthyEndpoint(key.clone());
+    let service = mesh.service(key).ok_or_else(nobody)?;
+    // Whichever family whoever dials has: an endpoint of both is reached by that one.
+    let own = source
+        .addresses
+        .first()
+        .or(service.vips.first())
+        .ok_or_else(nobody)?;
+    let dialled = service.vips.first().unwrap_or(own);
+    let choice = to_service(mesh, source, service, SocketAddr::new(*dialled, port))?;
+    let Choice::Endpoint(mut candidates) = choice else {
+        return Err(nobody());
+    };
+    match (subset, candidates.waypoint_of) {
+        (None, _) => {}
+        (Some(_), Some(_)) => return Err(nobody()),
+        (Some(subset), None) => candidates.endpoints = mesh.subset(key, subset),
+    }
+    let groups: Vec<_> = candidates.groups().filter(|group| !group.is_empty()).collect();
+    match groups.is_empty() {
+        true => Err(candidates.none()),
+        false => Ok(groups),
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
 
 use super::tls::random;
 
@@ -57,6 +58,25 @@ pub fn listen(family: Family, from: Other, reset: bool) -> io::Result<TcpListene
     Ok(socket.into())
 }
 
+/// One of several listeners on an address of this namespace: each worker has its own, and the kernel spreads connections over
+/// them (`SO_REUSEPORT`). On an unspecified IPv6 address it takes IPv4 as well.
+///
+/// # Errors
+/// Those of the kernel: the address is taken, or not one of ours.
+pub fn listen_shared(addr: SocketAddr) -> io::Result<TcpListener> {
+    let domain = Domain::for_address(addr);
+    let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    tune(&socket, Other::Network)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// The port of all listeners. Not one that the kernel gives out: it would be missing among those that apps dial from, and
 /// an app that wants to listen on it would be refused.
 const LISTEN_PORT: u16 = 15009;
@@ -93,6 +113,20 @@ pub fn unconnected(remote: SocketAddr, to: Other) -> io::Result<Socket> {
     let socket = Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))?;
     tune(&socket, to)?;
     Ok(socket)
+}
+
+/// Dials `remote` from this namespace, for as long as the caller waits.
+///
+/// # Errors
+/// Those of the kernel and of the network.
+pub async fn dial(remote: SocketAddr, to: Other) -> io::Result<TcpStream> {
+    let socket = unconnected(remote, to)?;
+    let connecting = match socket.connect(&remote.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => TcpStream::from_std(socket.into())?,
+    };
+    connecting.writable().await?;
+    connecting.take_error()?.map_or(Ok(connecting), Err)
 }
 
 /// Binds to an address and leaves the port to connect, so that one port serves many destinations

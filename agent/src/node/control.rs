@@ -20,7 +20,6 @@ use super::{
     pod::Pod,
     pods::{Pods, View, report::Report},
     same_node::{Inbox, SameNode, lease},
-    source::{Source, Update},
     state::State,
 };
 use crate::{
@@ -29,6 +28,7 @@ use crate::{
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
     net::netns::NetnsSource,
+    source::{Source, Update},
     telemetry::chain,
 };
 

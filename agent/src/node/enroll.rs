@@ -22,7 +22,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     dns,
-    places::Places,
     pod::Pod,
     pods::{Awaited, Pending},
     worker::Serve,
@@ -33,6 +32,7 @@ use crate::{
         load::{Kernel, LoadError},
         maps::{ListenerKind, Maps, PodsCgroup},
     },
+    limits::Places,
     mesh::{MtlsMode, PortModes},
     net::{netns::NetnsSource, socket::Family},
 };

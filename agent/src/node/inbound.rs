@@ -12,13 +12,13 @@ use super::{
     Shared,
     connections::{Asked, Carried},
     dial::dial_app,
-    places::Place,
     pod::Pod,
     target,
     worker::Worker,
 };
 use crate::{
     hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
+    limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,
         authorize, dry_run_matches,

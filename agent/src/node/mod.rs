@@ -11,15 +11,12 @@ mod draws;
 mod enroll;
 mod exposed;
 mod inbound;
-mod limits;
 mod memory;
 mod node_netns;
 mod outbound;
-mod places;
 mod pod;
 pub mod pods;
 mod same_node;
-mod source;
 mod state;
 mod target;
 mod worker;
@@ -44,18 +41,14 @@ use self::{
     control::{Control, Kept, desired, identities},
     enroll::Enrolment,
     exposed::Exposed,
-    limits::Limits,
-    places::Places,
     pods::{
         Listing, PodSettings, Pods, View, listing,
         report::{Report, Reporter},
     },
     same_node::{Asking, Known, SameNode},
-    source::{Source, Update},
     state::State,
     worker::Drain,
 };
-pub use self::{limits::LimitSettings, source::SourceConfig};
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
     feed::{OnDemand, on_demand},
@@ -67,8 +60,10 @@ use crate::{
         preflight, selftest,
         takeover::{Claim, ClaimError},
     },
+    limits::{LimitSettings, Limits, Places},
     mesh::Mesh,
     net::netns::Netns,
+    source::{Source, SourceConfig, Update},
     svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
 };

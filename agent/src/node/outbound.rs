@@ -8,7 +8,6 @@ use super::{
     connections::Carried,
     dial::{dial, dial_app},
     dns,
-    places::Place,
     pod::Pod,
     same_node::Pair,
     worker::Worker,
@@ -19,6 +18,7 @@ use crate::{
         self, AppSide, Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent,
         TunnelKey,
     },
+    limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Security,
         Tunnel, reroute, route,

@@ -2,9 +2,10 @@
 
 use std::{io, net::IpAddr, sync::Arc};
 
-use super::{dns, places::PodPlaces};
+use super::dns;
 use crate::{
     kernel::maps::ListenerKind,
+    limits::PodPlaces,
     net::{
         netns::Netns,
         socket::{Family, Other, listen},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    NodeConfig, Shared, SourceConfig,
+    NodeConfig, Shared,
     connections::Connection,
     enroll::{Desired, Enrolment, Turn},
     same_node::{Became, Pair, lock},
@@ -328,7 +328,7 @@ impl StatusSource for State {
 fn config_dump(config: &NodeConfig) -> serde_json::Value {
     serde_json::json!({
         "node": config.node,
-        "source": source_dump(&config.source),
+        "source": config.source.dump(),
         "cgroupRoot": config.load.cgroup_root,
         "pinDir": config.load.pin_dir,
         "workers": config.workers,
@@ -338,26 +338,6 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
         "metricsAddress": config.admin.metrics,
         "readyAddress": config.admin.ready,
     })
-}
-
-fn source_dump(source: &SourceConfig) -> serde_json::Value {
-    match source {
-        SourceConfig::Files { mesh, trust } => serde_json::json!({
-            "meshFile": mesh,
-            "caCert": trust.ca_cert,
-            "caKey": trust.ca_key,
-            "trustBundle": trust.bundle,
-            "crl": trust.crl,
-        }),
-        SourceConfig::Controller(config) => serde_json::json!({
-            "controller": config.credentials.address,
-            "serverName": config.credentials.server_name,
-            "tokenFile": config.credentials.token,
-            "cluster": &*config.settings.cluster,
-            "trustDomain": config.settings.trust_domain.as_str(),
-            "rootNamespace": &*config.settings.root_namespace,
-        }),
-    }
 }
 
 fn certificate(svid: &Svid) -> CertificateStatus {

@@ -33,6 +33,8 @@ pub(crate) enum Check {
     File(PathBuf),
     /// A C header, which has no program.
     Header(&'static str),
+    /// A module of the distribution's Python.
+    Module(&'static str),
     /// A program in PATH that says this version: gungraun refuses to work with a runner of another one.
     Version(&'static str, &'static str),
     /// A Rust toolchain that can build for the kernel: it has the library's source.
@@ -102,7 +104,7 @@ const PACKAGES: [(&str, Check, &str); 8] = [
 
 /// What only the tests need: a DNS server and its clients, and the languages whose standard clients and servers must work
 /// in a pod. Those are large.
-const TESTS: [(&str, Check, &str); 7] = [
+const TESTS: [(&str, Check, &str); 9] = [
     ("dnsmasq", Check::Program("dnsmasq"), "dnsmasq-base"),
     ("dig", Check::Program("dig"), "bind9-dnsutils"),
     (
@@ -120,6 +122,16 @@ const TESTS: [(&str, Check, &str); 7] = [
         "Python (its clients in the tests)",
         Check::Program("/usr/bin/python3"),
         "python3",
+    ),
+    (
+        "gRPC of Python (its apps in the tests)",
+        Check::Module("grpc"),
+        "python3-grpcio",
+    ),
+    (
+        "WebSockets of Python (its apps in the tests)",
+        Check::Module("websockets"),
+        "python3-websockets",
     ),
     (
         "Node (its clients in the tests)",
@@ -360,6 +372,11 @@ impl Check {
             }
             Self::Header(name) => {
                 Some(format!("/usr/include/{name}")).filter(|path| Path::new(path).exists())
+            }
+            Self::Module(name) => {
+                let python = Path::new("/usr/bin/python3");
+                shell::ask(python, &["-c", &format!("import {name}; print({name}.__file__)")])
+                    .map(|path| path.trim().to_owned())
             }
             Self::Version(name, version) => {
                 let path = shell::find(name)?;

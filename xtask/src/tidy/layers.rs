@@ -7,18 +7,11 @@ use super::{
 };
 
 /// The modules of `agent/src`, the highest layer first; modules of one layer do not see each other.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["main", "cli", "args"],
     &["node", "waypoint", "controller"],
-    &[
-        "hbone",
-        "feed",
-        "svid",
-        "kernel",
-        "telemetry",
-        "admin",
-        "dns",
-    ],
+    &["limits", "source"],
+    &["hbone", "feed", "svid", "kernel", "telemetry", "admin", "dns"],
     &["manifests"],
     &["cluster"],
     &["rpc"],

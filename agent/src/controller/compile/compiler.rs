@@ -16,7 +16,7 @@ use super::{
     unit::{Emitted, Unit},
 };
 use crate::{
-    cluster::objects::Kind,
+    cluster::{labels, objects::Kind},
     manifests::{Diagnostic, ObjectRef, is_routing},
     mesh::{
         MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload,
@@ -142,9 +142,25 @@ impl Compiler {
         self.state.same_nodes()
     }
 
+    /// The classes of Gateways that say that they are ours.
+    pub fn own_classes(&self) -> Vec<ObjectRef> {
+        let classes = self.resources.gateway_classes.values();
+        let own = classes.filter(|class| {
+            let controller = class.spec.get("controllerName").and_then(|it| it.as_str());
+            controller == Some(labels::CONTROLLER_NAME)
+        });
+        own.map(|class| ObjectRef::new(Kind::GatewayClass, &class.metadata))
+            .collect()
+    }
+
     /// The objects that were applied.
     pub fn resources(&self) -> &Resources {
         &self.resources
+    }
+
+    /// What the objects do not say.
+    pub fn settings(&self) -> &Settings {
+        &self.state.settings
     }
 }
 
@@ -355,6 +371,7 @@ impl State {
                     .emitted()
                     .flat_map(|it| it.authentications.values().cloned())
                     .collect(),
+                unreadable: Vec::new(),
             },
         };
         Compiled {

@@ -119,6 +119,37 @@ impl Covered {
     }
 }
 
+/// Every list of policies that a service has, with what it covers.
+#[derive(Clone, Debug)]
+pub(in crate::mesh) struct OfServices(FxHashMap<Box<[PolicyKey]>, Arc<Cover>>);
+
+impl OfServices {
+    pub(in crate::mesh) fn new<'a>(
+        lists: impl Iterator<Item = &'a [PolicyKey]>,
+        policies: &Policies,
+    ) -> Self {
+        let mut covers: FxHashMap<Box<[PolicyKey]>, Arc<Cover>> = FxHashMap::default();
+        for keys in lists {
+            if !covers.contains_key(keys) {
+                covers.insert(keys.into(), Arc::new(Cover::of(policies, keys)));
+            }
+        }
+        Self(covers)
+    }
+
+    /// Found for a list that some service has, found out for any other.
+    pub(in crate::mesh) fn cover<'a>(
+        &'a self,
+        policies: &Policies,
+        keys: &[PolicyKey],
+    ) -> Cow<'a, Arc<Cover>> {
+        match self.0.get(keys) {
+            Some(cover) => Cow::Borrowed(cover),
+            None => Cow::Owned(Arc::new(Cover::of(policies, keys))),
+        }
+    }
+}
+
 fn is_covered_alike(known: &Workload, workload: &Workload) -> bool {
     std::ptr::eq(known, workload)
         || (known.namespace == workload.namespace && known.policies == workload.policies)
@@ -162,6 +193,21 @@ impl Cover {
             missing,
             dry_run: covering.any(|policy| !policy.is_enforced()),
             groups,
+        }
+    }
+
+    /// Of these policies and no others.
+    fn of(policies: &Policies, keys: &[PolicyKey]) -> Self {
+        let missing = keys.iter().find(|key| policies.get(key).is_none()).cloned();
+        let named: Vec<_> = keys.iter().filter_map(|key| policies.get(key)).cloned().collect();
+        let named = match missing {
+            Some(_) => Group::of_nobody(named),
+            None => Group::in_force(named),
+        };
+        Self {
+            missing,
+            dry_run: named.policies.iter().any(|policy| !policy.is_enforced()),
+            groups: [policies.none.clone(), policies.none.clone(), Arc::new(named)],
         }
     }
 

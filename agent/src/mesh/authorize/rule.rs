@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use rustc_hash::FxHasher;
 
-use super::{Judged, Peer};
+use super::{Judged, Peer, request::RequestTest};
 use crate::mesh::{self, Action, Clause, Match, ServiceAccountMatch, StringMatch};
 
 /// What a rule can ask for by its very value, the most telling first.
@@ -79,27 +79,61 @@ fn tests(clause: &Clause, action: Action) -> Vec<Test> {
 #[derive(Debug)]
 pub(super) struct Test {
     fields: Vec<Field>,
-    /// Whether there are fields that only a request has: a waypoint enforces them for what comes out of it.
-    unseen: bool,
+    unseen: Unseen,
+    /// Whether it holds where nobody can say whether it does: anybody's but an ALLOW's.
+    in_doubt: bool,
+}
+
+/// The fields that only a request has.
+#[derive(Debug)]
+enum Unseen {
+    /// There are none.
+    Nothing,
+    /// They can be judged where there is a request.
+    Judged(RequestTest),
+    /// Nobody can judge them.
+    Nobody,
+}
+
+impl Unseen {
+    fn new(match_: &Match, deny: bool) -> Self {
+        match &match_.request {
+            None if match_.unseen.is_empty() => Self::Nothing,
+            None => Self::Nobody,
+            Some(request) => RequestTest::new(request, deny).map_or(Self::Nobody, Self::Judged),
+        }
+    }
 }
 
 impl Test {
-    /// None where it never holds. Where nothing is said, or something that cannot be known here, it must never widen what
-    /// is allowed.
+    /// None where it never holds. Where nothing is said, or something that cannot be known by anybody, it must never widen
+    /// what is allowed.
     pub(super) fn new(match_: &Match, action: Action) -> Option<Self> {
         let silent = *match_ == Match::default();
-        let unknown = !match_.unseen.is_empty() || !match_.unreadable.is_empty();
+        let unseen = Unseen::new(match_, action != Action::Allow);
+        let unknown = matches!(unseen, Unseen::Nobody) || !match_.unreadable.is_empty();
         if (silent || unknown) && action == Action::Allow {
             return None;
         }
         Some(Self {
             fields: Field::all(match_),
-            unseen: !match_.unseen.is_empty(),
+            unseen,
+            in_doubt: action != Action::Allow,
         })
     }
 
     pub(super) fn holds(&self, conn: &Judged<'_>) -> bool {
-        self.fields.iter().all(|field| field.holds(conn)) && !(self.unseen && conn.came_through_waypoint())
+        self.fields.iter().all(|field| field.holds(conn)) && self.unseen_holds(conn)
+    }
+
+    /// Without a request, what comes out of a waypoint was judged there.
+    fn unseen_holds(&self, conn: &Judged<'_>) -> bool {
+        match (&self.unseen, &conn.request) {
+            (Unseen::Nothing, _) => true,
+            (Unseen::Judged(test), Some(request)) => test.holds(request),
+            (Unseen::Nobody, Some(_)) => self.in_doubt,
+            (Unseen::Judged(_) | Unseen::Nobody, None) => self.in_doubt && !conn.came_through_waypoint(),
+        }
     }
 
     fn gate(&self) -> Option<(Kind, Vec<u64>)> {

@@ -6,14 +6,37 @@
 //! draw of its own: these come in as arguments.
 
 mod authentication;
+mod balance;
+mod cors;
+mod endpoints;
+mod flow;
+mod headers;
+mod path;
 mod policy;
+mod request;
+mod retry;
+mod rewrite;
 mod routes;
+mod test;
+mod text;
 mod traffic;
 mod values;
 
 pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, TokenHeader};
+pub use balance::{Load, pick};
+pub use cors::{CorsAnswer, put_cors};
+pub use endpoints::{HttpEndpoint, http_endpoints};
+pub use flow::{Protocol, RequestFlow, ResponseFlag, TraceId};
+pub use headers::is_changeable;
+pub(in crate::mesh) use path::canonical_escapes;
+pub use path::{BadPath, Normalization, normalize};
 pub use policy::{Condition, ConditionKey, PathPattern, RequestMatch};
-pub use routes::{Index, Parts, Routes, RoutesError};
+pub(in crate::mesh) use request::HeaderKey;
+pub use request::{RequestFacts, RequestHead, Token, host_of};
+pub use retry::Attempt;
+pub use rewrite::BadRewrite;
+pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecision, UnreadableRoutes};
+pub use text::check_expression;
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
 pub use values::{
     Action as RouteAction, Backend, Cors, CorsOrigin, Destination, DirectResponse, Entry, Fault, FaultAbort,

@@ -6,7 +6,7 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use super::{address_like, to_pod, waypoint_tunnel};
 use crate::mesh::{
     BalancingMode, Endpoint, HealthPolicy, Mesh, NextHop, Refusal, RoutingScope, Service, Workload,
-    endpoints::Endpoints,
+    endpoints::Endpoints, http::HttpEndpoint,
 };
 
 /// The endpoints of a service that a draw chooses from.
@@ -75,6 +75,30 @@ impl<'a> Candidates<'a> {
             Some(_) => Ok(NextHop::Tunnel(waypoint_tunnel(pod, addr, names, self.dialled))),
             None => to_pod(self.source, pod, addr, names),
         }
+    }
+
+    /// The nearest first, each once, as far as they can be led to.
+    pub(super) fn groups(&self) -> impl Iterator<Item = Vec<HttpEndpoint>> {
+        let groups = self
+            .endpoints
+            .into_iter()
+            .flat_map(|endpoints| endpoints.groups(self.source));
+        groups.map(|group| {
+            let reached = group.into_iter().filter_map(|endpoint| self.reach(endpoint).ok());
+            reached
+                .filter_map(|(workload, addr)| {
+                    Some(HttpEndpoint {
+                        workload: workload.clone(),
+                        addr: if self.waypoint_of.is_some() {
+                            self.dialled
+                        } else {
+                            addr
+                        },
+                        next: self.lead_to((workload, addr)).ok()?,
+                    })
+                })
+                .collect()
+        })
     }
 
     /// Why nothing can be chosen.

@@ -12,12 +12,12 @@ use std::{
     },
 };
 
-use super::limits::{Limits, OWN_HANDSHAKES, OWN_SOCKETS};
+use super::{Limits, OWN_HANDSHAKES, OWN_SOCKETS};
 use crate::mesh::{Limit, Refusal};
 
 /// What the agent has. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Places(Arc<OfAgent>);
+pub struct Places(Arc<OfAgent>);
 
 #[derive(Debug)]
 struct OfAgent {
@@ -29,7 +29,7 @@ struct OfAgent {
 
 /// What one pod has.
 #[derive(Debug)]
-pub(super) struct PodPlaces {
+pub struct PodPlaces {
     agent: Places,
     used: Used,
     peers: Mutex<HashMap<(IpAddr, OfPeer), usize>>,
@@ -58,7 +58,7 @@ enum Kind {
 
 /// One of something, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     pod: Arc<PodPlaces>,
     kind: Kind,
 }
@@ -72,7 +72,8 @@ struct Budget<'a> {
 }
 
 impl Places {
-    pub(super) fn new(limits: Limits) -> Self {
+    /// As many as these.
+    pub fn new(limits: Limits) -> Self {
         Self(Arc::new(OfAgent {
             limits,
             pods: AtomicUsize::new(0),
@@ -81,12 +82,12 @@ impl Places {
     }
 
     /// The numbers in force.
-    pub(super) fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
     /// The places of a pod that is about to be captured.
-    pub(super) fn of_pod(&self) -> Arc<PodPlaces> {
+    pub fn of_pod(&self) -> Arc<PodPlaces> {
         self.0.pods.fetch_add(1, Relaxed);
         Arc::new(PodPlaces {
             agent: self.clone(),
@@ -107,7 +108,7 @@ impl PodPlaces {
     ///
     /// # Errors
     /// When the pod, or all pods together, have too many.
-    pub(super) fn socket(self: &Arc<Self>) -> Result<Place, Refusal> {
+    pub fn socket(self: &Arc<Self>) -> Result<Place, Refusal> {
         self.hold(Kind::Socket)
     }
 
@@ -115,7 +116,7 @@ impl PodPlaces {
     ///
     /// # Errors
     /// When it has too many.
-    pub(super) fn connection(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Refusal> {
+    pub fn connection(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Refusal> {
         self.hold(Kind::Peer(peer, OfPeer::Connections))
     }
 
@@ -123,7 +124,7 @@ impl PodPlaces {
     ///
     /// # Errors
     /// When it, the pod, or all pods together have too many under way.
-    pub(super) fn handshake(self: &Arc<Self>, peer: IpAddr) -> Result<[Place; 2], Refusal> {
+    pub fn handshake(self: &Arc<Self>, peer: IpAddr) -> Result<[Place; 2], Refusal> {
         let of_peer = self.hold(Kind::Peer(peer, OfPeer::Handshakes))?;
         Ok([of_peer, self.hold(Kind::Handshake)?])
     }
@@ -132,7 +133,7 @@ impl PodPlaces {
     ///
     /// # Errors
     /// When it has too many.
-    pub(super) fn tunnel(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Refusal> {
+    pub fn tunnel(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Refusal> {
         self.hold(Kind::Peer(peer, OfPeer::Tunnels))
     }
 
@@ -246,7 +247,7 @@ impl Budget<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::limits::LimitSettings, *};
+    use super::{super::LimitSettings, *};
 
     fn places(sockets: usize) -> Places {
         let settings = LimitSettings {

@@ -1,4 +1,4 @@
-//! Where the agent's mesh and its pods' certificates come from: files, or a controller.
+//! Where a role's mesh and its certificates come from: files, or a controller. Called by agents and waypoints.
 
 use std::{
     fmt,
@@ -47,14 +47,39 @@ impl fmt::Display for SourceConfig {
     }
 }
 
+impl SourceConfig {
+    /// As the configuration shows it. No secrets are in it: keys are named by their files.
+    pub fn dump(&self) -> serde_json::Value {
+        match self {
+            Self::Files { mesh, trust } => serde_json::json!({
+                "meshFile": mesh,
+                "caCert": trust.ca_cert,
+                "caKey": trust.ca_key,
+                "trustBundle": trust.bundle,
+                "crl": trust.crl,
+            }),
+            Self::Controller(config) => serde_json::json!({
+                "controller": config.credentials.address,
+                "serverName": config.credentials.server_name,
+                "tokenFile": config.credentials.token,
+                "cluster": &*config.settings.cluster,
+                "trustDomain": config.settings.trust_domain.as_str(),
+                "rootNamespace": &*config.settings.root_namespace,
+            }),
+        }
+    }
+}
+
 /// A mesh that is new.
-pub(super) struct Update {
-    pub(super) mesh: Mesh,
+pub struct Update {
+    /// The mesh.
+    pub mesh: Mesh,
     /// The pods that a file gives a namespace.
-    pub(super) local_pods: Vec<LocalPod>,
-    pub(super) warnings: Vec<Problem>,
+    pub local_pods: Vec<LocalPod>,
+    /// What may not be what was meant.
+    pub warnings: Vec<Problem>,
     /// What it answers: dropped once it is in force.
-    pub(super) lookups: Vec<Lookup>,
+    pub lookups: Vec<Lookup>,
 }
 
 impl From<MeshFile> for Update {
@@ -80,7 +105,8 @@ impl From<Answered> for Update {
 }
 
 /// The source, open.
-pub(super) enum Source {
+#[allow(missing_docs, reason = "its parts are not for others")]
+pub enum Source {
     Files {
         watch: FileWatch,
         sources: Sources,
@@ -99,7 +125,7 @@ impl Source {
     ///
     /// # Errors
     /// When the files of certificates are not what they should be.
-    pub(super) async fn open(config: &SourceConfig, node: &str) -> anyhow::Result<Self> {
+    pub async fn open(config: &SourceConfig, node: &str) -> anyhow::Result<Self> {
         match config {
             SourceConfig::Files { mesh, trust } => {
                 let trust = FileSources::load(trust.clone())?;
@@ -121,7 +147,7 @@ impl Source {
     }
 
     /// What certificates and trust are made from.
-    pub(super) fn sources(&self) -> Sources {
+    pub fn sources(&self) -> Sources {
         match self {
             Self::Files { sources, .. } => sources.clone(),
             Self::Controller { ca, .. } => Sources::of(Arc::clone(ca) as _),
@@ -129,7 +155,7 @@ impl Source {
     }
 
     /// Keeps the store's sources as they are given.
-    pub(super) fn watch_trust(&mut self, store: SvidStore) {
+    pub fn watch_trust(&mut self, store: SvidStore) {
         match self {
             Self::Files { trust, .. } => {
                 if let Some(trust) = trust.take() {
@@ -143,7 +169,7 @@ impl Source {
     }
 
     /// How things stand with the controller, if there is one.
-    pub(super) fn state(&self) -> Option<Arc<Mutex<FeedState>>> {
+    pub fn state(&self) -> Option<Arc<Mutex<FeedState>>> {
         match self {
             Self::Files { .. } => None,
             Self::Controller { client, .. } => Some(client.state()),
@@ -154,7 +180,7 @@ impl Source {
     ///
     /// # Errors
     /// When a file is not valid; the mesh in force stays.
-    pub(super) async fn changed(&mut self) -> Result<Update, FeedError> {
+    pub async fn changed(&mut self) -> Result<Update, FeedError> {
         match self {
             Self::Files { watch, .. } => watch.changed().await.map(Update::from),
             Self::Controller { client, .. } => Ok(client.changed().await.into()),
@@ -165,7 +191,7 @@ impl Source {
     ///
     /// # Errors
     /// As `changed`.
-    pub(super) async fn look(&mut self, lookups: Vec<Lookup>) -> Option<Result<Update, FeedError>> {
+    pub async fn look(&mut self, lookups: Vec<Lookup>) -> Option<Result<Update, FeedError>> {
         match self {
             Self::Files { watch, .. } => {
                 let looked = watch.look().await?;

@@ -1,7 +1,11 @@
-//! The numbers that bound what peers and pods can make the agent hold, and where they come from. What counts against them:
+//! The numbers that bound what peers and pods can make an agent or a waypoint hold, and where they come from. What counts against them:
 //! `places` (sockets, handshakes, tunnels) and `hbone` (streams, headers, bytes).
 
+mod places;
+
 use std::time::Duration;
+
+pub use places::{Place, Places, PodPlaces};
 
 use crate::hbone::{self, Buffers};
 
@@ -34,9 +38,9 @@ const OWN_FILES: usize = 1024;
 /// families, sockets for DNS.
 const POD_FILES: usize = 48;
 /// Sockets that each pod may have whatever the others have.
-pub(super) const OWN_SOCKETS: usize = 32;
+pub(crate) const OWN_SOCKETS: usize = 32;
 /// Handshakes that each pod may have under way whatever the others have.
-pub(super) const OWN_HANDSHAKES: usize = 16;
+pub(crate) const OWN_HANDSHAKES: usize = 16;
 /// DNS queries of all pods together that wait for servers, each with a socket: an eighth of all files, and no more than
 /// this.
 const DNS_QUERIES: usize = 4096;
@@ -48,24 +52,24 @@ const SPARE_TUNNELS: usize = 16;
 
 /// The numbers in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub struct Limits {
     /// Sockets of all connections, before what each pod takes off it ([`Limits::POD_RESERVE`]).
-    pub(super) sockets: usize,
-    pub(super) sockets_of_pod: usize,
-    pub(super) connections_of_peer: usize,
-    pub(super) tunnels_of_peer: usize,
-    pub(super) handshakes: usize,
-    pub(super) handshakes_of_pod: usize,
-    pub(super) handshakes_of_peer: usize,
-    pub(super) dns_queries: usize,
+    pub(crate) sockets: usize,
+    pub(crate) sockets_of_pod: usize,
+    pub(crate) connections_of_peer: usize,
+    pub(crate) tunnels_of_peer: usize,
+    pub(crate) handshakes: usize,
+    pub(crate) handshakes_of_pod: usize,
+    pub(crate) handshakes_of_peer: usize,
+    pub(crate) dns_queries: usize,
 }
 
 impl Limits {
     /// What each captured pod takes off the sockets that all share.
-    pub(super) const POD_RESERVE: usize = POD_FILES + OWN_SOCKETS;
+    pub(crate) const POD_RESERVE: usize = POD_FILES + OWN_SOCKETS;
 
     /// What `files` open files allow, and less where it is set to be less. The text says what is set to more than that.
-    pub(super) fn new(settings: &LimitSettings, files: usize) -> (Self, Option<String>) {
+    pub fn new(settings: &LimitSettings, files: usize) -> (Self, Option<String>) {
         let dns_queries = DNS_QUERIES.min(files / 8);
         let allowed = files.saturating_sub(OWN_FILES.min(files / 8) + dns_queries);
         let wanted = settings.max_sockets.unwrap_or(allowed);
@@ -97,7 +101,7 @@ impl Limits {
 
 impl LimitSettings {
     /// As the status shows them; null is what follows from the limit of open files.
-    pub(super) fn dump(&self) -> serde_json::Value {
+    pub fn dump(&self) -> serde_json::Value {
         serde_json::json!({
             "maxSockets": self.max_sockets,
             "maxSocketsPerPod": self.max_sockets_per_pod,
@@ -112,7 +116,7 @@ impl LimitSettings {
     }
 
     /// The tunnels' part.
-    pub(super) fn tunnels(&self) -> hbone::Settings {
+    pub fn tunnels(&self) -> hbone::Settings {
         hbone::Settings {
             handshake_timeout: self.handshake_timeout,
             idle_timeout: self.idle_tunnel_timeout,
