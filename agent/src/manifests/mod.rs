@@ -72,3 +72,6 @@ pub fn full_hostname(host: &str, namespace: &str, cluster_domain: &str) -> Strin
         false => format!("{}.{namespace}.svc.{cluster_domain}", host.to_ascii_lowercase()),
     }
 }
+
+#[cfg(test)]
+mod tests;
