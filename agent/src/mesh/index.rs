@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
-    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
+    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Refusal, SameNode,
     SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
     authorize::{Cover, Covered, OfServices, Policies},
     endpoints::Endpoints,
@@ -196,6 +196,15 @@ impl Mesh {
         service: &ServiceKey,
     ) -> Result<Option<&Arc<http::Routes>>, http::UnreadableRoutes> {
         self.http.routes(service)
+    }
+
+    /// The same for whoever answers a request.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn usable_routes(&self, service: &ServiceKey) -> Result<Option<&Arc<http::Routes>>, Refusal> {
+        let unreadable = |_| Refusal::RoutesUnreadable(service.clone());
+        self.http.routes(service).map_err(unreadable)
     }
 
     /// Whose tokens are believed, by the name that services and workloads give.
