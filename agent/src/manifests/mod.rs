@@ -7,6 +7,7 @@
 //! `controller::compile` and by mesh files.
 
 mod diagnostic;
+pub mod documents;
 mod gateway;
 mod istio;
 mod link;

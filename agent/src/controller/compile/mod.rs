@@ -5,8 +5,11 @@
 //! concerned; [`compile`] is the same from nothing. No I/O, no clock, no panic: what cannot be read is a [`Diagnostic`],
 //! and what is in doubt is closed. Called by the controller's watches and by `weft analyze`.
 
+mod authentications;
+mod bound;
 mod claims;
 mod compiler;
+mod destination_rules;
 mod drafts;
 mod endpoints;
 mod gateways;
@@ -14,8 +17,11 @@ mod namespace;
 mod peer_authentications;
 mod pods;
 mod policy;
+mod requests;
 mod resources;
+mod routing;
 mod rules;
+mod seen;
 mod service_entries;
 mod services;
 mod shared;
@@ -150,4 +156,20 @@ pub struct Delta {
     pub diagnostics: Option<Vec<Diagnostic>>,
     /// All of them, where any changed.
     pub waypoints: Option<Vec<WaypointGateway>>,
+}
+
+impl Delta {
+    /// Whether workloads changed, and no object that says what is to be done with them.
+    pub fn is_of_workloads(&self) -> bool {
+        let some = !self.workloads.is_empty() || !self.removed_workloads.is_empty();
+        let lists = [
+            self.services.is_empty() && self.removed_services.is_empty(),
+            self.policies.is_empty() && self.removed_policies.is_empty(),
+            self.routes.is_empty() && self.removed_routes.is_empty(),
+            self.authentications.is_empty() && self.removed_authentications.is_empty(),
+        ];
+        let others =
+            self.peer_authentications.is_some() || self.diagnostics.is_some() || self.waypoints.is_some();
+        some && !others && !lists.contains(&false)
+    }
 }

@@ -1,5 +1,5 @@
 //! The documents of a YAML or JSON file, each with the line of every field. One that cannot be read takes no other with it.
-//! Pure.
+//! Pure. Called by mesh files and by `weft analyze`.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,16 +11,17 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned, localizer::Localizer};
 
 /// The most bytes of one file.
-pub(super) const LARGEST_FILE: usize = 16 << 20;
+pub const LARGEST_FILE: usize = 16 << 20;
 /// How many nodes all aliases of a document may stand for.
 const LARGEST_ALIASES: usize = 100_000;
 
 /// What a document says.
 #[derive(Debug)]
-pub(super) struct Document {
+pub struct Document {
     /// The line of its first field, from 1.
-    pub(super) line: usize,
-    pub(super) value: Value,
+    pub line: usize,
+    /// As Kubernetes would be shown it.
+    pub value: Value,
     tree: Tree,
     /// Lines of the file before the document's text.
     before: usize,
@@ -28,14 +29,15 @@ pub(super) struct Document {
 
 /// Why nobody knows what it says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub struct Unreadable {
     /// From 1.
-    pub(super) line: usize,
-    pub(super) message: String,
+    pub line: usize,
+    /// What is wrong, and how to mend it.
+    pub message: String,
 }
 
 /// The documents of a text, without those that say nothing.
-pub(super) fn documents(text: &str) -> Vec<Result<Document, Unreadable>> {
+pub fn documents(text: &str) -> Vec<Result<Document, Unreadable>> {
     let parts = parts(text).into_iter();
     parts
         .filter_map(|(before, part)| {
@@ -131,7 +133,7 @@ fn line_of(at: Location) -> usize {
 
 impl Document {
     /// The line of a field (`spec.rules[0].from`), or of what is there of the way to it.
-    pub(super) fn line_of(&self, field: &str) -> usize {
+    pub fn line_of(&self, field: &str) -> usize {
         match find(&self.tree, field) {
             Some(at) if at.line() > 0 => self.before + line_of(at),
             _ => self.line,
@@ -268,8 +270,8 @@ mod tests {
         check("a: 1\n", &[(1, r#"{"a":1}"#)]);
         check("# nothing\n---\n# nothing\n...\n---\n---\n", &[]);
         check(
-            "---\n# hello\na: x\n---   # the next\n\nb: y\n",
-            &[(3, r#"{"a":"x"}"#), (6, r#"{"b":"y"}"#)],
+            "---\n# hello\na: x\n---   # the next\n\nb: z\n",
+            &[(3, r#"{"a":"x"}"#), (6, r#"{"b":"z"}"#)],
         );
         check(
             "--- {a: 1}\n---\nb: |\n  text\n  --- no marker\n",
