@@ -371,6 +371,7 @@ impl State {
                     .emitted()
                     .flat_map(|it| it.authentications.values().cloned())
                     .collect(),
+                unreadable: Vec::new(),
             },
         };
         Compiled {
