@@ -19,8 +19,16 @@ pub use self::{
 };
 use crate::{
     cli::{
-        ca::CaArgs, enroll::EnrollArgs, explain::ExplainArgs, mount_bpffs::MountArgs, release::ReleaseArgs,
-        status::StatusArgs, test_app::TestAppArgs, uninstall::UninstallArgs,
+        analyze::AnalyzeArgs,
+        ca::CaArgs,
+        enroll::EnrollArgs,
+        explain::ExplainArgs,
+        mount_bpffs::MountArgs,
+        release::ReleaseArgs,
+        status::StatusArgs,
+        test_app::TestAppArgs,
+        uninstall::UninstallArgs,
+        waypoints::{ApplyArgs, DeleteArgs, GetArgs},
     },
     cluster::client::Access,
     mesh::{SameNode, TrustDomain},
@@ -43,7 +51,9 @@ Examples:
   weft agent --node node-a --mesh-file mesh.yaml --ca-cert ca/root.pem --ca-key ca/root-key.pem
   weft status
   weft enroll shop --wait 60
+  weft apply waypoint -n shop --enroll-namespace
   weft status -o json | jq .pods
+  weft analyze manifests/
   weft explain --from demo/shop-1 --to cart.demo.svc.cluster.local:80
 
 Exit codes: 0 done, healthy or allowed; 1 failed, not healthy or refused; 2 wrong usage or no agent answered.";
@@ -63,6 +73,14 @@ pub enum Command {
     Explain(Box<ExplainArgs>),
     /// Put a namespace's pods in the mesh, or take them out, and wait until that is done
     Enroll(EnrollArgs),
+    /// Make or change a waypoint
+    Apply(ApplyArgs),
+    /// Show waypoints
+    Get(GetArgs),
+    /// Delete a waypoint
+    Delete(DeleteArgs),
+    /// Say what is wrong with manifests or a cluster's objects, or will not do what it seems to
+    Analyze(AnalyzeArgs),
     /// Make the root certificate of a local CA
     Ca(CaArgs),
     /// Take weft out of this node's kernel, after its agent has ended for good: pods are as they were without it
@@ -133,6 +151,23 @@ pub struct MeshArgs {
     /// How connections between pods of one node go where nothing else is said: from app to app, or through a tunnel
     #[arg(long, env = "WEFT_SAME_NODE", value_name = "kernel|tunnel", default_value = "kernel", value_parser = same_node)]
     pub same_node: SameNode,
+}
+
+impl MeshArgs {
+    /// The same as arguments, for a role that is started for somebody else.
+    pub fn as_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--cluster-id={}", self.cluster_id),
+            format!("--trust-domain={}", self.trust_domain),
+            format!("--cluster-domain={}", self.cluster_domain),
+            format!("--root-namespace={}", self.root_namespace),
+        ];
+        if !self.cluster_cidrs.is_empty() {
+            let networks: Vec<_> = self.cluster_cidrs.iter().map(IpNet::to_string).collect();
+            args.push(format!("--cluster-cidrs={}", networks.join(",")));
+        }
+        args
+    }
 }
 
 fn same_node(text: &str) -> Result<SameNode, String> {

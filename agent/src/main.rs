@@ -32,6 +32,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::status::run(args))),
         Command::Explain(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::explain::run(*args))),
         Command::Enroll(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::enroll::run(args))),
+        Command::Apply(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::apply(args))),
+        Command::Get(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::get(args))),
+        Command::Delete(args) => {
+            runtime(1).and_then(|runtime| runtime.block_on(cli::waypoints::delete(args)))
+        }
+        Command::Analyze(args) => runtime(1).and_then(|runtime| runtime.block_on(cli::analyze::run(args))),
         Command::Ca(args) => cli::ca::run(&args),
         Command::Release(args) => {
             until_ended(|shutdown| async move { cli::release::run(&args, shutdown).await })

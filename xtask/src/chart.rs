@@ -140,7 +140,21 @@ fn cases() -> Vec<Case> {
                 "ValidatingAdmissionPolicy weft-agent-own-node",
                 "ValidatingAdmissionPolicyBinding weft-agent-own-node",
             ],
-            &["helm uninstall weft -n weft-system"],
+            &[
+                "helm uninstall weft -n weft-system",
+                "weft apply waypoint",
+                "weft-waypoint",
+            ],
+        ),
+        installed(
+            "waypoints of one's own",
+            json!({"image": {"pullSecrets": ["registry"]}, "waypoints": {
+                "replicas": 3, "drainTimeoutSeconds": 60, "priorityClassName": "mesh", "nodeSelector": {"pool": "mesh"},
+                "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
+                "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}}}),
+            &[GATEWAY_API],
+            &["GatewayClass weft-waypoint"],
+            &[],
         ),
         installed(
             "every value",
@@ -232,7 +246,7 @@ fn everything() -> Value {
 
 /// Values that are mistakes, and what the error must name.
 fn refused() -> impl Iterator<Item = Case> {
-    let mistakes: [(&'static str, Value, &'static [&'static str]); 9] = [
+    let mistakes: [(&'static str, Value, &'static [&'static str]); 10] = [
         (
             "a misspelt value",
             json!({"trustdomain": "a.example"}),
@@ -258,6 +272,11 @@ fn refused() -> impl Iterator<Item = Case> {
             "no replica",
             json!({"controller": {"replicas": 0}}),
             &["replicas"],
+        ),
+        (
+            "a misspelt value of waypoints",
+            json!({"waypoints": {"replica": 3}}),
+            &["waypoints", "replica"],
         ),
         (
             "a network without its length",

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use super::{KubeArgs, LogArgs, MeshArgs};
-use crate::controller::{AgentAccount, ControllerConfig, compile::Settings};
+use crate::controller::{AgentAccount, ControllerConfig, compile::Settings, waypoints};
+use crate::telemetry::LogFormat;
 
 /// Flags of `weft controller`.
 #[derive(Debug, Args)]
@@ -75,6 +76,9 @@ pub struct ControllerArgs {
         value_parser = account
     )]
     pub trusted_agents: Vec<(String, String)>,
+    /// Waypoints
+    #[command(flatten)]
+    pub waypoints: WaypointArgs,
     /// What the mesh is called
     #[command(flatten)]
     pub mesh: MeshArgs,
@@ -85,6 +89,38 @@ pub struct ControllerArgs {
     #[command(flatten)]
     pub logging: LogArgs,
 }
+
+/// How `weft controller` makes waypoints.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Waypoints")]
+pub struct WaypointArgs {
+    /// The image of waypoints; without it Gateways become none
+    #[arg(long, env = "WEFT_WAYPOINT_IMAGE", value_name = "IMAGE")]
+    pub waypoint_image: Option<String>,
+    /// When their image is pulled: IfNotPresent, Always or Never
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["IfNotPresent", "Always", "Never"])]
+    pub waypoint_pull_policy: String,
+    /// Where waypoints reach the controller [default: the address of the Service --service]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub waypoint_controller: Option<String>,
+    /// Pods of a waypoint; its Gateway's annotation weft.dev/waypoint-replicas says otherwise
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub waypoint_replicas: u32,
+    /// Their container's resources, JSON; the annotations weft.dev/waypoint-cpu and weft.dev/waypoint-memory say otherwise
+    #[arg(long, value_name = "JSON", default_value = WAYPOINT_RESOURCES, value_parser = waypoints::resources)]
+    pub waypoint_resources: serde_json::Value,
+    /// More of their pods, JSON: affinity, imagePullSecrets, nodeSelector, priorityClassName, tolerations
+    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = waypoints::pod_fields)]
+    pub waypoint_pod: PodFields,
+    /// Seconds that requests may go on after a pod of a waypoint was told to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=3600))]
+    pub waypoint_drain_timeout: u64,
+}
+
+/// Fields of a pod.
+type PodFields = serde_json::Map<String, serde_json::Value>;
+
+const WAYPOINT_RESOURCES: &str = r#"{"requests":{"cpu":"100m","memory":"128Mi"},"limits":{"memory":"1Gi"}}"#;
 
 const CONTROLLER_HELP: &str = "\
 Runs in the cluster, as the chart in deploy/chart has it. Every replica serves agents; one at a time writes events.
@@ -128,6 +164,32 @@ impl ControllerArgs {
             root_config_map: self.root_config_map.clone(),
             audiences: self.token_audiences.clone(),
             agents: if given.is_empty() { own() } else { given },
+            waypoints: self.waypoints(),
         }
+    }
+
+    fn waypoints(&self) -> Option<waypoints::Settings> {
+        let args = &self.waypoints;
+        Some(waypoints::Settings {
+            image: args.waypoint_image.clone().filter(|image| !image.is_empty())?,
+            pull_policy: args.waypoint_pull_policy.clone(),
+            controller: args.waypoint_controller.clone(),
+            namespace: self.namespace.clone(),
+            service: self.service.clone(),
+            audience: self.token_audiences.first().cloned().unwrap_or_default(),
+            replicas: args.waypoint_replicas,
+            resources: args.waypoint_resources.clone(),
+            pod: args.waypoint_pod.clone(),
+            drain_timeout: args.waypoint_drain_timeout,
+            listen_address: self.http.ip(),
+            mesh: self.mesh.as_args(),
+            log: vec![
+                format!("--log={}", self.logging.log),
+                match self.logging.log_format {
+                    LogFormat::Text => "--log-format=text".to_owned(),
+                    LogFormat::Json => "--log-format=json".to_owned(),
+                },
+            ],
+        })
     }
 }

@@ -157,6 +157,7 @@ impl SourceArgs {
                     ..SameNodes::default()
                 },
             },
+            subscribe_http: who.role == "waypoint",
         }
     }
 }

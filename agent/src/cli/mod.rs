@@ -5,6 +5,7 @@ use std::{io, process::ExitCode};
 
 use anyhow::Context;
 
+pub mod analyze;
 mod ask;
 pub mod ca;
 pub mod enroll;
@@ -15,6 +16,7 @@ pub mod release;
 pub mod status;
 pub mod test_app;
 pub mod uninstall;
+pub mod waypoints;
 
 /// What a command that has printed exits with. Nothing to print to any more is no error: `weft status | head`.
 ///

@@ -44,6 +44,11 @@ impl Page {
         self.text.push_str(&format!("{mark} {}\n", printable(text)));
     }
 
+    /// What is to be said of the line above.
+    pub(super) fn text(&mut self, text: &str) {
+        self.text.push_str(&format!("    {}\n", printable(text)));
+    }
+
     /// A name and its value, below a heading or a line. No value is a dash.
     pub(super) fn field(&mut self, name: &str, value: &str) {
         let value = cell(value.to_owned());

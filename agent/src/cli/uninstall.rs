@@ -7,9 +7,11 @@ use std::{collections::BTreeSet, fmt, process::ExitCode, time::Duration};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::{
-    apps::v1::DaemonSet,
+    apps::v1::{DaemonSet, Deployment},
+    autoscaling::v2::HorizontalPodAutoscaler,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Pod, Secret},
+    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, Client,
@@ -18,6 +20,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
+
+use crate::cluster::labels::{GATEWAY_NAME, WAYPOINT_MANAGED_BY};
 
 /// How often it looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -38,6 +42,9 @@ pub struct UninstallArgs {
     /// The Secret that the controller made; none is deleted without it
     #[arg(long)]
     pub ca_secret: Option<String>,
+    /// Delete what was made for Gateways that were waypoints
+    #[arg(long)]
+    pub waypoints: bool,
     /// Seconds that nodes may take
     #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
@@ -181,6 +188,13 @@ async fn clean(client: &Client, args: &UninstallArgs) -> anyhow::Result<()> {
     }
     delete::<ConfigMap>(client, &args.namespace, "weft-ca-root-cert").await?;
     delete::<Lease>(client, &args.namespace, "weft-controller").await?;
+    if args.waypoints {
+        delete_waypoints::<HorizontalPodAutoscaler>(client).await?;
+        delete_waypoints::<PodDisruptionBudget>(client).await?;
+        delete_waypoints::<Deployment>(client).await?;
+        delete_waypoints::<Service>(client).await?;
+        delete_waypoints::<ServiceAccount>(client).await?;
+    }
     let marked = unmark(client).await?;
     println!("took the annotation {REDIRECTION} from {marked} pods");
     Ok(())
@@ -195,6 +209,24 @@ where
         Ok(_) => println!("deleted {} {name}", K::kind(&())),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(error).with_context(|| format!("delete {} {name}", K::kind(&()))),
+    }
+    Ok(())
+}
+
+/// Deletes the objects of a kind that waypoints are made of. Their Gateways are somebody's own, and stay.
+async fn delete_waypoints<K>(client: &Client) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + fmt::Debug + DeserializeOwned,
+{
+    let (key, value) = WAYPOINT_MANAGED_BY;
+    let selector = format!("{key}={value},{GATEWAY_NAME}");
+    let of = ListParams::default().labels(&selector);
+    let found = Api::<K>::all(client.clone()).list_metadata(&of).await;
+    let found = found.with_context(|| format!("list {}s of waypoints", K::kind(&())))?;
+    for object in found.items {
+        if let (Some(namespace), Some(name)) = (object.metadata.namespace, object.metadata.name) {
+            delete::<K>(client, &namespace, &name).await?;
+        }
     }
     Ok(())
 }

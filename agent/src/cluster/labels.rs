@@ -10,6 +10,10 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// Gateway, GatewayClass: `service`, `workload`, `all` or `none`.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// The condition of Services, ServiceEntries and WorkloadEntries that says whether a waypoint is in front of them.
+pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+/// The condition of namespaces that says whether every pod that is to be captured is.
+pub const PODS_CAPTURED: &str = "weft.dev/PodsCaptured";
 /// What is made for a Gateway: its name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// What is made for a Gateway: the name of its class.
@@ -18,6 +22,21 @@ pub const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-na
 pub const WAYPOINT_CLASSES: [&str; 2] = ["weft-waypoint", "istio-waypoint"];
 /// The controller of GatewayClass `weft-waypoint`.
 pub const CONTROLLER_NAME: &str = "weft.dev/mesh-controller";
+
+/// What is made for a Gateway, as Istio marks it too.
+pub const MANAGED: (&str, &str) = ("gateway.istio.io/managed", "istio.io-mesh-controller");
+/// What is made for a Gateway by us.
+pub const WAYPOINT_MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
+/// An annotation of Gateways that are waypoints: how many pods it has.
+pub const WAYPOINT_REPLICAS: &str = "weft.dev/waypoint-replicas";
+/// The same: at least so many, where their number follows the load.
+pub const WAYPOINT_MIN_REPLICAS: &str = "weft.dev/waypoint-min-replicas";
+/// The same: at most so many. Their number follows the load where it is there.
+pub const WAYPOINT_MAX_REPLICAS: &str = "weft.dev/waypoint-max-replicas";
+/// The same: the CPU that each pod asks for, as Kubernetes writes it.
+pub const WAYPOINT_CPU: &str = "weft.dev/waypoint-cpu";
+/// The same: the memory that each pod asks for, and may have.
+pub const WAYPOINT_MEMORY: &str = "weft.dev/waypoint-memory";
 
 /// An annotation of namespaces and pods: `kernel` or `tunnel`.
 pub const SAME_NODE: &str = "weft.dev/same-node";

@@ -86,6 +86,7 @@ impl Counts {
         let read = |count: &AtomicU64| count.load(Relaxed) as f64;
         let (addresses, bytes) = store.size(Kind::Address);
         let (policies, _) = store.size(Kind::Authorization);
+        let (http, _) = store.size(Kind::Http);
         [
             read(&feed.clients),
             read(&feed.pushes),
@@ -98,26 +99,27 @@ impl Counts {
             addresses as f64,
             bytes as f64,
             policies as f64,
+            http as f64,
         ]
     }
 }
 
 /// Name, kind and help.
-const METRICS: [(&str, &str, &str); 11] = [
+const METRICS: [(&str, &str, &str); 12] = [
     (
         "weft_controller_feed_clients",
         "gauge",
-        "Agents that are connected.",
+        "Agents and waypoints that are connected.",
     ),
     (
         "weft_controller_pushes_total",
         "counter",
-        "Responses that agents were sent.",
+        "Responses that they were sent.",
     ),
     (
         "weft_controller_nacks_total",
         "counter",
-        "Responses that agents refused.",
+        "Responses that they refused.",
     ),
     (
         "weft_controller_certificates_total",
@@ -151,4 +153,9 @@ const METRICS: [(&str, &str, &str); 11] = [
         "Their size on the wire.",
     ),
     ("weft_controller_policies", "gauge", "Policies in the mesh."),
+    (
+        "weft_controller_http",
+        "gauge",
+        "Services with routes, and request authentications, in the mesh.",
+    ),
 ];

@@ -4,8 +4,10 @@
 //! Read it in the order of a change: `watch` hears of it, `compile` says what it means, `publish` encodes it, and
 //! `serve` answers agents from that. Every replica does all of this; only one at a time (`lease`) writes to the cluster.
 
+pub mod analyze;
 mod ca;
 pub mod compile;
+mod conditions;
 mod counts;
 mod lease;
 mod placement;
@@ -13,8 +15,11 @@ mod publish;
 mod root;
 mod serve;
 mod status;
+mod statuses;
 mod tokens;
 mod watch;
+mod waypoint_accounts;
+pub mod waypoints;
 
 use std::{
     collections::HashSet,
@@ -37,12 +42,14 @@ pub use self::ca::AgentAccount;
 use self::{
     ca::Authority,
     compile::{Change, Compiler, Diagnostic, Settings},
+    conditions::Statuses,
     counts::Counts,
     placement::Placement,
     publish::Publisher,
     root::{Root, RootPlace},
     serve::Services,
     tokens::Tokens,
+    waypoint_accounts::WaypointAccounts,
 };
 use crate::{
     admin::{Page, Port, respond, serve_pages},
@@ -90,6 +97,8 @@ pub struct ControllerConfig {
     pub audiences: Vec<String>,
     /// The service accounts that may ask for others' certificates.
     pub agents: Vec<AgentAccount>,
+    /// How waypoints are deployed; none where Gateways become none.
+    pub waypoints: Option<waypoints::Settings>,
 }
 
 /// Runs the controller until `shutdown`.
@@ -114,6 +123,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         Placement::default(),
         Arc::new(Counts::default()),
     );
+    let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
     let tls = server_tls(&root.ca, &names)?;
     let authority = Arc::new(Authority::new(
@@ -126,16 +136,28 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
         authority: Arc::clone(&authority),
+        waypoints: waypoints.clone(),
         feed: Server::new(store.clone()),
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
+    let (statuses, to_say) = latest::channel(Arc::default());
+    let (wanted, to_deploy) = latest::channel(None);
+    let (trusted, roots) = latest::channel(root.trust.to_pem());
     let tasks = TaskTracker::new();
     let compiling = Compiling {
         compiler: Compiler::new(config.settings.clone()),
-        publisher: Publisher::new(store.clone(), placement, config.settings.root_namespace.clone()),
+        publisher: Publisher::new(
+            store.clone(),
+            placement,
+            waypoints,
+            config.settings.root_namespace.clone(),
+        ),
         counts: Arc::clone(&counts),
+        wrong: Arc::default(),
         diagnostics,
+        statuses,
+        wanted,
     };
     tasks.spawn(until(shutdown.clone(), compiling.run(watch::watch(&client))));
     let keeping = Keeping {
@@ -145,12 +167,21 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         tls: tls.clone(),
         names,
         content: root.content,
+        trusted,
     };
     tasks.spawn(until(shutdown.clone(), keeping.run()));
     let leader = lease::Lease::new(&client, &config.namespace, &config.replica);
     let (leads, leading) = latest::channel(false);
     tasks.spawn(lease::hold(leader, leads, Arc::clone(&counts), shutdown.clone()));
-    tasks.spawn(until(shutdown.clone(), status::write(client, leading, wrong)));
+    let writing = Writing {
+        client,
+        leading,
+        wrong,
+        statuses: to_say,
+        waypoints: to_deploy,
+        roots,
+    };
+    tasks.spawn(until(shutdown.clone(), writing.run(config.waypoints)));
     let page = {
         let (services, store) = (Arc::clone(&services), store);
         move |request: &http::Request<hyper::body::Incoming>| answer(request.uri().path(), &services, &store)
@@ -163,6 +194,38 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// What one replica does for all, and what it hears of.
+struct Writing {
+    client: Client,
+    leading: latest::Receiver<bool>,
+    wrong: latest::Receiver<Wrong>,
+    statuses: latest::Receiver<Statuses>,
+    waypoints: latest::Receiver<Option<Arc<waypoints::Wanted>>>,
+    roots: latest::Receiver<String>,
+}
+
+impl Writing {
+    async fn run(self, settings: Option<waypoints::Settings>) {
+        let Self { client, leading, .. } = self;
+        let events = status::write(client.clone(), leading.clone(), self.wrong);
+        let of_objects = conditions::write(client.clone(), leading.clone(), self.statuses);
+        let (statuses, wanted) = latest::channel(Statuses::default());
+        let conditions = conditions::write(client.clone(), leading.clone(), wanted);
+        let inputs = waypoints::Inputs {
+            leads: leading,
+            wanted: self.waypoints,
+            roots: self.roots,
+        };
+        let deploying = async {
+            match settings {
+                Some(settings) => waypoints::deploy(client, settings, inputs, statuses).await,
+                None => drop(statuses),
+            }
+        };
+        tokio::join!(events, of_objects, conditions, deploying);
+    }
 }
 
 async fn until(shutdown: CancellationToken, work: impl Future<Output = ()>) {
@@ -247,7 +310,11 @@ struct Compiling {
     compiler: Compiler,
     publisher: Publisher,
     counts: Arc<Counts>,
+    /// As they were last.
+    wrong: Wrong,
     diagnostics: latest::Sender<Wrong>,
+    statuses: latest::Sender<Statuses>,
+    wanted: latest::Sender<Option<Arc<waypoints::Wanted>>>,
 }
 
 impl Compiling {
@@ -285,13 +352,55 @@ impl Compiling {
         let mut delta = self.compiler.compile();
         let (changed, removed) = (delta.workloads.len(), delta.removed_workloads.len());
         let diagnostics = delta.diagnostics.take();
+        let only_workloads = diagnostics.is_none() && delta.is_of_workloads();
+        let gateways = delta.waypoints.clone();
         self.publisher.publish(&self.compiler, delta);
+        self.say_waypoints(gateways);
         self.counts.compiled(since.elapsed());
         tracing::debug!(changed, removed, took = ?since.elapsed(), "compiled");
         if let Some(diagnostics) = diagnostics {
             self.counts.diagnostics(diagnostics.len());
-            self.diagnostics.send_replace(Arc::new(diagnostics));
+            self.wrong = Arc::new(diagnostics);
+            self.diagnostics.send_replace(Arc::clone(&self.wrong));
         }
+        self.say_statuses(only_workloads);
+    }
+}
+
+impl Compiling {
+    /// Says which waypoints are to be; `gateways` where they have changed.
+    /// Pods come and go all the time: where nothing else changed, the rest stays as it was said.
+    fn say_statuses(&self, only_workloads: bool) {
+        let new = match only_workloads {
+            true => statuses::of_pods(&self.statuses.borrow(), &self.compiler),
+            false => statuses::statuses(&self.compiler, &self.wrong),
+        };
+        self.statuses.send_if_modified(|before| {
+            let differs = **before != new;
+            if differs {
+                *before = Arc::new(new);
+            }
+            differs
+        });
+    }
+
+    fn say_waypoints(&self, gateways: Option<Vec<compile::WaypointGateway>>) {
+        let classes = self.compiler.own_classes();
+        self.wanted.send_if_modified(|wanted| {
+            let before = || {
+                let before = wanted.as_deref();
+                before.map(|it| it.gateways.clone()).unwrap_or_default()
+            };
+            let new = waypoints::Wanted {
+                gateways: gateways.unwrap_or_else(before),
+                classes,
+            };
+            let differs = wanted.as_deref() != Some(&new);
+            if differs {
+                *wanted = Some(Arc::new(new));
+            }
+            differs
+        });
     }
 }
 
@@ -303,6 +412,8 @@ struct Keeping {
     tls: ServerTls,
     names: Vec<String>,
     content: Vec<u8>,
+    /// Whom to trust, for those who hear of it by us alone.
+    trusted: latest::Sender<String>,
 }
 
 impl Keeping {
@@ -326,6 +437,12 @@ impl Keeping {
         if self.place.publish(&self.client, &root).await? {
             tracing::info!("the roots of the mesh have changed");
         }
+        let trust = root.trust.to_pem();
+        self.trusted.send_if_modified(|said| {
+            let differs = *said != trust;
+            *said = trust;
+            differs
+        });
         let is_new = root.content != self.content;
         if is_new || renewed.elapsed() > SERVER_CERT {
             let cert = root.ca.server_cert(&self.names)?;

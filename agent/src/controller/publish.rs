@@ -10,13 +10,17 @@ use rustc_hash::FxHashMap;
 use super::{
     compile::{Compiler, Delta},
     placement::Placement,
+    waypoint_accounts::WaypointAccounts,
 };
 use crate::{
     feed::{
         store::{Encoded, Kind, Store, Update},
         wds,
     },
-    mesh::{PeerAuthentications, PolicyKey, PortModes, SameNode, SameNodes, Service, Workload},
+    mesh::{
+        PeerAuthentications, PolicyKey, PortModes, SameNode, SameNodes, Service, Workload,
+        http::{RequestAuthentication, ServiceRoutes},
+    },
 };
 
 /// Keeps a store as the compiler says.
@@ -24,6 +28,7 @@ use crate::{
 pub(super) struct Publisher {
     store: Store,
     placement: Placement,
+    waypoints: WaypointAccounts,
     root_namespace: Arc<str>,
     peer_authentications: PeerAuthentications,
     same_nodes: SameNodes,
@@ -35,10 +40,16 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Nothing is published yet.
-    pub(super) fn new(store: Store, placement: Placement, root_namespace: Arc<str>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        placement: Placement,
+        waypoints: WaypointAccounts,
+        root_namespace: Arc<str>,
+    ) -> Self {
         Self {
             store,
             placement,
+            waypoints,
             root_namespace,
             peer_authentications: PeerAuthentications::default(),
             same_nodes: SameNodes::default(),
@@ -51,6 +62,7 @@ impl Publisher {
     pub(super) fn publish(&mut self, compiler: &Compiler, delta: Delta) {
         let changed = delta.workloads.iter().map(|it| &**it);
         self.placement.update(changed, &delta.removed_workloads);
+        self.waypoints.update(delta.waypoints.as_deref());
         let mut updates = Vec::new();
         let for_all = delta.scopes_changed;
         if let Some(modes) = delta.peer_authentications {
@@ -78,6 +90,11 @@ impl Publisher {
         let gone = delta.removed_policies.iter().map(PolicyKey::to_string);
         updates.extend(gone.map(|name| removed(Kind::Authorization, name.into())));
         updates.extend(delta.policies.iter().map(|policy| of_policy(policy)));
+        let gone = delta.removed_routes.iter().map(wds::routes_name);
+        let gone = gone.chain(delta.removed_authentications.iter().map(wds::authentication_name));
+        updates.extend(gone.map(|name| removed(Kind::Http, name.into())));
+        updates.extend(delta.routes.iter().map(|routes| of_routes(routes.values())));
+        updates.extend(delta.authentications.iter().map(|it| of_authentication(it)));
         self.store.update(updates);
     }
 
@@ -173,6 +190,28 @@ fn of_policy(policy: &crate::mesh::Policy) -> Update {
         name: policy.key.to_string().into(),
         resource: Some(Encoded {
             bytes: wds::encode_policy(policy),
+            aliases: Vec::new(),
+        }),
+    }
+}
+
+fn of_routes(routes: &ServiceRoutes) -> Update {
+    Update {
+        kind: Kind::Http,
+        name: wds::routes_name(&routes.service).into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_routes(routes),
+            aliases: Vec::new(),
+        }),
+    }
+}
+
+fn of_authentication(it: &RequestAuthentication) -> Update {
+    Update {
+        kind: Kind::Http,
+        name: wds::authentication_name(&it.key).into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_authentication(it),
             aliases: Vec::new(),
         }),
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     server::{Grpc, UnaryService},
@@ -13,6 +14,7 @@ use super::{
     ca::Authority,
     counts::Counts,
     tokens::{self, Caller, Reviewer},
+    waypoint_accounts::{Standing, WaypointAccounts},
 };
 use crate::{
     feed::server::Server,
@@ -30,6 +32,8 @@ pub(super) struct Services {
     pub(super) reviewer: Arc<dyn Reviewer>,
     /// The CA.
     pub(super) authority: Arc<Authority>,
+    /// Who besides agents may see the mesh.
+    pub(super) waypoints: WaypointAccounts,
     /// The feed.
     pub(super) feed: Server,
     /// What was done.
@@ -52,8 +56,8 @@ impl Services {
         }
         let caller = self.caller(call.headers()).await?;
         if call.uri().path() == DELTA_PATH {
-            self.may_see_the_mesh(&caller)?;
-            return Ok(self.feed.answer(caller.to_string(), call).await);
+            let until = self.may_see_the_mesh(&caller)?;
+            return Ok(self.feed.answer(caller.to_string(), until, call).await);
         }
         let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
         let create = Create {
@@ -63,13 +67,26 @@ impl Services {
         Ok(Grpc::new(codec).unary(create, call).await)
     }
 
-    /// Who runs where, and which policies there are, is for agents: any pod can have a token for our audience.
-    fn may_see_the_mesh(&self, caller: &Caller) -> Result<(), Status> {
+    /// Who runs where, and which policies there are, is for agents and waypoints: any pod can have a token for our audience. The
+    /// answer says until when.
+    fn may_see_the_mesh(&self, caller: &Caller) -> Result<CancellationToken, Status> {
         if self.authority.is_agent(caller) {
-            return Ok(());
+            return Ok(CancellationToken::new());
+        }
+        match self.waypoints.standing(caller) {
+            Standing::Waypoint(until) => return Ok(until),
+            Standing::Unknown => {
+                let why =
+                    "not every kind of object has been listed yet, so that nobody knows who is a waypoint";
+                return Err(Status::unavailable(why));
+            }
+            Standing::Other => {}
         }
         self.counts.denied("not_an_agent");
-        let error = format!("{caller} asks for the mesh: only agents may (see --trusted-agents)");
+        let error = format!(
+            "{caller} asks for the mesh: only agents may (see --trusted-agents), and waypoints, as the service account \
+             that has their Gateway's name"
+        );
         tracing::warn!(error, "a call was refused");
         Err(Status::permission_denied(error))
     }
@@ -115,3 +132,6 @@ impl UnaryService<CertificateRequest> for Create {
         std::future::ready(answer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
-//! The agent's side of the discovery service: keeps a stream to the controller, and makes a mesh of what it says.
+//! The agent's and the waypoint's side of the discovery service: keeps a stream to the controller, and makes a mesh of what it says.
 //!
 //! The last mesh stays in force when the controller is away; when it is back, only what is new is sent. A resource that
-//! cannot be read is refused (NACK), what it was before stays, and the others are taken.
+//! cannot be read is refused (NACK), what it was before stays, and the others are taken; but of routes that cannot be read
+//! nothing stays, and the mesh says so.
 
 mod received;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use tonic_prost::ProstCodec;
 
 pub use self::received::MeshSettings;
 use self::received::Received;
-use super::{Lookup, store::Kind};
+use super::{Lookup, store::Kind, wds::Sees};
 use crate::{
     mesh::Mesh,
     net::chain,
@@ -64,6 +65,9 @@ pub struct ClientConfig {
     pub node: String,
     /// What resources leave out.
     pub settings: MeshSettings,
+    /// Whether to ask for what waypoints do with requests as well, and to read what policies and workloads say of it. There is no
+    /// mesh before that has arrived too.
+    pub subscribe_http: bool,
 }
 
 /// A mesh, and what it answers.
@@ -101,9 +105,13 @@ impl Client {
         let (sender, meshes) = mpsc::channel(MESHES);
         let (lookups, asked) = mpsc::channel(LOOKUPS);
         let state = Arc::<Mutex<FeedState>>::default();
+        let sees = match config.subscribe_http {
+            true => Sees::Requests,
+            false => Sees::Connections,
+        };
         let asking = Asking {
             config,
-            received: Arc::default(),
+            received: Arc::new(Received::new(sees)),
             sender,
             asked,
             waiting: Vec::new(),
@@ -237,9 +245,9 @@ impl Asking {
             .await
             .map_err(SessionError::Channel)?;
         let (requests, queue) = mpsc::channel(Kind::ALL.len() + LOOKUPS);
-        for kind in Kind::ALL {
+        for kind in self.received.kinds() {
             // There is room.
-            let _ = requests.send(self.subscription(kind)).await;
+            let _ = requests.send(self.subscription(*kind)).await;
         }
         let mut request = tonic::Request::new(ReceiverStream::new(queue));
         let signed = self.config.credentials.sign(request.metadata_mut()).await;
@@ -280,7 +288,7 @@ impl Asking {
             ..DeltaDiscoveryRequest::default()
         };
         let gone: Vec<_> = response.removed_resources.clone();
-        let kind = Kind::of(&response.type_url);
+        let kind = Kind::of(&response.type_url).filter(|kind| self.received.kinds().contains(kind));
         let is_new = kind.is_some_and(|kind| self.received.would_change(kind, &response));
         let problems = match kind {
             Some(kind) => Arc::make_mut(&mut self.received).take(kind, response, &self.config.settings),

@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Status, Streaming,
     body::Body,
@@ -83,23 +84,35 @@ impl Server {
         &self.counts
     }
 
-    /// Answers a call of [`DELTA_PATH`](crate::rpc::discovery::DELTA_PATH). `client` is what logs call it.
-    pub async fn answer(&self, client: String, call: http::Request<Incoming>) -> http::Response<Body> {
+    /// Answers a call of [`DELTA_PATH`](crate::rpc::discovery::DELTA_PATH), and goes on until the client may hear no more. `client`
+    /// is what logs call it.
+    pub async fn answer(
+        &self,
+        client: String,
+        until: CancellationToken,
+        call: http::Request<Incoming>,
+    ) -> http::Response<Body> {
         let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
         Grpc::new(codec)
             .max_decoding_message_size(LARGEST_REQUEST)
-            .streaming(Called(self.clone(), client), call)
+            .streaming(Called(self.clone(), client, until), call)
             .await
     }
 
     /// Serves one stream.
-    fn stream(&self, client: String, requests: Streaming<DeltaDiscoveryRequest>) -> Responses {
+    fn stream(
+        &self,
+        client: String,
+        until: CancellationToken,
+        requests: Streaming<DeltaDiscoveryRequest>,
+    ) -> Responses {
         let (sender, receiver) = mpsc::channel(1);
         let stream = Stream {
             server: self.clone(),
             client,
+            until,
             sender,
-            subscriptions: [Subscription::default(), Subscription::default()],
+            subscriptions: Default::default(),
             nonce: 0,
         };
         tokio::spawn(stream.run(requests));
@@ -108,7 +121,7 @@ impl Server {
 }
 
 /// One call, as tonic wants it.
-struct Called(Server, String);
+struct Called(Server, String, CancellationToken);
 
 impl StreamingService<DeltaDiscoveryRequest> for Called {
     type Response = DeltaDiscoveryResponse;
@@ -116,7 +129,8 @@ impl StreamingService<DeltaDiscoveryRequest> for Called {
     type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
 
     fn call(&mut self, request: tonic::Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let responses = self.0.stream(std::mem::take(&mut self.1), request.into_inner());
+        let client = std::mem::take(&mut self.1);
+        let responses = self.0.stream(client, self.2.clone(), request.into_inner());
         std::future::ready(Ok(tonic::Response::new(responses)))
     }
 }
@@ -146,8 +160,10 @@ struct Unanswered {
 struct Stream {
     server: Server,
     client: String,
+    /// When it may hear no more.
+    until: CancellationToken,
     sender: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-    subscriptions: [Subscription; 2],
+    subscriptions: [Subscription; Kind::ALL.len()],
     nonce: u64,
 }
 
@@ -189,6 +205,9 @@ impl Stream {
                     Ok(()) => self.push_changes().await,
                     Err(_) => Err(None),
                 },
+                () = self.until.cancelled() => Err(Some(Status::permission_denied(
+                    "this client may not see the mesh any more",
+                ))),
                 () = Self::waited_too_long(&self.subscriptions) => {
                     self.stop_waiting();
                     Ok(())
@@ -346,7 +365,7 @@ impl Stream {
     }
 
     /// Resolves when a large push has kept others waiting for long enough.
-    async fn waited_too_long(subscriptions: &[Subscription; 2]) {
+    async fn waited_too_long(subscriptions: &[Subscription]) {
         let large = subscriptions
             .iter()
             .filter_map(|it| it.unanswered.as_ref()?.large.as_ref());

@@ -26,17 +26,20 @@ pub enum Kind {
     Address,
     /// L4 policies.
     Authorization,
+    /// What waypoints do with requests.
+    Http,
 }
 
 impl Kind {
     /// Every one.
-    pub const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+    pub const ALL: [Self; 3] = [Self::Address, Self::Authorization, Self::Http];
 
     /// Its name in the protocol.
     pub fn type_url(self) -> &'static str {
         match self {
             Self::Address => crate::rpc::discovery::ADDRESS_TYPE,
             Self::Authorization => crate::rpc::discovery::AUTHORIZATION_TYPE,
+            Self::Http => crate::rpc::discovery::HTTP_TYPE,
         }
     }
 
@@ -84,7 +87,7 @@ type Revision = Option<u64>;
 #[derive(Debug, Default)]
 struct Resources {
     revision: u64,
-    kinds: [FxHashMap<Arc<str>, Entry>; 2],
+    kinds: [FxHashMap<Arc<str>, Entry>; Kind::ALL.len()],
     aliases: FxHashMap<String, Arc<str>>,
     /// Since `forgotten`, in order.
     changes: VecDeque<(u64, Kind, Arc<str>)>,

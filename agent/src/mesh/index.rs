@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
-    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, SameNode,
+    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Refusal, SameNode,
     SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
     authorize::{Cover, Covered, OfServices, Policies},
     endpoints::Endpoints,
@@ -188,8 +188,23 @@ impl Mesh {
     }
 
     /// What a waypoint does with what is sent to a service, if anything.
-    pub fn http_routes(&self, service: &ServiceKey) -> Option<&Arc<http::Routes>> {
+    ///
+    /// # Errors
+    /// Where that arrived and cannot be read. Then everything is refused.
+    pub fn http_routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<http::Routes>>, http::UnreadableRoutes> {
         self.http.routes(service)
+    }
+
+    /// The same for whoever answers a request.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn usable_routes(&self, service: &ServiceKey) -> Result<Option<&Arc<http::Routes>>, Refusal> {
+        let unreadable = |_| Refusal::RoutesUnreadable(service.clone());
+        self.http.routes(service).map_err(unreadable)
     }
 
     /// Whose tokens are believed, by the name that services and workloads give.

@@ -27,6 +27,9 @@ pub enum Refusal {
     /// The service has healthy endpoints, but none where its load balancing (STRICT) looks for them.
     #[error("service {0} has healthy endpoints, but none of them near enough: its load balancing is STRICT")]
     NoEndpointInScope(ServiceKey),
+    /// The service's routes cannot be read: nobody knows what they were to refuse.
+    #[error("the routes of service {0} cannot be read")]
+    RoutesUnreadable(ServiceKey),
     /// The destination is bound to a waypoint that the mesh does not know or that has no healthy endpoint.
     #[error("the waypoint of {0} is not available")]
     WaypointUnavailable(String),
@@ -94,6 +97,7 @@ impl Refusal {
             Self::NoMesh
             | Self::UnknownDestination(_)
             | Self::NoSuchPort(..)
+            | Self::RoutesUnreadable(_)
             | Self::NoHealthyEndpoint(_)
             | Self::NoEndpointInScope(_)
             | Self::WaypointUnavailable(_)

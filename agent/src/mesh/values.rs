@@ -1,14 +1,18 @@
 //! One value as people write it, in a mesh file or in a manifest: from the text to what it means, or to a message that
 //! says what is wrong with it and how to mend it. Nothing here knows of any other value.
 
+mod requests;
+
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{
-    BalancingMode, HealthPolicy, LoadBalancing, MtlsMode, RoutingScope, SameNode, ServiceAccountMatch,
-    ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
+    AppProtocol, BalancingMode, HealthPolicy, LoadBalancing, MtlsMode, RoutingScope, SameNode,
+    ServiceAccountMatch, ServiceKey, SpiffeId, StringMatch, TrustDomain, is_own_port,
 };
+
+pub use requests::{path_pattern, request_condition};
 
 /// The longest name that Kubernetes knows, in bytes.
 const LONGEST_NAME: usize = 253;
@@ -239,7 +243,8 @@ pub fn not_empty(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn pattern(text: &str) -> Result<StringMatch, String> {
+/// A text as Istio's policies write it: whole, `start*`, `*end` or `*`.
+pub fn pattern(text: &str) -> Result<StringMatch, String> {
     let pattern = match (text.strip_prefix('*'), text.strip_suffix('*')) {
         (Some(""), _) => StringMatch::Presence,
         (Some(suffix), None) => StringMatch::Suffix(suffix.into()),
@@ -303,6 +308,18 @@ pub fn internal_policy(text: &str) -> Result<Option<LoadBalancing>, String> {
         })),
         "Cluster" => Ok(None),
         _ => Err(one_of(text, "Local or Cluster")),
+    }
+}
+
+/// What is spoken on a port, by a word of `appProtocol`; none for one that says nothing of what weft knows.
+pub fn app_protocol(word: &str) -> Option<AppProtocol> {
+    match word.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "http/1.1" | "kubernetes.io/ws" => Some(AppProtocol::Http11),
+        "http2" | "h2c" | "kubernetes.io/h2c" => Some(AppProtocol::Http2),
+        "grpc" | "grpc-web" => Some(AppProtocol::Grpc),
+        "tls" | "https" | "kubernetes.io/wss" => Some(AppProtocol::Tls),
+        "tcp" | "mongo" | "mysql" | "redis" => Some(AppProtocol::Tcp),
+        _ => None,
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Authorization {
     /// Evaluated, not enforced.
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
+    /// What only some agents understand; see `feed::wds`.
+    #[prost(message, repeated, tag = "7")]
+    pub extensions: Vec<super::workload::Extension>,
 }
 
 #[allow(missing_docs)]

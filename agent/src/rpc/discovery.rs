@@ -13,6 +13,8 @@ pub const DELTA_PATH: &str =
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// L4 policies (`istio.security.Authorization`).
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// What waypoints do with requests (`feed::wds::http`): ours, no server but ours has any.
+pub const HTTP_TYPE: &str = "type.googleapis.com/weft.mesh.Http";
 
 /// Who asks.
 #[derive(Clone, PartialEq, prost::Message)]

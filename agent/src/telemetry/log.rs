@@ -20,8 +20,11 @@ use tracing_subscriber::{
 
 use crate::mesh::{Direction, Flow, Outcome, Party, PolicyKey, Security};
 
+mod requests;
 #[cfg(test)]
 mod tests;
+
+pub use requests::request;
 
 /// Lines that may wait for the writer: some 10 MiB of access lines, a second or two of a busy node.
 const QUEUED_LINES: usize = 16_384;

@@ -18,13 +18,14 @@ use prometheus_client::{
 };
 
 use super::DroppedLines;
-use crate::mesh::{Flow, Policy, Workload};
+use crate::mesh::{Flow, Policy, Workload, http::RequestFlow};
 
 mod connections;
 mod dns;
 mod labels;
 mod limits;
 mod policies;
+mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ pub use dns::DnsLabels;
 pub use limits::Elsewhere;
 use limits::Limits;
 use policies::DryRuns;
+use requests::Requests;
 
 /// What [`Metrics::encode`] writes, for a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -47,6 +49,7 @@ pub struct Metrics(Arc<Registered>);
 struct Registered {
     registry: Registry,
     connections: Arc<Connections>,
+    requests: Arc<Requests>,
     dns: Dns,
     dry_runs: DryRuns,
     limits: Arc<Limits>,
@@ -68,6 +71,7 @@ impl Metrics {
         let mut registered = Registered {
             registry: Registry::default(),
             connections: Arc::default(),
+            requests: Arc::default(),
             dns: Dns::default(),
             dry_runs: DryRuns::default(),
             limits: Arc::default(),
@@ -96,6 +100,11 @@ impl Metrics {
     pub fn refused(&self, flow: &Flow) {
         self.0.connections.refused(flow);
         self.0.limits.refused(flow);
+    }
+
+    /// Counts a request of a waypoint that has ended.
+    pub fn record_request(&self, flow: &RequestFlow) {
+        self.0.requests.record(flow);
     }
 
     /// Asks `elsewhere` too how often limits were reached. To be called once.
@@ -131,9 +140,10 @@ impl Metrics {
     /// Says which workloads the mesh has; to be called whenever it changes. The series of the others are dropped some
     /// minutes after they left, when the metrics are next asked for: by then their last values were scraped.
     pub fn retain<'a>(&self, live: impl IntoIterator<Item = &'a Arc<Workload>>, now: Instant) {
-        self.0
-            .connections
-            .retain(live.into_iter().map(|workload| &**workload), now);
+        let live = live.into_iter().map(|workload| labels::workload_labels(workload));
+        let live = live.collect();
+        self.0.connections.retain(&live, now);
+        self.0.requests.retain(&live, now);
     }
 
     /// Sets how many pods have an open listener, and how many wait for one.
@@ -197,6 +207,7 @@ impl Registered {
         let registry = &mut self.registry;
         registry.register("istio_build", "The component and its version", build);
         registry.register_collector(Box::new(self.connections.clone()));
+        registry.register_collector(Box::new(self.requests.clone()));
         self.dns.register(registry);
         let manager = registry.sub_registry_with_prefix("workload_manager");
         let gauges = [

@@ -188,7 +188,7 @@ impl Upstreams {
     ) -> Result<Cluster, Refusal> {
         let mesh = &seen.mesh;
         let subset = subset.map(|name| &**name);
-        let routes = mesh.http_routes(service);
+        let routes = mesh.usable_routes(service)?;
         let policy = match routes.map(|routes| routes.traffic(port, subset)) {
             Some(Some(policy)) => policy.clone(),
             // A subset that nobody has defined has no endpoints.

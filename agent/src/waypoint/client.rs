@@ -88,7 +88,10 @@ impl Client {
     fn look(&self, seen: &Arc<Seen>) -> Result<Here, Refusal> {
         let mesh = &seen.mesh;
         let bound = bound(mesh, &seen.own, sought(&self.authority))?;
-        let routes = bound.service().and_then(|service| mesh.http_routes(&service.key));
+        let routes = match bound.service() {
+            Some(service) => mesh.usable_routes(&service.key)?,
+            None => None,
+        };
         let named = named(&bound, routes);
         let found = |key: &PolicyKey| mesh.request_authentication(key).cloned();
         Ok(Here {

@@ -124,10 +124,10 @@ struct Question {
 impl Question {
     /// What the policies say of the service and of the workload.
     fn ask(&self, mesh: &Mesh) -> Result<Option<PolicyKey>, Refusal> {
-        let routes = self
-            .service
-            .as_ref()
-            .and_then(|service| mesh.http_routes(service));
+        let routes = match &self.service {
+            Some(service) => mesh.usable_routes(service)?,
+            None => None,
+        };
         let policies = routes.map_or(&[][..], |routes| &routes.values().policies);
         let of_service = allowed(authorize_service_connection(mesh, policies, &self.dialled))?;
         let workload = mesh.workload(&self.uid).ok_or(Refusal::UnknownWorkload)?;

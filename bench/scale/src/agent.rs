@@ -33,6 +33,7 @@ pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
             cluster_cidrs: Vec::new(),
             same_nodes: SameNodes::default(),
         },
+        subscribe_http: false,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -120,3 +120,19 @@ seLinuxOptions:
 - name: WEFT_PIN_DIR
   value: {{ printf "%s/%s" .Values.agent.node.bpffsPath .Values.agent.node.pinFolder | quote }}
 {{- end }}
+
+{{/* What waypoints' pods have besides what the controller gives them, as JSON. */}}
+{{- define "weft.waypointPod" -}}
+{{- $pod := dict "tolerations" .Values.waypoints.tolerations "nodeSelector" .Values.waypoints.nodeSelector "affinity" .Values.waypoints.affinity -}}
+{{- with .Values.waypoints.priorityClassName -}}
+{{- $_ := set $pod "priorityClassName" . -}}
+{{- end -}}
+{{- $secrets := list -}}
+{{- range .Values.image.pullSecrets -}}
+{{- $secrets = append $secrets (dict "name" .) -}}
+{{- end -}}
+{{- with $secrets -}}
+{{- $_ := set $pod "imagePullSecrets" . -}}
+{{- end -}}
+{{- toJson $pod -}}
+{{- end }}

@@ -22,6 +22,17 @@ pub struct Custom {
     pub status: Value,
 }
 
+/// The annotations that are read of any of them.
+const ANNOTATIONS: [&str; 7] = [
+    labels::DRY_RUN,
+    labels::TRAFFIC_DISTRIBUTION,
+    labels::WAYPOINT_REPLICAS,
+    labels::WAYPOINT_MIN_REPLICAS,
+    labels::WAYPOINT_MAX_REPLICAS,
+    labels::WAYPOINT_CPU,
+    labels::WAYPOINT_MEMORY,
+];
+
 impl kube::Resource for Custom {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
@@ -54,10 +65,7 @@ impl kube::Resource for Custom {
 impl Custom {
     /// Drops what nobody reads: of `status`, all but what others than weft write.
     pub fn trim(&mut self, kind: Kind) {
-        trim_metadata(
-            &mut self.metadata,
-            &[labels::DRY_RUN, labels::TRAFFIC_DISTRIBUTION],
-        );
+        trim_metadata(&mut self.metadata, &ANNOTATIONS);
         let keeps = match kind {
             Kind::Gateway | Kind::WorkloadEntry => "conditions",
             Kind::ServiceEntry => "addresses",

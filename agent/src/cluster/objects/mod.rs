@@ -77,6 +77,11 @@ impl Object {
         }
     }
 
+    /// Drops the list of who wrote which field, which may be longer than all the rest.
+    pub fn forget_managers(&mut self) {
+        self.metadata_mut().managed_fields = None;
+    }
+
     /// Drops what nobody reads.
     pub fn trim(&mut self) {
         match self {

@@ -6,6 +6,7 @@ use super::{
     Resources, Settings, WaypointFor, WaypointGateway,
     namespace::{Pass, label},
     shared::{Admits, Expression, Operator, Waypoint, condition},
+    waypoint_gateway,
     waypoints::service_of,
 };
 use crate::{
@@ -33,11 +34,13 @@ pub(super) fn gateways(pass: &mut Pass<'_>) {
             reader.tell(Severity::Warning, "NoHboneListener", message);
         }
         if waypoint.is_ours {
+            let wishes = waypoint_gateway::read(object, &mut reader);
             pass.unit.waypoints.push(WaypointGateway {
                 gateway: ObjectRef::new(Kind::Gateway, &object.metadata),
                 class: waypoint.class.as_str().into(),
                 waypoint_for: waypoint.waypoint_for,
                 hbone_port: waypoint.hbone_port,
+                wishes,
             });
         }
     }
@@ -77,6 +80,8 @@ pub(super) fn waypoint(object: &Custom, resources: &Resources, settings: &Settin
         admits: read.admits,
         ready: condition(&object.status, "Programmed").unwrap_or(false),
         enforces: false,
+        policies: Vec::new(),
+        authentications: Vec::new(),
     })
 }
 

@@ -5,8 +5,11 @@
 //! concerned; [`compile`] is the same from nothing. No I/O, no clock, no panic: what cannot be read is a [`Diagnostic`],
 //! and what is in doubt is closed. Called by the controller's watches and by `weft analyze`.
 
+mod authentications;
+mod bound;
 mod claims;
 mod compiler;
+mod destination_rules;
 mod drafts;
 mod endpoints;
 mod gateways;
@@ -14,12 +17,16 @@ mod namespace;
 mod peer_authentications;
 mod pods;
 mod policy;
+mod requests;
 mod resources;
+mod routing;
 mod rules;
+mod seen;
 mod service_entries;
 mod services;
 mod shared;
 mod unit;
+mod waypoint_gateway;
 mod waypoint_only;
 mod waypoints;
 mod workload_entries;
@@ -33,6 +40,7 @@ use ipnet::IpNet;
 
 pub use compiler::{Compiler, compile};
 pub use resources::{Change, Resources};
+pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
 
 pub use crate::manifests::{Diagnostic, ObjectRef, Severity};
 
@@ -97,6 +105,8 @@ pub struct WaypointGateway {
     pub waypoint_for: WaypointFor,
     /// The port on which it speaks HBONE.
     pub hbone_port: u16,
+    /// How it is to be deployed.
+    pub wishes: WaypointWishes,
 }
 
 /// What goes through a waypoint, by what was dialled (`istio.io/waypoint-for`).
@@ -146,4 +156,20 @@ pub struct Delta {
     pub diagnostics: Option<Vec<Diagnostic>>,
     /// All of them, where any changed.
     pub waypoints: Option<Vec<WaypointGateway>>,
+}
+
+impl Delta {
+    /// Whether workloads changed, and no object that says what is to be done with them.
+    pub fn is_of_workloads(&self) -> bool {
+        let some = !self.workloads.is_empty() || !self.removed_workloads.is_empty();
+        let lists = [
+            self.services.is_empty() && self.removed_services.is_empty(),
+            self.policies.is_empty() && self.removed_policies.is_empty(),
+            self.routes.is_empty() && self.removed_routes.is_empty(),
+            self.authentications.is_empty() && self.removed_authentications.is_empty(),
+        ];
+        let others =
+            self.peer_authentications.is_some() || self.diagnostics.is_some() || self.waypoints.is_some();
+        some && !others && !lists.contains(&false)
+    }
 }

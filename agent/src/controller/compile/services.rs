@@ -188,15 +188,7 @@ fn app_protocols(object: &Service) -> BTreeMap<u16, AppProtocol> {
 /// What `appProtocol` says, or else the beginning of the port's name.
 pub(super) fn app_protocol(written: Option<&str>, name: Option<&str>) -> Option<AppProtocol> {
     let of_name = || name.map(|name| name.split_once('-').map_or(name, |(start, _)| start));
-    let word = written.or_else(of_name)?.to_ascii_lowercase();
-    match word.as_str() {
-        "http" | "http1" | "http/1.1" | "kubernetes.io/ws" => Some(AppProtocol::Http11),
-        "http2" | "h2c" | "kubernetes.io/h2c" => Some(AppProtocol::Http2),
-        "grpc" | "grpc-web" => Some(AppProtocol::Grpc),
-        "tls" | "https" | "kubernetes.io/wss" => Some(AppProtocol::Tls),
-        "tcp" | "mongo" | "mysql" | "redis" => Some(AppProtocol::Tcp),
-        _ => None,
-    }
+    values::app_protocol(written.or_else(of_name)?)
 }
 
 fn load_balancing(object: &Service, pass: &mut Pass<'_>) -> LoadBalancing {

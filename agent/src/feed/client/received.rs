@@ -8,11 +8,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     feed::{
         store::Kind,
-        wds::{self, Addressed, Converted, Defaults},
+        wds::{self, Addressed, Converted, Defaults, Http, Sees},
     },
     mesh::{
         Mesh, MeshParts, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, SameNodes, TrustDomain,
-        Workload,
+        Workload, http,
     },
     rpc::discovery::{DeltaDiscoveryResponse, Resource},
 };
@@ -35,8 +35,9 @@ pub struct MeshSettings {
 }
 
 impl MeshSettings {
-    fn defaults(&self) -> Defaults {
+    fn defaults(&self, sees: Sees) -> Defaults {
         Defaults {
+            sees,
             trust_domain: self.trust_domain.clone(),
             cluster: self.cluster.clone(),
         }
@@ -46,25 +47,45 @@ impl MeshSettings {
 /// The resources by name, each with its version.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Received {
+    sees: Sees,
     addresses: HashMap<String, (String, Addressed)>,
     policies: HashMap<String, (String, Policy)>,
+    /// None where it cannot be read. Its version is empty then, so that it is sent again to whoever asks again.
+    http: HashMap<String, (String, Option<Http>)>,
     /// Of which kinds everything has arrived once.
     complete: [bool; Kind::ALL.len()],
 }
 
 impl Received {
+    /// Nothing yet, for whoever sees this much.
+    pub(super) fn new(sees: Sees) -> Self {
+        Self {
+            sees,
+            ..Self::default()
+        }
+    }
+
+    /// The kinds that are asked for: agents have no use for what waypoints do.
+    pub(super) fn kinds(&self) -> &'static [Kind] {
+        match self.sees {
+            Sees::Connections => &[Kind::Address, Kind::Authorization],
+            Sees::Requests => &Kind::ALL,
+        }
+    }
+
     /// Whether a response says more than that there is nothing of some names.
     pub(super) fn would_change(&self, kind: Kind, response: &DeltaDiscoveryResponse) -> bool {
         let is_here = |name: &String| match kind {
             Kind::Address => self.addresses.contains_key(name),
             Kind::Authorization => self.policies.contains_key(name),
+            Kind::Http => self.http.contains_key(name),
         };
         !self.complete[kind as usize]
             || !response.resources.is_empty()
             || response.removed_resources.iter().any(is_here)
     }
 
-    /// Takes a response in. The answer is what of it cannot be read; that is left as it was.
+    /// Takes a response in. The answer is what of it cannot be read; that is left as it was, but for what waypoints do.
     pub(super) fn take(
         &mut self,
         kind: Kind,
@@ -76,9 +97,10 @@ impl Received {
             match kind {
                 Kind::Address => drop(self.addresses.remove(name)),
                 Kind::Authorization => drop(self.policies.remove(name)),
+                Kind::Http => drop(self.http.remove(name)),
             }
         }
-        let defaults = settings.defaults();
+        let defaults = settings.defaults(self.sees);
         for resource in response.resources {
             let name = resource.name.clone();
             if let Err(error) = self.take_one(kind, resource, &defaults) {
@@ -108,32 +130,36 @@ impl Received {
                 self.addresses.insert(name, (version, address));
             }
             Kind::Authorization => {
-                let policy = wds::policy(&bytes)?;
+                let policy = wds::policy(&bytes, self.sees)?;
                 self.policies.insert(name, (version, policy));
             }
+            // What it was before may let through what it is to refuse now.
+            Kind::Http => match wds::http(&name, &bytes) {
+                Ok(read) => drop(self.http.insert(name, (version, Some(read)))),
+                Err(error) => {
+                    self.http.insert(name, (String::new(), None));
+                    return Err(error);
+                }
+            },
         }
         Ok(())
     }
 
     /// Whether there is a mesh: a part of one would refuse too much, or too little.
     pub(super) fn is_complete(&self) -> bool {
-        self.complete.iter().all(|complete| *complete)
+        self.kinds().iter().all(|kind| self.complete[*kind as usize])
     }
 
     /// What is here already, for a server that is asked again.
     pub(super) fn versions(&self, kind: Kind) -> HashMap<String, String> {
-        let of = |(name, version): (&String, &String)| (name.clone(), version.clone());
+        fn of<T>(all: &HashMap<String, (String, T)>) -> HashMap<String, String> {
+            let version = |(name, (version, _)): (&String, &(String, T))| (name.clone(), version.clone());
+            all.iter().map(version).collect()
+        }
         match kind {
-            Kind::Address => self
-                .addresses
-                .iter()
-                .map(|(name, (version, _))| of((name, version)))
-                .collect(),
-            Kind::Authorization => self
-                .policies
-                .iter()
-                .map(|(name, (version, _))| of((name, version)))
-                .collect(),
+            Kind::Address => of(&self.addresses),
+            Kind::Authorization => of(&self.policies),
+            Kind::Http => of(&self.http),
         }
     }
 
@@ -166,8 +192,21 @@ impl Received {
                 ..PeerAuthentications::default()
             },
             same_nodes: settings.same_nodes.clone(),
-            http: Default::default(),
+            http: self.http(),
         })
+    }
+
+    /// What waypoints do. An authentication that cannot be read is none: whoever names it refuses.
+    fn http(&self) -> http::Parts {
+        let mut parts = http::Parts::default();
+        for (name, (_, read)) in &self.http {
+            match read {
+                Some(Http::Routes(routes)) => parts.routes.push(Arc::clone(routes)),
+                Some(Http::Authentication(it)) => parts.authentications.push(Arc::clone(it)),
+                None => parts.unreadable.extend(wds::routes_of(name)),
+            }
+        }
+        parts
     }
 }
 

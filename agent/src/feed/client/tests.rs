@@ -30,7 +30,9 @@ impl Handler for Open {
         Box::pin(async move {
             assert_eq!(request.uri().path(), DELTA_PATH);
             assert_eq!(request.headers()["authorization"], "Bearer a-token");
-            self.0.answer("test".into(), request).await
+            self.0
+                .answer("test".into(), CancellationToken::new(), request)
+                .await
         })
     }
 }
@@ -78,11 +80,15 @@ impl World {
     }
 
     fn client(&self, address: SocketAddr) -> Client {
-        self.client_of(address, NAME)
+        self.client_of(address, NAME, false)
+    }
+
+    fn waypoint(&self, address: SocketAddr) -> Client {
+        self.client_of(address, NAME, true)
     }
 
     /// One that expects a server of this name.
-    fn client_of(&self, address: SocketAddr, server_name: &str) -> Client {
+    fn client_of(&self, address: SocketAddr, server_name: &str, subscribe_http: bool) -> Client {
         let root = self.root.clone();
         Client::spawn(ClientConfig {
             credentials: Credentials {
@@ -105,6 +111,7 @@ impl World {
                 cluster_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
                 same_nodes: SameNodes::default(),
             },
+            subscribe_http,
         })
     }
 }
@@ -312,11 +319,122 @@ async fn mtls_modes_arrive_as_modes() {
     assert_eq!((mesh.policies().len(), workload.policies.len()), (0, 0));
 }
 
+fn cart() -> crate::mesh::ServiceKey {
+    wds::routes_of("shop/cart.shop.svc.cluster.local").unwrap()
+}
+
+/// Routes of the service `cart`, with this many policies.
+fn routes(policies: usize) -> Update {
+    let policies: Vec<_> = (0..policies)
+        .map(|n| format!(r#"{{"namespace":"shop","name":"p{n}"}}"#))
+        .collect();
+    let text = format!(
+        r#"{{"routes":{{"service":{{"namespace":"shop","hostname":"{}"}},"policies":[{}]}}}}"#,
+        cart().hostname,
+        policies.join(",")
+    );
+    http(&wds::routes_name(&cart()), Some(text))
+}
+
+fn http(name: &str, text: Option<String>) -> Update {
+    Update {
+        kind: Kind::Http,
+        name: name.into(),
+        resource: text.map(|text| Encoded {
+            bytes: text.into(),
+            aliases: Vec::new(),
+        }),
+    }
+}
+
+/// What a mesh says of the service `cart`: how many policies its routes name, that it has none, or that they cannot be read.
+fn said(mesh: &Mesh) -> &'static str {
+    match mesh.http_routes(&cart()) {
+        Ok(None) => "none",
+        Ok(Some(routes)) => ["0", "1", "2"][routes.values().policies.len()],
+        Err(_) => "unreadable",
+    }
+}
+
+/// The next mesh that says this of the service `cart`.
+async fn mesh_that_says(client: &mut Client, expect: &str) -> Mesh {
+    let found = async {
+        loop {
+            let mesh = client.changed().await.mesh;
+            if said(&mesh) == expect {
+                return mesh;
+            }
+        }
+    };
+    let found = timeout(WAIT, found).await;
+    found.unwrap_or_else(|_| panic!("a mesh that says {expect} never came"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waypoint_is_told_what_to_do_with_requests_and_an_agent_is_not() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    let jwt = r#"{"authentication":{"key":{"namespace":"shop","name":"jwt"},"rules":[]}}"#;
+    let jwt = http("auth/shop/jwt", Some(jwt.to_owned()));
+    world
+        .store
+        .update([pod("a-1", "10.0.0.1", &[]).1, routes(1), jwt]);
+    let (mut waypoint, mut agent) = (world.waypoint(address), world.client(address));
+    let mesh = mesh_with(&mut waypoint, &["a-1"]).await.mesh;
+    let key = PolicyKey {
+        namespace: "shop".into(),
+        name: "jwt".into(),
+    };
+    assert_eq!(
+        (said(&mesh), mesh.request_authentication(&key).is_some()),
+        ("1", true)
+    );
+    let mesh = mesh_with(&mut agent, &["a-1"]).await.mesh;
+    assert_eq!(
+        (said(&mesh), mesh.request_authentication(&key).is_some()),
+        ("none", false)
+    );
+    // One changed service is one resource, and one push to one client.
+    let pushes = || {
+        world
+            .server
+            .counts()
+            .pushes
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let before = pushes();
+    world.store.update([routes(2)]);
+    mesh_that_says(&mut waypoint, "2").await;
+    assert_eq!(pushes() - before, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_routes_that_cannot_be_read_nothing_stays() {
+    let world = World::new();
+    let (address, shutdown, serving) = world.serve("127.0.0.1:0").await;
+    world.store.update([pod("a-1", "10.0.0.1", &[]).1, routes(1)]);
+    let mut client = world.waypoint(address);
+    mesh_that_says(&mut client, "1").await;
+    let name = wds::routes_name(&cart());
+    let later =
+        r#"{"routes":{"service":{"namespace":"shop","hostname":"cart.shop.svc.cluster.local"},"later":1}}"#;
+    world.store.update([http(&name, Some(later.to_owned()))]);
+    mesh_that_says(&mut client, "unreadable").await;
+    let error = client.state().lock().unwrap().error.clone().unwrap();
+    assert!(error.contains(&name) && error.contains("later"), "{error}");
+    // They go while the server is away.
+    shutdown.cancel();
+    serving.await.unwrap();
+    world.store.update([http(&name, None)]);
+    let _serving = world.serve(&address.to_string()).await;
+    mesh_that_says(&mut client, "none").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_of_another_name_is_sent_no_token() {
     let world = World::new();
     let (address, ..) = world.serve("127.0.0.1:0").await;
-    let client = world.client_of(address, "somebody-else.svc");
+    let client = world.client_of(address, "somebody-else.svc", false);
     let state = client.state();
     until("an error", || state.lock().unwrap().error.is_some()).await;
     let error = state.lock().unwrap().error.clone().unwrap();

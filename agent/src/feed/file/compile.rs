@@ -2,23 +2,27 @@
 //!
 //! Pure. Not here: single values (`values`), workloads (`workloads`), policies (`policies`, `rules`, `peer_authentications`).
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_saphyr::Spanned;
 
 use super::{
-    LocalPod, MeshFile, Problem, balancing, peer_authentications, policies,
+    LocalPod, MeshFile, Problem, balancing,
+    manifests::ManifestFile,
+    objects::Objects,
+    peer_authentications, policies,
     problem::{Place, Problems},
+    routes,
     schema::{Document, Labels, PortEntry, ServiceEntry, Text, WaypointEntry},
     values,
     workloads::{self, Pod},
 };
 use crate::{
     mesh::{
-        GatewayAddress, GatewayDestination, Mesh, MeshParts, PortMapping, SameNode, SameNodes, Service,
-        ServiceKey, TrustDomain,
+        AppProtocol, GatewayAddress, GatewayDestination, HBONE_PORT, Mesh, MeshParts, PortMapping, SameNode,
+        SameNodes, Service, ServiceKey, TrustDomain,
     },
     net::netns::NetnsSource,
 };
@@ -31,11 +35,15 @@ pub(super) struct Globals {
     pub(super) root_namespace: Arc<str>,
 }
 
-/// Compiles a mesh file, as the node of this name sees it.
+/// Compiles a mesh file and the manifests that it names, as the node of this name sees it.
 ///
 /// # Errors
 /// Everything that is wrong with it, at least one problem.
-pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<Problem>> {
+pub(super) fn compile(
+    document: &Document,
+    files: &[ManifestFile],
+    node: &str,
+) -> Result<MeshFile, Vec<Problem>> {
     let mut problems = Problems::default();
     let globals = globals(document, &mut problems);
     let cluster_cidrs = problems.read_all(
@@ -47,9 +55,12 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
     let services = services(document, &globals, &mut pods, &mut problems);
     check_addresses(document, &mut problems);
     check_waypoints(document, &globals, &pods, &services, &mut problems);
-    let policies = policies::policies(document, &globals, &mut pods, &mut problems);
+    let policies::Read { policies, targeted } =
+        policies::policies(document, &globals, &mut pods, &services, &mut problems);
     let peer_authentications =
         peer_authentications::peer_authentications(document, &globals, &mut pods, &mut problems);
+    let objects = Objects::read(document, files, &mut problems);
+    let http = routes::http(&objects, &globals, &mut pods, &services, &targeted, &mut problems);
     let same_nodes = same_nodes(document, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
     let warnings = problems.into_warnings()?;
@@ -64,7 +75,7 @@ pub(super) fn compile(document: &Document, node: &str) -> Result<MeshFile, Vec<P
         policies,
         peer_authentications,
         same_nodes,
-        http: Default::default(),
+        http,
     });
     Ok(MeshFile {
         mesh,
@@ -183,6 +194,7 @@ fn service(
     let vips = problems.read_all(&entry.vips, &place.field("vips"), values::vip);
     let (vips, vip_networks) = vips.into_iter().partition::<Vec<_>, _>(is_single);
     let load_balancing = balancing::load_balancing(entry, place, problems);
+    let (ports, app_protocols) = ports(&entry.ports, &place.field("ports"), problems);
     let (name, namespace) = (name?, namespace?);
     let hostname = match hostname {
         Some(hostname) => hostname,
@@ -193,7 +205,8 @@ fn service(
         name,
         vips: vips.iter().map(IpNet::addr).collect(),
         vip_networks,
-        ports: ports(&entry.ports, &place.field("ports"), problems),
+        ports,
+        app_protocols,
         subject_alt_names: problems.read_all(
             &entry.subject_alt_names,
             &place.field("subjectAltNames"),
@@ -204,7 +217,6 @@ fn service(
             .as_ref()
             .and_then(|w| workloads::waypoint(w, globals, &place.field("waypoint"), problems)),
         load_balancing,
-        app_protocols: Default::default(),
         ip_families: ip_families.unwrap_or_default(),
     })
 }
@@ -213,13 +225,19 @@ fn is_single(network: &IpNet) -> bool {
     network.prefix_len() == network.max_prefix_len()
 }
 
+/// And what is spoken on them.
 fn ports(
     entries: &Option<Vec<Spanned<PortEntry>>>,
     place: &Place<'_>,
     problems: &mut Problems,
-) -> Vec<PortMapping> {
+) -> (Vec<PortMapping>, BTreeMap<u16, AppProtocol>) {
     let mut ports: Vec<PortMapping> = Vec::new();
+    let mut spoken = BTreeMap::new();
     for (i, entry) in entries.iter().flatten().enumerate() {
+        // A waypoint's own: nobody dials it as an app's.
+        if is_hbone(&entry.value) {
+            continue;
+        }
         let place = place.index(i);
         let target = problems.optional(&entry.value.target_port, &place, "targetPort", values::app_port);
         let required = problems.required(
@@ -229,7 +247,9 @@ fn ports(
             "port",
             values::app_port,
         );
+        let protocol = problems.optional(&entry.value.app_protocol, &place, "appProtocol", app_protocol);
         let Some(service_port) = required else { continue };
+        spoken.extend(protocol.map(|protocol| (service_port, protocol)));
         if ports.iter().any(|port| port.service_port == service_port) {
             problems.add(
                 entry.referenced,
@@ -242,7 +262,16 @@ fn ports(
             target_port: target.unwrap_or(service_port),
         });
     }
-    ports
+    (ports, spoken)
+}
+
+fn is_hbone(entry: &PortEntry) -> bool {
+    let is = |text: &Text| values::port(&text.value) == Ok(HBONE_PORT);
+    entry.port.as_ref().is_some_and(is) && entry.target_port.as_ref().is_none_or(is)
+}
+
+fn app_protocol(text: &str) -> Result<AppProtocol, String> {
+    values::app_protocol(text).ok_or_else(|| values::one_of(text, "http, http2, grpc, tls or tcp"))
 }
 
 /// The pods behind a service: those that its selector selects, or those that it lists.

@@ -1,15 +1,18 @@
 //! The mesh file: a whole mesh written down by hand or by a program, in YAML (or JSON, which is YAML).
 //!
 //! Reading it is three steps: `schema` says what may be written, `compile` and the sections' modules say what it means, `watch`
-//! looks for changes. Everything that is wrong with a file is found in one go, each with its line, column and field;
+//! looks for changes. Manifests that it names are found by `manifests`, and mean what they mean in a cluster (`objects`). Everything that is wrong with a file is found in one go, each with its line, column and field;
 //! a file with anything wrong gives no mesh at all. Not here: what is done with the mesh, and with the error (`node`).
 
 mod balancing;
 mod compile;
+mod manifests;
+mod objects;
 mod peer_authentications;
 mod policies;
 mod position;
 mod problem;
+mod routes;
 mod rules;
 mod schema;
 mod watch;
@@ -23,6 +26,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 pub use problem::{MeshFileError, Problem};
 pub use watch::{FeedError, FileWatch, load};
 
+use self::{manifests::ManifestFile, schema::Document};
 use crate::{
     mesh::{Mesh, values},
     net::netns::NetnsSource,
@@ -55,13 +59,27 @@ pub struct LocalPod {
     pub dns_capture: Option<bool>,
 }
 
-/// Reads the text of a mesh file, as the node of this name sees it. `source` is what errors call the file.
+/// Reads the text of a mesh file, as the node of this name sees it. `source` is what errors call the file, and where the manifests
+/// are looked for that it names.
 ///
 /// # Errors
 /// Everything that is wrong with it.
 pub fn parse(text: &str, source: &Path, node: &str) -> Result<MeshFile, MeshFileError> {
-    let problems = match schema::read(text) {
-        Ok(document) => match compile::compile(&document, node) {
+    let document = schema::read(text);
+    let named = document.as_ref().map(|it| manifests::named(it, source));
+    let files = manifests::read(&named.unwrap_or_default());
+    parse_document(document, &files, source, node)
+}
+
+/// The same, of what has been read.
+fn parse_document(
+    document: Result<Document, Problem>,
+    files: &[ManifestFile],
+    source: &Path,
+    node: &str,
+) -> Result<MeshFile, MeshFileError> {
+    let problems = match document {
+        Ok(document) => match compile::compile(&document, files, node) {
             Ok(file) => return Ok(file),
             Err(problems) => problems,
         },

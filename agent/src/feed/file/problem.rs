@@ -1,8 +1,9 @@
-//! What is wrong with a mesh file, and where: file, line, column and field.
+//! What is wrong with a mesh file, or with the manifests that it names, and where: file, line, column and field.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_saphyr::Location;
@@ -25,11 +26,13 @@ pub struct MeshFileError {
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
+    /// The file, where it is another than the mesh file.
+    pub file: Option<Arc<Path>>,
     /// From 1; 0 where the file has no such place.
     pub line: u64,
-    /// From 1; 0 where the file has no such place.
+    /// From 1; 0 where the file has no such place, or where nobody knows.
     pub column: u64,
-    /// For example `workloads[3].addresses[0]`; empty for the file as a whole.
+    /// For example `workloads[3].addresses[0]`, or the object of a manifest; empty for the file as a whole.
     pub field: String,
     /// What is wrong, and how to mend it.
     pub message: String,
@@ -54,13 +57,17 @@ impl fmt::Display for MeshFileError {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}: {}", self.line, self.field, self.message)
+        match &self.file {
+            Some(file) => self.fmt_in(file, f),
+            None => write!(f, "line {}: {}: {}", self.line, self.field, self.message),
+        }
     }
 }
 
 impl Problem {
     fn new(at: Location, place: &Place<'_>, message: impl Into<String>) -> Self {
         Self {
+            file: None,
             line: at.line(),
             column: at.column(),
             field: place.to_string(),
@@ -69,9 +76,13 @@ impl Problem {
     }
 
     fn fmt_in(&self, source: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = self.file.as_deref().unwrap_or(source);
         write!(f, "{}:", source.display())?;
         if self.line > 0 {
-            write!(f, "{}:{}:", self.line, self.column)?;
+            write!(f, "{}:", self.line)?;
+        }
+        if self.column > 0 {
+            write!(f, "{}:", self.column)?;
         }
         if !self.field.is_empty() {
             write!(f, " {}:", self.field)?;
@@ -91,6 +102,27 @@ impl Problems {
     /// Notes one.
     pub(super) fn add(&mut self, at: Location, place: &Place<'_>, message: impl Into<String>) {
         self.errors.push(Problem::new(at, place, message));
+    }
+
+    /// Notes one of the mesh file as a whole.
+    pub(super) fn add_of_file(&mut self, message: impl Into<String>) {
+        self.push(Problem {
+            file: None,
+            line: 0,
+            column: 0,
+            field: String::new(),
+            message: message.into(),
+        });
+    }
+
+    /// Notes one of another file.
+    pub(super) fn push(&mut self, problem: Problem) {
+        self.errors.push(problem);
+    }
+
+    /// Notes what is legal in another file, but may not be what was meant.
+    pub(super) fn push_warning(&mut self, warning: Problem) {
+        self.warnings.push(warning);
     }
 
     /// How many are noted so far, without what only looks like one.

@@ -1,8 +1,8 @@
 //! The rules of one policy of a mesh file: Istio's `from`, `to` and `when`.
 //!
 //! What Istio's own validation refuses (an empty list, an empty source) is refused here too: nobody should have to
-//! guess whether it means "everything" or "nothing". Fields that only a request has are read for their form, and noted
-//! in the match as what an L4 agent cannot see, with a warning.
+//! guess whether it means "everything" or "nothing". Fields that only a request has are noted in the match as what an L4
+//! agent cannot see, with a warning; what they say is for a waypoint.
 
 use std::sync::Arc;
 
@@ -13,7 +13,10 @@ use super::{
     schema::{ConditionEntry, OperationEntry, RuleEntry, SourceEntry, Texts},
     values,
 };
-use crate::mesh::{Action, Clause, Match, Rule};
+use crate::mesh::{
+    Action, Clause, Match, Rule,
+    http::{Condition, RequestMatch},
+};
 
 /// What a rule needs to know of its policy.
 #[derive(Clone, Copy)]
@@ -21,6 +24,8 @@ pub(super) struct Whose<'a> {
     pub(super) action: Action,
     /// The policy's namespace, which a service account without one is in.
     pub(super) namespace: &'a str,
+    /// Whether agents are to enforce it, rather than a waypoint.
+    pub(super) by_agents: bool,
 }
 
 /// Sources are alternatives, and so are operations: a clause each. Every condition is a clause of its own.
@@ -56,7 +61,7 @@ fn clause<T>(
         if match_ == Match::default() && problems.count() == before {
             problems.add(at, &place, "says nothing: name something, or remove it");
         }
-        if !match_.unseen.is_empty() {
+        if !match_.unseen.is_empty() && policy.by_agents {
             problems.warn(at, &place, unseen_warning(&match_, policy.action));
         }
         matches.push(match_);
@@ -84,14 +89,19 @@ fn source(
     problems: &mut Problems,
 ) -> Match {
     let account = |text: &str| values::service_account(text, policy.namespace);
-    let requests = [
-        ("requestPrincipals", &entry.request_principals),
-        ("notRequestPrincipals", &entry.not_request_principals),
-        ("remoteIpBlocks", &entry.remote_ip_blocks),
-        ("notRemoteIpBlocks", &entry.not_remote_ip_blocks),
-    ];
-    let mut fields = Fields { place, problems };
-    Match {
+    let mut fields = Fields::new(place, problems);
+    let request = RequestMatch {
+        request_principals: fields.unseen("requestPrincipals", &entry.request_principals, values::pattern),
+        not_request_principals: fields.unseen(
+            "notRequestPrincipals",
+            &entry.not_request_principals,
+            values::pattern,
+        ),
+        remote_ips: fields.unseen("remoteIpBlocks", &entry.remote_ip_blocks, values::network),
+        not_remote_ips: fields.unseen("notRemoteIpBlocks", &entry.not_remote_ip_blocks, values::network),
+        ..RequestMatch::default()
+    };
+    let read = Match {
         principals: fields.read("principals", &entry.principals, values::principal),
         not_principals: fields.read("notPrincipals", &entry.not_principals, values::principal),
         namespaces: fields.read("namespaces", &entry.namespaces, values::namespace),
@@ -102,9 +112,9 @@ fn source(
         not_trust_domains: fields.read("notTrustDomains", &entry.not_trust_domains, values::trust_domain),
         source_ips: fields.read("ipBlocks", &entry.ip_blocks, values::network),
         not_source_ips: fields.read("notIpBlocks", &entry.not_ip_blocks, values::network),
-        unseen: fields.unseen(requests),
         ..Match::default()
-    }
+    };
+    fields.finish(read, request)
 }
 
 fn operation(
@@ -114,21 +124,22 @@ fn operation(
     place: &Place<'_>,
     problems: &mut Problems,
 ) -> Match {
-    let requests = [
-        ("hosts", &entry.hosts),
-        ("notHosts", &entry.not_hosts),
-        ("methods", &entry.methods),
-        ("notMethods", &entry.not_methods),
-        ("paths", &entry.paths),
-        ("notPaths", &entry.not_paths),
-    ];
-    let mut fields = Fields { place, problems };
-    Match {
+    let mut fields = Fields::new(place, problems);
+    let request = RequestMatch {
+        hosts: fields.unseen("hosts", &entry.hosts, values::pattern),
+        not_hosts: fields.unseen("notHosts", &entry.not_hosts, values::pattern),
+        methods: fields.unseen("methods", &entry.methods, values::pattern),
+        not_methods: fields.unseen("notMethods", &entry.not_methods, values::pattern),
+        paths: fields.unseen("paths", &entry.paths, values::path_pattern),
+        not_paths: fields.unseen("notPaths", &entry.not_paths, values::path_pattern),
+        ..RequestMatch::default()
+    };
+    let read = Match {
         destination_ports: fields.read("ports", &entry.ports, values::port),
         not_destination_ports: fields.read("notPorts", &entry.not_ports, values::port),
-        unseen: fields.unseen(requests),
         ..Match::default()
-    }
+    };
+    fields.finish(read, request)
 }
 
 fn condition(
@@ -143,7 +154,9 @@ fn condition(
     let Some(key) = problems.required(&entry.key, at, place, "key", values::condition_key) else {
         return read;
     };
-    let mut fields = Fields { place, problems };
+    let mut fields = Fields::new(place, problems);
+    let mut request = RequestMatch::default();
+    let said = entry.values.is_some() || entry.not_values.is_some();
     match &*key {
         "source.ip" => (read.source_ips, read.not_source_ips) = fields.both(entry, values::network),
         "source.namespace" => {
@@ -164,22 +177,55 @@ fn condition(
         "destination.port" => {
             (read.destination_ports, read.not_destination_ports) = fields.both(entry, values::port);
         }
+        "remote.ip" => {
+            (request.remote_ips, request.not_remote_ips) = fields.both(entry, values::network);
+            fields.unseen.extend(said.then_some(key));
+        }
         _ => {
-            let (values, not_values) = fields.both(entry, values::not_empty);
-            let said = !values.is_empty() || !not_values.is_empty();
-            read.unseen.extend(said.then_some(key));
+            request.when = request_condition(&key, entry, at, &mut fields)
+                .into_iter()
+                .collect();
+            fields.unseen.extend(said.then_some(key));
         }
     }
-    read
+    fields.finish(read, request)
+}
+
+/// None for what Istio knows and no waypoint can look at.
+fn request_condition(
+    key: &str,
+    entry: &ConditionEntry,
+    at: Location,
+    fields: &mut Fields<'_>,
+) -> Option<Condition> {
+    let (values, not_values) = fields.both(entry, values::pattern);
+    let place = fields.place.field("key");
+    let key = values::request_condition(key).map_err(|message| fields.problems.add(at, &place, message));
+    let said = !values.is_empty() || !not_values.is_empty();
+    Some(Condition {
+        key: key.ok().flatten().filter(|_| said)?,
+        values,
+        not_values,
+    })
 }
 
 /// The fields of one source, operation or condition.
 struct Fields<'a> {
     place: &'a Place<'a>,
     problems: &'a mut Problems,
+    /// The names of those that are there and that only a request has.
+    unseen: Vec<Arc<str>>,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    fn new(place: &'a Place<'a>, problems: &'a mut Problems) -> Self {
+        Self {
+            place,
+            problems,
+            unseen: Vec::new(),
+        }
+    }
+
     fn read<T>(
         &mut self,
         field: &str,
@@ -205,15 +251,24 @@ impl Fields<'_> {
         (values, self.read("notValues", &entry.not_values, &parse))
     }
 
-    /// The names of the fields that are there and that only a request has.
-    fn unseen<const N: usize>(&mut self, fields: [(&str, &Option<Texts>); N]) -> Vec<Arc<str>> {
-        let there = fields.into_iter().filter(|(_, texts)| texts.is_some());
-        there
-            .map(|(field, texts)| {
-                self.read(field, texts, values::not_empty);
-                field.into()
-            })
-            .collect()
+    /// A field that only a request has.
+    fn unseen<T>(
+        &mut self,
+        field: &str,
+        texts: &Option<Texts>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<T> {
+        self.unseen.extend(texts.is_some().then(|| field.into()));
+        self.read(field, texts, parse)
+    }
+
+    /// The match. Where what is not seen says nothing that can be looked at, nobody can judge it.
+    fn finish(self, read: Match, request: RequestMatch) -> Match {
+        Match {
+            unseen: self.unseen,
+            request: (request != RequestMatch::default()).then(|| Arc::new(request)),
+            ..read
+        }
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Document {
     pub(super) services: Option<Vec<Spanned<ServiceEntry>>>,
     pub(super) policies: Option<Vec<Spanned<PolicyEntry>>>,
     pub(super) peer_authentications: Option<Vec<Spanned<PeerAuthenticationEntry>>>,
+    /// Files and folders with objects of Istio and the Gateway API, from the mesh file's own folder.
+    pub(super) manifests: Option<Vec<Text>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,6 +69,7 @@ pub(super) struct WorkloadEntry {
     pub(super) network: Option<Text>,
     pub(super) capacity: Option<Text>,
     pub(super) host_network: Option<bool>,
+    pub(super) native_tunnel: Option<bool>,
     pub(super) same_node: Option<Text>,
     pub(super) waypoint: Option<Spanned<WaypointEntry>>,
 }
@@ -103,6 +106,7 @@ pub(super) struct LoadBalancingEntry {
 pub(super) struct PortEntry {
     pub(super) port: Option<Text>,
     pub(super) target_port: Option<Text>,
+    pub(super) app_protocol: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -120,8 +124,19 @@ pub(super) struct PolicyEntry {
     pub(super) namespace: Option<Text>,
     pub(super) action: Option<Text>,
     pub(super) selector: Option<Spanned<Labels>>,
+    pub(super) target_refs: Option<Spanned<Vec<Spanned<TargetEntry>>>>,
     pub(super) dry_run: Option<bool>,
     pub(super) rules: Option<Vec<RuleEntry>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TargetEntry {
+    /// As in a manifest; its kinds have different names, so that nothing depends on it.
+    #[serde(rename = "group")]
+    pub(super) _group: Option<Text>,
+    pub(super) kind: Option<Text>,
+    pub(super) name: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -214,6 +229,7 @@ pub(super) fn options(duplicate_keys: DuplicateKeyPolicy) -> serde_saphyr::Optio
 
 fn whole_file(message: String) -> Problem {
     Problem {
+        file: None,
         line: 0,
         column: 0,
         field: String::new(),
@@ -242,6 +258,7 @@ fn problem(err: &Error, text: &str) -> Problem {
         _ => err.render_with_formatter(&formatter),
     };
     Problem {
+        file: None,
         line: at.line(),
         column: at.column(),
         field: position::field_at(text, at),

@@ -664,7 +664,7 @@ fn references() {
     let own = "is one of weft's own ports, which no app can have: choose another (a waypoint's service does not need \
                its HBONE port)";
     check_service(
-        "endpoints: [], ports: [{port: 80, targetPort: 15006}, {port: 15008}]",
+        "endpoints: [], ports: [{port: 80, targetPort: 15006}, {port: 15008, targetPort: 80}]",
         &[
             &format!("`15006` services[0].ports[0].targetPort: 15006 {own}"),
             &format!("`15008` services[0].ports[1].port: 15008 {own}"),
@@ -828,8 +828,8 @@ fn virtual_addresses() {
 #[test]
 fn policies_that_say_too_little_or_too_much() {
     check_policy(
-        "action: AUDIT",
-        &["`AUDIT` policies[0].action: \"AUDIT\" is not known here: write ALLOW or DENY"],
+        "action: CUSTOM",
+        &["`CUSTOM` policies[0].action: \"CUSTOM\" is not known here: write ALLOW, DENY or AUDIT"],
     );
     let at = "policies[0].rules[0]";
     check_policy(

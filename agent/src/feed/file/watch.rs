@@ -1,6 +1,6 @@
-//! The mesh file on disk: reading it, and noticing that it is another one.
+//! The mesh file on disk, and the manifests that it names: reading them, and noticing that they are others.
 //!
-//! Level-triggered: every so often the file is looked at, and read when it does not look as before. No inotify: a
+//! Level-triggered: every so often the files are looked at, and read when one does not look as before. No inotify: a
 //! Kubernetes ConfigMap changes by a symbolic link several directories away, and a watch on the file would miss it.
 
 use std::{
@@ -15,7 +15,11 @@ use std::{
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
-use super::{LARGEST_FILE, MeshFile, MeshFileError, parse};
+use super::{
+    LARGEST_FILE, MeshFile, MeshFileError,
+    manifests::{self, ManifestFile},
+    parse, parse_document, schema,
+};
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -48,49 +52,55 @@ pub fn load(path: &Path, node: &str) -> Result<MeshFile, FeedError> {
     parse(&text, path, node).map_err(FeedError::Invalid)
 }
 
-/// At most one byte more than the largest file, so that one without an end cannot take all memory.
 fn read(path: &Path) -> Result<String, FeedError> {
-    let failed = |source| FeedError::Read {
+    read_text(path, LARGEST_FILE).map_err(|source| FeedError::Read {
         path: path.to_owned(),
         source,
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST_FILE as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() > LARGEST_FILE {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it is larger than 16 MiB",
-        )));
-    }
-    String::from_utf8(bytes).map_err(|err| failed(io::Error::new(io::ErrorKind::InvalidData, err)))
+    })
 }
 
-/// Notices changes of the mesh file.
+/// At most one byte more than the most, so that a file without an end cannot take all memory.
+pub(super) fn read_text(path: &Path, most: usize) -> io::Result<String> {
+    let file = std::fs::File::open(path)?;
+    let mut bytes = Vec::new();
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        let too_large = if most == LARGEST_FILE {
+            "it is larger than 16 MiB"
+        } else {
+            "all manifests together are larger than 16 MiB"
+        };
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, too_large));
+    }
+    String::from_utf8(bytes).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))
+}
+
+/// Notices changes of the mesh file, and of the manifests that it names.
 #[derive(Debug)]
 pub struct FileWatch {
     path: PathBuf,
     node: String,
     seen: Option<Seen>,
+    /// The manifests that the mesh file named when it was read last: files and folders.
+    named: Vec<PathBuf>,
     /// A hash of what the last reading brought, so that a file that only looks different is not a change.
     content: Option<u64>,
     /// One that a caller has given up, and that goes on: a large file would never be read to its end otherwise.
     reading: Option<JoinHandle<Option<Reading>>>,
 }
 
-/// How the file looked.
+/// How the mesh file looked, and then the manifests.
+type Seen = Vec<(PathBuf, Look)>;
+
+/// How a file looked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
+enum Look {
     Missing(io::ErrorKind),
     File {
         modified: (i64, i64),
         len: u64,
         inode: (u64, u64),
     },
-    /// So young that it may look the same after another change, or that it is being written.
-    Unsettled,
 }
 
 impl FileWatch {
@@ -100,6 +110,7 @@ impl FileWatch {
             path: path.into(),
             node: node.into(),
             seen: None,
+            named: Vec::new(),
             content: None,
             reading: None,
         }
@@ -139,14 +150,12 @@ impl FileWatch {
 
     async fn look_once(&mut self) -> Option<Result<MeshFile, FeedError>> {
         if self.reading.is_none() {
-            let mut seen = look(&self.path);
-            if seen == Seen::Unsettled {
+            let mut seen = look_at_all(&self.path, &self.named);
+            if seen.is_none() {
                 tokio::time::sleep(SETTLED_AFTER).await;
-                seen = look(&self.path);
+                seen = look_at_all(&self.path, &self.named);
             }
-            if seen == Seen::Unsettled || self.seen.as_ref() == Some(&seen) {
-                return None;
-            }
+            let seen = seen.filter(|seen| self.seen.as_ref() != Some(seen))?;
             self.reading = Some(self.begin_reading(seen));
         }
         let read = self.reading.as_mut()?.await;
@@ -155,6 +164,7 @@ impl FileWatch {
         match read {
             Ok(Some(reading)) => {
                 self.seen = Some(reading.seen);
+                self.named = reading.named;
                 self.content = Some(reading.content);
                 reading.changed
             }
@@ -166,20 +176,29 @@ impl FileWatch {
         }
     }
 
-    /// On a thread that may block: a large file takes its time to read and to parse. Nothing if the file has changed
+    /// On a thread that may block: a large file takes its time to read and to parse. Nothing if a file has changed
     /// meanwhile.
     fn begin_reading(&self, seen: Seen) -> JoinHandle<Option<Reading>> {
         let (path, node, last) = (self.path.clone(), self.node.clone(), self.content);
         tokio::task::spawn_blocking(move || {
-            let read = read(&path);
-            if look(&path) != seen {
+            let read = read(&path).map(|text| (schema::read(&text), text));
+            let named = match &read {
+                Ok((Ok(document), _)) => manifests::named(document, &path),
+                _ => Vec::new(),
+            };
+            let now = look_at_all(&path, &named)?;
+            let files = manifests::read(&named);
+            // The mesh file as it was before it was read, and each manifest likewise.
+            if now.first() != seen.first() || look_at_all(&path, &named).as_ref() != Some(&now) {
                 return None;
             }
-            let content = content_hash(&read);
-            let parsed = |text: String| parse(&text, &path, &node).map_err(FeedError::Invalid);
+            let content = content_hash(&read, &files);
+            let parsed =
+                |(document, _)| parse_document(document, &files, &path, &node).map_err(FeedError::Invalid);
             let changed = (Some(content) != last).then(|| read.and_then(parsed));
             Some(Reading {
-                seen,
+                seen: now,
+                named,
                 content,
                 changed,
             })
@@ -191,23 +210,34 @@ impl FileWatch {
 #[derive(Debug)]
 struct Reading {
     seen: Seen,
+    named: Vec<PathBuf>,
     /// Its hash.
     content: u64,
     /// The mesh file, unless that is the hash of the last one.
     changed: Option<Result<MeshFile, FeedError>>,
 }
 
+/// How the mesh file and what it names look; none while one of them is so young that it may look the same after another change,
+/// or that it is being written.
+fn look_at_all(path: &Path, named: &[PathBuf]) -> Option<Seen> {
+    let files = named.iter().flat_map(|path| match manifests::expand(path) {
+        Ok(files) => files,
+        Err(_) => vec![path.clone()],
+    });
+    let all = [path.to_owned()].into_iter().chain(files);
+    all.map(|path| Some((path.clone(), look(&path)?))).collect()
+}
+
 /// Before it is read: whatever changes later makes it look different the next time. It blocks no longer than any look at a
 /// directory.
-fn look(path: &Path) -> Seen {
+fn look(path: &Path) -> Option<Look> {
     match std::fs::metadata(path) {
-        Ok(metadata) if is_settled(&metadata) => Seen::File {
+        Ok(metadata) => is_settled(&metadata).then(|| Look::File {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             len: metadata.len(),
             inode: (metadata.dev(), metadata.ino()),
-        },
-        Ok(_) => Seen::Unsettled,
-        Err(err) => Seen::Missing(err.kind()),
+        }),
+        Err(err) => Some(Look::Missing(err.kind())),
     }
 }
 
@@ -219,10 +249,11 @@ fn is_settled(metadata: &Metadata) -> bool {
     !matches!(age, Ok(Ok(age)) if age < SETTLED_AFTER)
 }
 
-fn content_hash(read: &Result<String, FeedError>) -> u64 {
+fn content_hash<T>(read: &Result<(T, String), FeedError>, files: &[ManifestFile]) -> u64 {
     let mut hasher = DefaultHasher::new();
+    files.hash(&mut hasher);
     match read {
-        Ok(text) => text.hash(&mut hasher),
+        Ok((_, text)) => text.hash(&mut hasher),
         Err(err) => format!("{err:?}").hash(&mut hasher),
     }
     hasher.finish()

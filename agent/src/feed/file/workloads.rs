@@ -78,7 +78,7 @@ pub(super) fn pod<'a>(
             .unwrap_or(1),
         healthy: entry.healthy.unwrap_or(true),
         host_network: entry.host_network.unwrap_or_default(),
-        native_tunnel: false,
+        native_tunnel: entry.native_tunnel.unwrap_or_default(),
         waypoint: entry
             .waypoint
             .as_ref()
@@ -92,6 +92,7 @@ pub(super) fn pod<'a>(
         namespace,
     };
     check_labels(entry.labels.as_ref(), &place.field("labels"), problems);
+    check_native(entry, &workload, at, place, problems);
     let netns = capture(entry, &workload, place, problems);
     Some(Pod {
         workload,
@@ -112,6 +113,15 @@ impl Pod<'_> {
                 .is_some_and(|label| label.value == value.value)
         };
         selector.iter().all(has)
+    }
+
+    /// The same, for a manifest's.
+    pub(super) fn has_labels(&self, wanted: &BTreeMap<String, String>) -> bool {
+        let has = |(key, value): (&String, &String)| {
+            let label = self.labels.and_then(|labels| labels.get(key));
+            label.is_some_and(|label| label.value == *value)
+        };
+        wanted.iter().all(has)
     }
 }
 
@@ -220,6 +230,8 @@ fn check_capture(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, 
         let mut wrong = |message| problems.add(netns.referenced, &place.field("netns"), message);
         if workload.host_network {
             wrong("a pod with hostNetwork is never captured: remove netns");
+        } else if workload.native_tunnel {
+            wrong("a pod with nativeTunnel speaks HBONE itself and is never captured: remove netns");
         } else if entry.node.is_none() {
             wrong("a pod that is captured is on a node: add node");
         } else if !in_mesh && entry.tunnel_protocol.is_none() {
@@ -235,6 +247,22 @@ fn check_capture(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, 
     {
         let message = "a pod with hostNetwork is never in the mesh: write NONE";
         problems.add(protocol.referenced, &place.field("tunnelProtocol"), message);
+    }
+}
+
+/// What speaks HBONE itself is reached by it.
+fn check_native(
+    entry: &WorkloadEntry,
+    workload: &Workload,
+    at: Location,
+    place: &Place<'_>,
+    problems: &mut Problems,
+) {
+    if workload.native_tunnel && workload.tunnel_protocol != TunnelProtocol::Hbone {
+        let at = entry.tunnel_protocol.as_ref().map_or(at, |it| it.referenced);
+        let message =
+            "a pod with nativeTunnel speaks HBONE: write tunnelProtocol: HBONE, or remove nativeTunnel";
+        problems.add(at, &place.field("tunnelProtocol"), message);
     }
 }
 

@@ -1,13 +1,18 @@
 //! Workloads and services, as they arrive.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
-use super::{Defaults, SAME_NODE, Unreadable, addresses, bad, policy_key, service_key};
+use super::{
+    AUTHENTICATIONS, Defaults, SAME_NODE, SUBSETS, Sees, Unreadable, addresses, bad, policy_key, service_key,
+};
 use crate::{
     mesh::{
         AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
-        LoadBalancing, Locality, PortMapping, RoutingScope, SameNode, Service, ServiceKey, SpiffeId,
-        TrustDomain, TunnelProtocol, Workload, WorkloadType,
+        LoadBalancing, Locality, PolicyKey, PortMapping, RoutingScope, SameNode, Service, ServiceKey,
+        SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
     },
     rpc::workload as wire,
 };
@@ -20,6 +25,10 @@ pub fn workload(it: wire::Workload, defaults: &Defaults) -> Result<Workload, Unr
     if it.uid.is_empty() {
         return Err(bad("uid", "it is empty"));
     }
+    let (subsets, authentications) = match defaults.sees {
+        Sees::Connections => Default::default(),
+        Sees::Requests => (subsets(&it.extensions)?, authentications(&it.extensions)?),
+    };
     let addresses = it.addresses.iter().map(|bytes| addresses::ip(bytes, "addresses"));
     let cluster = if it.cluster_id.is_empty() {
         defaults.cluster.clone()
@@ -44,8 +53,8 @@ pub fn workload(it: wire::Workload, defaults: &Defaults) -> Result<Workload, Unr
             .map(|name| policy_key(name))
             .collect(),
         services: services(&it.services)?,
-        subsets: Vec::new(),
-        authentications: Vec::new(),
+        subsets,
+        authentications,
         uid: it.uid.into(),
         name: it.name.into(),
         namespace: it.namespace.into(),
@@ -247,6 +256,30 @@ fn same_node(extensions: &[wire::Extension]) -> Result<Option<SameNode>, Unreada
         Some(b"tunnel") => Ok(Some(SameNode::Tunnel)),
         Some(_) => Err(bad(SAME_NODE, "neither kernel nor tunnel")),
     }
+}
+
+fn subsets(extensions: &[wire::Extension]) -> Result<Vec<(ServiceKey, Arc<str>)>, Unreadable> {
+    let pairs: Vec<(String, Arc<str>)> = json(extensions, SUBSETS)?;
+    let each = pairs.into_iter().map(|(service, subset)| {
+        let key = service_key(&service)
+            .ok_or_else(|| bad(SUBSETS, format!("{service} is not namespace/hostname")))?;
+        Ok((key, subset))
+    });
+    each.collect()
+}
+
+fn authentications(extensions: &[wire::Extension]) -> Result<Vec<PolicyKey>, Unreadable> {
+    let names: Vec<String> = json(extensions, AUTHENTICATIONS)?;
+    Ok(names.iter().map(|name| policy_key(name)).collect())
+}
+
+/// A list; none where the extension is missing.
+fn json<T: serde::de::DeserializeOwned>(
+    extensions: &[wire::Extension],
+    name: &'static str,
+) -> Result<Vec<T>, Unreadable> {
+    let read = |value| serde_json::from_slice(value).map_err(|err| bad(name, err));
+    value(extensions, name).map_or_else(|| Ok(Vec::new()), read)
 }
 
 /// What an extension says.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{SAME_NODE, addresses, service_name};
+use super::{AUTHENTICATIONS, SAME_NODE, SUBSETS, addresses, service_name};
 use crate::{
     mesh::{
         AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HealthPolicy, IpFamilies,
@@ -66,7 +66,7 @@ pub fn encode_workload(it: &Workload, more_policies: &[PolicyKey]) -> Bytes {
             wire::NetworkMode::Standard as i32
         },
         native_tunnel: it.native_tunnel,
-        extensions: it.same_node.map(same_node).into_iter().collect(),
+        extensions: extensions(it),
         // One is what a workload has that does not say it.
         capacity: (it.capacity != 1).then_some(it.capacity),
         ..wire::Workload::default()
@@ -172,6 +172,23 @@ fn load_balancing(it: &LoadBalancing) -> wire::LoadBalancing {
             HealthPolicy::AllowAll => wire::HealthPolicy::AllowAll as i32,
         },
     }
+}
+
+fn extensions(it: &Workload) -> Vec<wire::Extension> {
+    let subsets = it.subsets.iter().map(|(key, subset)| (service_name(key), subset));
+    let authentications = it.authentications.iter().map(PolicyKey::to_string);
+    let lists = [
+        list(SUBSETS, &subsets.collect::<Vec<_>>()),
+        list(AUTHENTICATIONS, &authentications.collect::<Vec<_>>()),
+    ];
+    let same_node = it.same_node.map(same_node);
+    same_node.into_iter().chain(lists.into_iter().flatten()).collect()
+}
+
+/// A list in JSON, where there is anything in it. What cannot be written, which is no text, is sent as what cannot be read.
+fn list<T: serde::Serialize>(name: &str, items: &[T]) -> Option<wire::Extension> {
+    let value = serde_json::to_vec(items).unwrap_or_default();
+    (!items.is_empty()).then(|| extension(name, value))
 }
 
 fn same_node(it: SameNode) -> wire::Extension {

@@ -1,5 +1,5 @@
 //! What the resources of the discovery service mean: `istio.workload.Address` and `istio.security.Authorization` as workloads,
-//! services and policies of a mesh, and the other way round.
+//! services and policies of a mesh, and the other way round; and `weft.mesh.Http`, a type of our own for waypoints.
 //!
 //! Pure. What weft says beyond Istio's fields travels in extensions, in such a way that an agent that does not know them
 //! decides no more openly than one that does. Not here: the protocol that carries them (`client`, `server`).
@@ -7,6 +7,7 @@
 mod addresses;
 mod decode;
 mod encode;
+mod http;
 mod mtls;
 mod policies;
 #[cfg(test)]
@@ -18,6 +19,9 @@ use thiserror::Error;
 
 pub use decode::{service, workload};
 pub use encode::{encode_service, encode_workload};
+pub use http::{
+    Http, authentication_name, encode_authentication, encode_routes, http, routes_name, routes_of,
+};
 pub use mtls::{Converted, converted, encode_modes, modes_policy};
 pub use policies::{encode_policy, policy};
 
@@ -31,6 +35,14 @@ const UNSEEN: &str = "weft.dev/unseen";
 const UNREADABLE: &str = "weft.dev/unreadable";
 /// A match's trust domains; a line that begins with `!` is one that must not match.
 const TRUST_DOMAINS: &str = "weft.dev/trust-domains";
+/// What the fields named in [`UNSEEN`] say, in JSON, for whoever sees requests.
+const REQUEST: &str = "weft.dev/request";
+/// On a policy: it is AUDIT. Its value is `dry-run` where it is that as well.
+const AUDIT: &str = "weft.dev/audit";
+/// The subsets that a workload is of, in JSON: pairs of a service and a name.
+const SUBSETS: &str = "weft.dev/subsets";
+/// The request authentications of a workload, in JSON: a list of names.
+const AUTHENTICATIONS: &str = "weft.dev/authentications";
 /// A port that no connection has. It keeps a match that would otherwise be empty, or wider than it is, from meaning that to an
 /// agent that does not know the extensions.
 const NO_PORT: u16 = 0;
@@ -56,9 +68,21 @@ fn bad(field: &'static str, why: impl ToString) -> Unreadable {
     Unreadable::Field { field, why }
 }
 
+/// What whoever reads can judge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sees {
+    /// An agent. What resources say of requests is not decoded.
+    #[default]
+    Connections,
+    /// A waypoint.
+    Requests,
+}
+
 /// What the resources leave out: the mesh's own settings.
 #[derive(Clone, Debug)]
 pub struct Defaults {
+    /// Who reads.
+    pub sees: Sees,
     /// Of workloads that do not say it.
     pub trust_domain: TrustDomain,
     /// Of workloads that do not say it.

@@ -7,20 +7,28 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prost::Message as _;
 
 use super::{
-    NO_PORT, TRUST_DOMAINS, UNREADABLE, UNSEEN, Unreadable, addresses, bad, decode, encode::extension,
+    AUDIT, NO_PORT, REQUEST, Sees, TRUST_DOMAINS, UNREADABLE, UNSEEN, Unreadable, addresses, bad, decode,
+    encode::extension,
 };
 use crate::{
-    mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch},
+    mesh::{
+        Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+        http::RequestMatch,
+    },
     rpc::authorization as wire,
 };
 
+/// The value of [`AUDIT`] for a policy that is a rehearsal as well.
+const DRY_RUN: &[u8] = b"dry-run";
+
 /// Reads an `istio.security.Authorization`.
 ///
-/// What a match says that cannot be read is noted in it, so that it never widens what is allowed.
+/// What a match says that cannot be read is noted in it, so that it never widens what is allowed. What it says of requests is
+/// decoded for those who see any.
 ///
 /// # Errors
 /// When the policy as a whole says what cannot be, with the field.
-pub fn policy(bytes: &[u8]) -> Result<Policy, Unreadable> {
+pub fn policy(bytes: &[u8], sees: Sees) -> Result<Policy, Unreadable> {
     let it = wire::Authorization::decode(bytes).map_err(|err| Unreadable::Encoding(err.to_string()))?;
     if it.name.is_empty() {
         return Err(bad("name", "it is empty"));
@@ -31,10 +39,17 @@ pub fn policy(bytes: &[u8]) -> Result<Policy, Unreadable> {
         Ok(wire::Scope::WorkloadSelector) => Scope::Selector,
         Err(_) => return Err(bad("scope", format!("{} is none", it.scope))),
     };
+    let audit = decode::value(&it.extensions, AUDIT);
     let action = match wire::Action::try_from(it.action) {
+        // One that would refuse to whoever does not know of auditing is no audit.
+        Ok(wire::Action::Deny) if audit.is_some() && it.dry_run => Action::Audit,
         Ok(wire::Action::Allow) => Action::Allow,
         Ok(wire::Action::Deny) => Action::Deny,
         Err(_) => return Err(bad("action", format!("{} is none", it.action))),
+    };
+    let dry_run = match action {
+        Action::Audit => audit == Some(DRY_RUN),
+        Action::Allow | Action::Deny => it.dry_run,
     };
     Ok(Policy {
         key: PolicyKey {
@@ -43,23 +58,35 @@ pub fn policy(bytes: &[u8]) -> Result<Policy, Unreadable> {
         },
         scope,
         action,
-        rules: it.rules.iter().map(|it| rule(it, action)).collect(),
-        dry_run: it.dry_run,
+        rules: it.rules.iter().map(|it| rule(it, action, sees)).collect(),
+        dry_run,
     })
 }
 
-fn rule(it: &wire::Rule, action: Action) -> Rule {
+fn rule(it: &wire::Rule, action: Action, sees: Sees) -> Rule {
+    let read = |it| read_match(it, action, sees);
     let clauses = it.clauses.iter().map(|clause| Clause {
-        matches: clause.matches.iter().map(|it| read_match(it, action)).collect(),
+        matches: clause.matches.iter().map(read).collect(),
     });
     Rule {
         clauses: clauses.collect(),
     }
 }
 
-fn read_match(it: &wire::Match, action: Action) -> Match {
+fn read_match(it: &wire::Match, action: Action, sees: Sees) -> Match {
     let mut unreadable = lines(it, UNREADABLE);
-    let unseen = lines(it, UNSEEN);
+    let mut unseen = lines(it, UNSEEN);
+    let request = match (decode::value(&it.extensions, REQUEST), sees) {
+        (None, _) => None,
+        (Some(value), Sees::Requests) => request(value, &mut unreadable),
+        (Some(_), Sees::Connections) => {
+            // Nobody may take a match for wider than it is, also where nothing is named that is not seen.
+            if unseen.is_empty() {
+                unseen.push(REQUEST.into());
+            }
+            None
+        }
+    };
     let (not, yes): (Vec<_>, Vec<_>) = lines(it, TRUST_DOMAINS)
         .into_iter()
         .partition(|line| line.starts_with('!'));
@@ -91,7 +118,7 @@ fn read_match(it: &wire::Match, action: Action) -> Match {
     let known = it
         .extensions
         .iter()
-        .all(|extension| [UNSEEN, UNREADABLE, TRUST_DOMAINS].contains(&extension.name.as_str()));
+        .all(|extension| [UNSEEN, UNREADABLE, TRUST_DOMAINS, REQUEST].contains(&extension.name.as_str()));
     note("extensions", !known);
     let account = |it: &wire::ServiceAccountMatch| {
         Some(ServiceAccountMatch {
@@ -115,11 +142,20 @@ fn read_match(it: &wire::Match, action: Action) -> Match {
         destination_ports,
         not_destination_ports,
         unseen,
-        request: None,
+        request,
         unreadable,
     };
     if !it.extensions.is_empty() {
         reopen(&mut read, action);
+    }
+    read
+}
+
+/// What a match says of requests, or a note that it cannot be read.
+fn request(value: &[u8], unreadable: &mut Vec<Arc<str>>) -> Option<Arc<RequestMatch>> {
+    let read = serde_json::from_slice(value).ok().map(Arc::new);
+    if read.is_none() {
+        unreadable.push(REQUEST.into());
     }
     read
 }
@@ -196,8 +232,14 @@ pub fn encode_policy(it: &Policy) -> Bytes {
         },
         rules: it.rules.iter().map(|rule| encode_rule(rule, it.action)).collect(),
         dry_run: !it.is_enforced(),
+        extensions: audit(it).into_iter().collect(),
     };
     policy.encode_to_vec().into()
+}
+
+fn audit(it: &Policy) -> Option<crate::rpc::workload::Extension> {
+    let value = if it.dry_run { DRY_RUN } else { &[] };
+    (it.action == Action::Audit).then(|| extension(AUDIT, value.to_vec()))
 }
 
 fn encode_rule(it: &Rule, action: Action) -> wire::Rule {
@@ -289,10 +331,12 @@ fn extensions(it: &Match) -> Vec<crate::rpc::workload::Extension> {
         (UNREADABLE, it.unreadable.join("\n")),
         (TRUST_DOMAINS, trust_domains.join("\n")),
     ];
-    all.into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(name, value)| extension(name, value.into_bytes()))
-        .collect()
+    let said = all.into_iter().filter(|(_, value)| !value.is_empty());
+    let said = said.map(|(name, value)| extension(name, value.into_bytes()));
+    // What cannot be written, which is nothing of this type, is sent as what cannot be read.
+    let request = it.request.as_deref();
+    let request = request.map(|it| extension(REQUEST, serde_json::to_vec(it).unwrap_or_default()));
+    said.chain(request).collect()
 }
 
 fn encode_string(it: &StringMatch) -> wire::StringMatch {

@@ -9,12 +9,14 @@ use crate::{
     mesh::{
         Action, Clause, GatewayAddress, GatewayDestination, Match, MtlsMode, Policy, PortMapping, PortModes,
         Rule, SameNode, Scope, SpiffeId, StringMatch, TunnelProtocol, Workload, WorkloadType,
+        http::{HttpRoutes, RequestAuthentication, RequestMatch, ServiceRoutes, Traffic},
     },
     rpc::authorization as wire,
 };
 
 fn defaults() -> Defaults {
     Defaults {
+        sees: Sees::Requests,
         trust_domain: TrustDomain::default(),
         cluster: "Kubernetes".into(),
     }
@@ -60,16 +62,55 @@ pub(in crate::feed) fn sample() -> Workload {
     }
 }
 
+/// One with what only waypoints ask.
+fn behind_a_waypoint() -> Workload {
+    let mut it = sample();
+    let (key, _) = it.services.first_key_value().unwrap();
+    it.subsets = vec![
+        (key.clone(), "v1".into()),
+        (key.clone(), "odd name,\n with \"all\"".into()),
+    ];
+    it.authentications = vec![policy_key("shop/jwt"), policy_key("istio-system/all")];
+    it
+}
+
 #[test]
 fn a_workload_arrives_as_it_was() {
     let more = policy_key("istio-system/istio_converted_static_strict");
-    let bytes = encode_workload(&sample(), std::slice::from_ref(&more));
-    let Ok(Addressed::Workload(arrived)) = address(&bytes, &defaults()) else {
-        panic!("no workload")
+    let bytes = encode_workload(&behind_a_waypoint(), std::slice::from_ref(&more));
+    let check = |sees, mut expected: Workload| {
+        let defaults = Defaults { sees, ..defaults() };
+        let Ok(Addressed::Workload(arrived)) = address(&bytes, &defaults) else {
+            panic!("no workload")
+        };
+        expected.policies.push(more.clone());
+        assert_eq!(*arrived, expected);
     };
-    let mut expected = sample();
-    expected.policies.push(more);
-    assert_eq!(*arrived, expected);
+    check(Sees::Requests, behind_a_waypoint());
+    check(Sees::Connections, sample());
+}
+
+#[test]
+fn what_only_waypoints_ask_concerns_nobody_else() {
+    use crate::rpc::workload::{Address, AddressType};
+    let check = |name: &str| {
+        let mut sent: Address = prost::Message::decode(encode_workload(&behind_a_waypoint(), &[])).unwrap();
+        let Some(AddressType::Workload(workload)) = &mut sent.r#type else {
+            panic!("no workload")
+        };
+        let found = workload.extensions.iter_mut().find(|it| it.name == name);
+        found.unwrap().config.as_mut().unwrap().value = "[[1]]".into();
+        let bytes = prost::Message::encode_to_vec(&sent);
+        let error = address(&bytes, &defaults()).unwrap_err().to_string();
+        assert!(error.starts_with(name), "{error}");
+        let agent = Defaults {
+            sees: Sees::Connections,
+            ..defaults()
+        };
+        assert!(address(&bytes, &agent).is_ok());
+    };
+    check(SUBSETS);
+    check(AUTHENTICATIONS);
 }
 
 #[test]
@@ -146,6 +187,15 @@ fn a_match_that_an_agent_does_not_know_is_closed_to_it() {
             ..Match::default()
         },
         Match::default(),
+        Match {
+            request: Some(a_request()),
+            ..Match::default()
+        },
+        Match {
+            unseen: vec!["methods".into()],
+            request: Some(a_request()),
+            ..Match::default()
+        },
     ] {
         let allow = foreign(&a_policy(Action::Allow, it.clone()));
         assert_eq!(allow.not_destination_ips.len(), 2, "an ALLOW matches nothing");
@@ -157,6 +207,172 @@ fn a_match_that_an_agent_does_not_know_is_closed_to_it() {
         );
         assert!(deny.not_destination_ips.is_empty());
     }
+}
+
+fn a_request() -> Arc<RequestMatch> {
+    Arc::new(RequestMatch {
+        methods: vec![StringMatch::Exact("GET".into())],
+        ..RequestMatch::default()
+    })
+}
+
+#[test]
+fn what_a_match_says_of_requests_is_for_waypoints() {
+    let check = |unseen: &[&str], at_an_agent: &[&str]| {
+        let texts = |all: &[&str]| all.iter().map(|it| (*it).into()).collect();
+        let said = Match {
+            namespaces: vec![StringMatch::Exact("shop".into())],
+            unseen: texts(unseen),
+            request: Some(a_request()),
+            ..Match::default()
+        };
+        for action in [Action::Allow, Action::Deny, Action::Audit] {
+            let sent = a_policy(action, said.clone());
+            let bytes = encode_policy(&sent);
+            assert_eq!(policy(&bytes, Sees::Requests).unwrap(), sent);
+            let expected = Match {
+                unseen: texts(at_an_agent),
+                request: None,
+                ..said.clone()
+            };
+            let arrived = policy(&bytes, Sees::Connections).unwrap();
+            assert_eq!(arrived, a_policy(action, expected));
+        }
+    };
+    check(&["methods"], &["methods"]);
+    // It would be wider than it is.
+    check(&[], &[REQUEST]);
+}
+
+#[test]
+fn a_request_that_cannot_be_read_is_noted() {
+    for value in ["", "{", "{\"methods\":[\"GET\"]}", "{\"later\":[]}"] {
+        let it = wire::Match {
+            extensions: vec![
+                encode::extension(UNSEEN, b"methods".to_vec()),
+                encode::extension(REQUEST, value.as_bytes().to_vec()),
+            ],
+            ..wire::Match::default()
+        };
+        let rule = wire::Rule {
+            clauses: vec![wire::Clause { matches: vec![it] }],
+        };
+        let bytes = prost::Message::encode_to_vec(&wire::Authorization {
+            name: "p".into(),
+            rules: vec![rule],
+            ..wire::Authorization::default()
+        });
+        let read = |sees| {
+            policy(&bytes, sees)
+                .unwrap()
+                .rules
+                .remove(0)
+                .clauses
+                .remove(0)
+                .matches
+                .remove(0)
+        };
+        let it = read(Sees::Requests);
+        assert_eq!(
+            (it.request, &*it.unreadable),
+            (None, &[REQUEST.into()][..]),
+            "{value}"
+        );
+        assert!(read(Sees::Connections).unreadable.is_empty());
+    }
+}
+
+#[test]
+fn an_audit_refuses_nothing_to_whoever_does_not_know_of_it() {
+    for dry_run in [false, true] {
+        let mut sent = a_policy(Action::Audit, Match::default());
+        sent.dry_run = dry_run;
+        let bytes = encode_policy(&sent);
+        assert_eq!(policy(&bytes, Sees::Connections).unwrap(), sent);
+        let foreign: wire::Authorization = prost::Message::decode(bytes).unwrap();
+        assert!(foreign.dry_run && foreign.action == wire::Action::Deny as i32);
+    }
+    // One that refuses there refuses here.
+    let bytes = prost::Message::encode_to_vec(&wire::Authorization {
+        name: "p".into(),
+        action: wire::Action::Deny as i32,
+        extensions: vec![encode::extension(AUDIT, Vec::new())],
+        ..wire::Authorization::default()
+    });
+    let read = policy(&bytes, Sees::Connections).unwrap();
+    assert_eq!((read.action, read.dry_run), (Action::Deny, false));
+}
+
+fn key(name: &str) -> ServiceKey {
+    service_key(name).unwrap()
+}
+
+fn routes() -> ServiceRoutes {
+    ServiceRoutes {
+        service: key("shop/cart.shop.svc.cluster.local"),
+        http: BTreeMap::from([(80, HttpRoutes::default())]),
+        tls: BTreeMap::new(),
+        tcp: BTreeMap::new(),
+        traffic: Traffic::default(),
+        policies: vec![policy_key("shop/viewer")],
+        authentications: vec![policy_key("shop/jwt")],
+    }
+}
+
+fn authentication() -> RequestAuthentication {
+    RequestAuthentication {
+        key: policy_key("shop/jwt"),
+        rules: Vec::new(),
+        unreadable: vec!["jwtRules[0]".into()],
+    }
+}
+
+#[test]
+fn what_waypoints_do_arrives_as_it_was() {
+    let name = routes_name(&routes().service);
+    assert_eq!(routes_of(&name), Some(routes().service));
+    match http(&name, &encode_routes(&routes())) {
+        Ok(Http::Routes(arrived)) => assert_eq!(*arrived.values(), routes()),
+        other => panic!("{other:?}"),
+    }
+    let name = authentication_name(&policy_key("shop/jwt"));
+    assert_eq!(routes_of(&name), None);
+    match http(&name, &encode_authentication(&authentication())) {
+        Ok(Http::Authentication(arrived)) => assert_eq!(*arrived, authentication()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_waypoints_do_is_refused_where_it_cannot_be_read() {
+    let check = |name: &str, text: &[u8], expect: &str| {
+        let error = http(name, text).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    };
+    let sent = String::from_utf8(encode_routes(&routes()).to_vec()).unwrap();
+    let name = "shop/cart.shop.svc.cluster.local";
+    check(
+        "shop/pay.shop.svc.cluster.local",
+        sent.as_bytes(),
+        "it is about shop/cart",
+    );
+    check("auth/shop/jwt", sent.as_bytes(), "it is about shop/cart");
+    check(
+        "auth/shop/other",
+        &encode_authentication(&authentication()),
+        "it is about auth/shop/jwt",
+    );
+    check(name, b"", "EOF");
+    check(name, b"{}", "expected value");
+    check(
+        name,
+        sent.replacen("\"service\"", "\"later\":1,\"service\"", 1)
+            .as_bytes(),
+        "later",
+    );
+    check(name, sent.replacen("routes", "tunnels", 1).as_bytes(), "tunnels");
+    let deep = format!("{{\"routes\":{}", "[".repeat(100_000));
+    check(name, deep.as_bytes(), "");
 }
 
 #[test]
@@ -181,7 +397,7 @@ fn a_value_that_cannot_be_read_is_noted_and_takes_its_list_along() {
         rules: vec![rule],
         ..wire::Authorization::default()
     });
-    let read = policy(&policy_bytes).unwrap();
+    let read = policy(&policy_bytes, Sees::Connections).unwrap();
     let it = &read.rules[0].clauses[0].matches[0];
     assert_eq!((it.source_ips.len(), &*it.unreadable[0]), (0, "ipBlocks"));
 }
@@ -195,7 +411,7 @@ fn mtls_modes_are_recognised_again() {
         };
         let key = modes_policy(&modes, &policy_key("shop/pa"), &"shop".into(), &"root".into()).unwrap();
         let sent = encode_modes(key, &modes);
-        let arrived = policy(&encode_policy(&sent)).unwrap();
+        let arrived = policy(&encode_policy(&sent), Sees::Connections).unwrap();
         assert_eq!(arrived, sent);
         let Converted(pa) = converted(&arrived).unwrap();
         assert_eq!((pa.mode, pa.ports), (Some(mode), modes.ports));
@@ -292,15 +508,37 @@ fn a_match() -> impl Strategy<Value = Match> {
         )
 }
 
+fn requests() -> impl Strategy<Value = Option<Arc<RequestMatch>>> {
+    let said = (strings(), strings(), strings()).prop_map(|(methods, not_hosts, request_principals)| {
+        Arc::new(RequestMatch {
+            methods,
+            not_hosts,
+            request_principals,
+            ..RequestMatch::default()
+        })
+    });
+    prop::option::of(said)
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)]
+}
+
 proptest! {
     #[test]
-    fn a_policy_arrives_as_it_was(it in a_match(), deny in any::<bool>()) {
-        let sent = a_policy(if deny { Action::Deny } else { Action::Allow }, it);
-        prop_assert_eq!(policy(&encode_policy(&sent)).unwrap(), sent);
+    fn a_policy_arrives_as_it_was(
+        it in a_match(),
+        request in requests(),
+        action in action(),
+        dry_run in any::<bool>(),
+    ) {
+        let said = Match { request, ..it };
+        let sent = Policy { dry_run, ..a_policy(action, said) };
+        prop_assert_eq!(policy(&encode_policy(&sent), Sees::Requests).unwrap(), sent);
     }
 
     #[test]
     fn nothing_that_arrives_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = (address(&bytes, &defaults()), policy(&bytes));
+        let _ = (address(&bytes, &defaults()), policy(&bytes, Sees::Requests), http("a/b", &bytes));
     }
 }

@@ -35,7 +35,7 @@ pub(in crate::mesh) use request::HeaderKey;
 pub use request::{RequestFacts, RequestHead, Token, host_of};
 pub use retry::Attempt;
 pub use rewrite::BadRewrite;
-pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecision};
+pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecision, UnreadableRoutes};
 pub use text::check_expression;
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
 pub use values::{

@@ -18,6 +18,7 @@ use super::{
 use crate::mesh::{PolicyKey, ServiceKey};
 use table::Table;
 
+mod paths;
 mod table;
 
 /// What a mesh has for waypoints.
@@ -27,21 +28,27 @@ pub struct Parts {
     pub routes: Vec<Arc<Routes>>,
     /// Where two have the same key, the first counts.
     pub authentications: Vec<Arc<RequestAuthentication>>,
+    /// Services of which the routes cannot be read, whatever `routes` says of them.
+    pub unreadable: Vec<ServiceKey>,
 }
 
 /// The same, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    routes: FxHashMap<ServiceKey, Arc<Routes>>,
+    /// None where they cannot be read.
+    routes: FxHashMap<ServiceKey, Option<Arc<Routes>>>,
     authentications: FxHashMap<PolicyKey, Arc<RequestAuthentication>>,
 }
 
 impl Index {
     pub(in crate::mesh) fn new(parts: Parts) -> Self {
         let mut index = Self::default();
+        for service in parts.unreadable {
+            index.routes.insert(service, None);
+        }
         for routes in parts.routes {
             let service = routes.values().service.clone();
-            index.routes.entry(service).or_insert(routes);
+            index.routes.entry(service).or_insert(Some(routes));
         }
         for it in parts.authentications {
             index.authentications.entry(it.key.clone()).or_insert(it);
@@ -49,13 +56,20 @@ impl Index {
         index
     }
 
-    pub(in crate::mesh) fn routes(&self, service: &ServiceKey) -> Option<&Arc<Routes>> {
-        self.routes.get(service)
+    pub(in crate::mesh) fn routes(
+        &self,
+        service: &ServiceKey,
+    ) -> Result<Option<&Arc<Routes>>, UnreadableRoutes> {
+        match self.routes.get(service) {
+            Some(Some(routes)) => Ok(Some(routes)),
+            Some(None) => Err(UnreadableRoutes),
+            None => Ok(None),
+        }
     }
 
     /// The policies of every service.
     pub(in crate::mesh) fn policies(&self) -> impl Iterator<Item = &[PolicyKey]> {
-        let routes = self.routes.values();
+        let routes = self.routes.values().flatten();
         routes.map(|routes| routes.values().policies.as_slice())
     }
 
@@ -299,6 +313,11 @@ impl HostMatch {
         }
     }
 }
+
+/// Routes that arrived and cannot be read: nobody knows what they were to refuse, so everything is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the service's routes cannot be read")]
+pub struct UnreadableRoutes;
 
 /// Those of the same values are the same.
 impl PartialEq for Routes {

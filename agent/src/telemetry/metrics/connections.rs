@@ -18,14 +18,14 @@ use prometheus_client::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::labels::{Labels, NO_FLAGS, WorkloadLabels, reporter, workload_labels};
-use crate::mesh::{Direction, FailureKind, Flow, Outcome, Workload};
+use super::labels::{Labels, NO_FLAGS, WorkloadLabels, reporter};
+use crate::mesh::{Direction, FailureKind, Flow, Outcome};
 use crate::net::copy::Count;
 
 /// More label sets than this share one series of which only the direction is known.
-const MOST_SERIES: usize = 10_000;
+pub(super) const MOST_SERIES: usize = 10_000;
 /// How long the series of a workload that left stay, so that every Prometheus has scraped their last values.
-const LINGER: Duration = Duration::from_secs(180);
+pub(super) const LINGER: Duration = Duration::from_secs(180);
 
 /// The counters of one label set.
 #[derive(Debug)]
@@ -121,8 +121,7 @@ impl Connections {
     }
 
     /// See [`Metrics::retain`](super::Metrics::retain).
-    pub(super) fn retain<'a>(&self, live: impl Iterator<Item = &'a Workload>, now: Instant) {
-        let live: FxHashSet<WorkloadLabels<'_>> = live.map(workload_labels).collect();
+    pub(super) fn retain(&self, live: &FxHashSet<WorkloadLabels<'_>>, now: Instant) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         for (labels, entry) in table.iter_mut() {
             if labels.both_ends(|end| live.contains(end)) {

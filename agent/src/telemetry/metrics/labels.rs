@@ -110,18 +110,17 @@ impl Labels {
 
     /// Everything that the labels' texts are made of.
     fn texts(&self) -> impl Hash + PartialEq {
-        (
-            (self.direction, self.security, self.response_flags),
-            (
-                end(self.source.as_deref()),
-                principal(self.source_identity.as_ref()),
-            ),
-            (
-                end(self.destination.as_deref()),
-                principal(self.destination_identity.as_ref()),
-            ),
-            service(self.service.as_deref()),
-        )
+        ((self.direction, self.security, self.response_flags), self.ends())
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends {
+            source: end(self.source.as_deref()),
+            source_principal: principal(self.source_identity.as_ref()),
+            destination: end(self.destination.as_deref()),
+            destination_principal: principal(self.destination_identity.as_ref()),
+            service: service(self.service.as_deref()),
+        }
     }
 }
 
@@ -143,34 +142,47 @@ impl EncodeLabelSet for Labels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let mut label = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
         label("reporter", reporter(self.direction))?;
-        let [workload, namespace, name, revision, cluster] = end(self.source.as_deref());
+        self.ends().encode(&mut label)?;
+        label("request_protocol", "tcp")?;
+        label("response_flags", self.response_flags)?;
+        label("connection_security_policy", self.security.label())
+    }
+}
+
+/// The labels that say who the ends are, as texts: the same for connections and for requests.
+#[derive(Clone, Copy, PartialEq, Hash)]
+pub(super) struct Ends<'a> {
+    pub(super) source: WorkloadLabels<'a>,
+    pub(super) source_principal: &'a str,
+    pub(super) destination: WorkloadLabels<'a>,
+    pub(super) destination_principal: &'a str,
+    pub(super) service: [&'a str; 3],
+}
+
+impl Ends<'_> {
+    pub(super) fn encode(&self, label: &mut impl FnMut(&str, &str) -> fmt::Result) -> fmt::Result {
+        let [workload, namespace, name, revision, cluster] = self.source;
         label("source_workload", workload)?;
         label("source_canonical_service", name)?;
         label("source_canonical_revision", revision)?;
         label("source_workload_namespace", namespace)?;
-        label("source_principal", principal(self.source_identity.as_ref()))?;
+        label("source_principal", self.source_principal)?;
         label("source_app", name)?;
         label("source_version", revision)?;
         label("source_cluster", cluster)?;
-        let [hostname, service_namespace, service_name] = service(self.service.as_deref());
+        let [hostname, service_namespace, service_name] = self.service;
         label("destination_service", hostname)?;
         label("destination_service_namespace", service_namespace)?;
         label("destination_service_name", service_name)?;
-        let [workload, namespace, name, revision, cluster] = end(self.destination.as_deref());
+        let [workload, namespace, name, revision, cluster] = self.destination;
         label("destination_workload", workload)?;
         label("destination_canonical_service", name)?;
         label("destination_canonical_revision", revision)?;
         label("destination_workload_namespace", namespace)?;
-        label(
-            "destination_principal",
-            principal(self.destination_identity.as_ref()),
-        )?;
+        label("destination_principal", self.destination_principal)?;
         label("destination_app", name)?;
         label("destination_version", revision)?;
-        label("destination_cluster", cluster)?;
-        label("request_protocol", "tcp")?;
-        label("response_flags", self.response_flags)?;
-        label("connection_security_policy", self.security.label())
+        label("destination_cluster", cluster)
     }
 }
 
@@ -182,15 +194,15 @@ pub(super) fn reporter(direction: Direction) -> &'static str {
     }
 }
 
-fn end(workload: Option<&Workload>) -> WorkloadLabels<'_> {
+pub(super) fn end(workload: Option<&Workload>) -> WorkloadLabels<'_> {
     workload.map_or([UNKNOWN; 5], workload_labels)
 }
 
-fn principal(identity: Option<&SpiffeId>) -> &str {
+pub(super) fn principal(identity: Option<&SpiffeId>) -> &str {
     identity.map_or(UNKNOWN, SpiffeId::as_str)
 }
 
-fn service(service: Option<&Service>) -> [&str; 3] {
+pub(super) fn service(service: Option<&Service>) -> [&str; 3] {
     service.map_or([UNKNOWN; 3], |service| {
         [&service.key.hostname, &service.key.namespace, &service.name].map(|text| or_unknown(text))
     })

@@ -1,7 +1,7 @@
 //! Key sets that are fetched: one task for each address, which begins when a rule names it and ends when none does.
 //!
 //! Requests never wait for it. They find the last good set, or none; one that names a key which is not in it asks for an
-//! early fetch, of which there is at most one in [`SOONEST`].
+//! early fetch, of which there is at most one in ten seconds.
 
 use std::{
     fmt, io,
@@ -26,24 +26,44 @@ use super::{
 use crate::net::{chain, tls};
 
 mod get;
+#[cfg(test)]
+mod tests;
 
-/// How often a set is fetched, as Istio does.
-const EVERY: Duration = Duration::from_secs(20 * 60);
-/// The pause after the first failure; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause after a failure.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// The least time between two fetches, whatever requests ask for.
-const SOONEST: Duration = Duration::from_secs(10);
 /// How long a fetch may take where no rule says, and the most that one can say.
 const USUAL_TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// When sets are fetched.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// Again, after it went well.
+    pub(super) every: Duration,
+    /// The pause after the first failure; it doubles.
+    pub(super) first_pause: Duration,
+    /// The longest pause after a failure.
+    pub(super) longest_pause: Duration,
+    /// The least time between two fetches, whatever requests ask for.
+    pub(super) soonest: Duration,
+}
+
+impl Default for Pace {
+    /// Every 20 minutes, as Istio does.
+    fn default() -> Self {
+        Self {
+            every: Duration::from_secs(20 * 60),
+            first_pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(300),
+            soonest: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Fetches key sets.
 #[derive(Clone)]
 pub struct Fetcher {
     runtime: Handle,
     tls: Arc<ClientConfig>,
+    pub(super) pace: Pace,
 }
 
 /// Why there is no way to fetch anything.
@@ -73,6 +93,7 @@ impl Fetcher {
         Ok(Self {
             runtime,
             tls: Arc::new(tls),
+            pace: Pace::default(),
         })
     }
 
@@ -84,7 +105,9 @@ impl Fetcher {
             timeout_ms: AtomicU64::new(0),
             wanted: Notify::new(),
         });
-        let task = self.runtime.spawn(run(shared.clone(), self.tls.clone()));
+        let task = self
+            .runtime
+            .spawn(run(shared.clone(), self.tls.clone(), self.pace));
         Arc::new(Remote {
             shared,
             _task: AbortOnDropHandle::new(task),
@@ -106,7 +129,7 @@ pub(super) struct Remote {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     url: Arc<str>,
     /// The last good ones.
     keys: ArcSwapOption<KeySet>,
@@ -118,6 +141,11 @@ impl Remote {
     /// Lets a fetch take as long as a rule says, or as another one does that says more.
     pub(super) fn allow(&self, timeout_ms: u64) {
         self.shared.timeout_ms.fetch_max(timeout_ms, Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> std::sync::Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Asks the set that was fetched last.
@@ -155,7 +183,7 @@ enum FetchError {
     Keys(#[source] KeySetError),
 }
 
-async fn run(shared: Arc<Shared>, tls: Arc<ClientConfig>) {
+async fn run(shared: Arc<Shared>, tls: Arc<ClientConfig>, pace: Pace) {
     let mut failures = 0;
     loop {
         let begun = Instant::now();
@@ -166,30 +194,33 @@ async fn run(shared: Arc<Shared>, tls: Arc<ClientConfig>) {
                 shared.keys.store(Some(Arc::new(keys)));
             }
             Err(err) => {
-                failures += 1;
+                failures = u32::saturating_add(failures, 1);
                 let (url, have_keys) = (&*shared.url, shared.keys.load().is_some());
                 let error = chain(&err);
                 tracing::warn!(url, have_keys, error, "a key set could not be fetched");
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(pause(failures, draw())) => {}
-            () = shared.wanted.notified() => tokio::time::sleep_until(begun + SOONEST).await,
+            () = tokio::time::sleep(pace.pause(failures, draw())) => {}
+            () = shared.wanted.notified() => tokio::time::sleep_until(begun + pace.soonest).await,
         }
     }
 }
 
-/// Between half of it and all of it, so that not all waypoints ask at once.
-fn pause(failures: u32, draw: u64) -> Duration {
-    let longest = match failures.checked_sub(1) {
-        None => EVERY,
-        Some(doublings) => FIRST_PAUSE
-            .saturating_mul(2_u32.saturating_pow(doublings))
-            .min(LONGEST_PAUSE),
-    };
-    // A share of 1024ths: exact enough, and it fits.
-    let share = u32::try_from(draw % 513).unwrap_or_default() + 512;
-    longest * share / 1024
+impl Pace {
+    /// Between half of it and all of it, so that not all waypoints ask at once.
+    fn pause(&self, failures: u32, draw: u64) -> Duration {
+        let longest = match failures.checked_sub(1) {
+            None => self.every,
+            Some(doublings) => self
+                .first_pause
+                .saturating_mul(2_u32.saturating_pow(doublings))
+                .min(self.longest_pause),
+        };
+        // A share of 1024ths: exact enough, and it fits.
+        let share = u32::try_from(draw % 513).unwrap_or_default() + 512;
+        longest * share / 1024
+    }
 }
 
 fn draw() -> u64 {
@@ -205,28 +236,5 @@ impl Shared {
         let body = tokio::time::timeout(limit, get::get(&self.url, tls));
         let body = body.await.map_err(|_| FetchError::Timeout(limit))??;
         KeySet::read(&body).map_err(FetchError::Keys)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_and_are_spread() {
-        let check = |failures, least: f64, most: f64| {
-            for draw in [0, 1, 512, u64::MAX] {
-                let pause = pause(failures, draw).as_secs_f64();
-                assert!((least..=most).contains(&pause), "{failures} {draw}: {pause}");
-            }
-        };
-        check(0, 600.0, 1200.0);
-        check(1, 0.5, 1.0);
-        check(2, 1.0, 2.0);
-        check(5, 8.0, 16.0);
-        check(9, 128.0, 256.0);
-        check(10, 150.0, 300.0);
-        check(u32::MAX, 150.0, 300.0);
-        assert_ne!(pause(0, 0), pause(0, 512));
     }
 }

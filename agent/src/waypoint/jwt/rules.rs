@@ -59,6 +59,12 @@ impl Known {
         remote.allow(rule.timeout_ms);
     }
 
+    /// What the task of an address writes to.
+    #[cfg(test)]
+    pub(super) fn shared(&self, url: &Arc<str>) -> std::sync::Weak<super::fetch::Shared> {
+        self.remotes[url].shared()
+    }
+
     fn prepared(&self, source: &Arc<RequestAuthentication>) -> Option<&Prepared> {
         let prepared = self.rules.get(&source.key)?;
         (Arc::ptr_eq(&prepared.source, source) || prepared.source == *source).then_some(prepared)

@@ -21,17 +21,36 @@ pub(super) fn show(compiled: &Compiled) -> String {
             class,
             waypoint_for,
             hbone_port,
+            wishes,
         } = it;
         let (namespace, name) = (&gateway.namespace, &gateway.name);
         let _ = writeln!(
             out,
             "deploy {class} {namespace}/{name} for {waypoint_for:?} on {hbone_port}"
         );
+        wished(wishes, &mut out);
     }
     for diagnostic in &compiled.diagnostics {
         let _ = writeln!(out, "{diagnostic}");
     }
     out
+}
+
+fn wished(wishes: &WaypointWishes, out: &mut String) {
+    let usual = WaypointWishes {
+        listeners: wishes.listeners.clone(),
+        ..WaypointWishes::default()
+    };
+    if *wishes != usual {
+        let _ = writeln!(
+            out,
+            "  as {:?}",
+            WaypointWishes {
+                listeners: Vec::new(),
+                ..wishes.clone()
+            }
+        );
+    }
 }
 
 fn joined<T: ToString>(all: impl IntoIterator<Item = T>) -> String {

@@ -1,0 +1,50 @@
+//! PURE. What is wrong with a set of objects, or will not do what it seems to: everything that `compile` says of single objects,
+//! and what only shows when they are looked at together. Called by `weft analyze`, with a whole cluster or with some files.
+//!
+//! Some files are not a cluster: what one of them names and no other has may well be there. [`Scope::Files`] says such things
+//! more softly.
+
+mod codes;
+mod enrolment;
+mod policies;
+mod scope;
+mod traffic;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use codes::{CODES, Code, Missing, code};
+
+use super::compile::{Diagnostic, Resources, Settings, compile};
+use crate::cluster::objects::Object;
+use view::View;
+
+/// What the objects are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All that there are.
+    Cluster,
+    /// Some.
+    Files,
+}
+
+/// What is wrong with these objects, in their order, the worst of each first.
+pub fn analyze(objects: &[Object], settings: &Settings, scope: Scope) -> Vec<Diagnostic> {
+    let resources = Resources::new(objects.iter().cloned());
+    let compiled = compile(&resources, settings);
+    let view = View::new(objects, &compiled.parts, settings);
+    let mut found = Vec::new();
+    for check in CHECKS {
+        check(&view, &mut found);
+    }
+    found.extend(compiled.diagnostics);
+    scope::soften(&view, scope, &mut found);
+    found.sort();
+    found.dedup();
+    found
+}
+
+type Check = fn(&View<'_>, &mut Vec<Diagnostic>);
+
+const CHECKS: [Check; 3] = [enrolment::check, policies::check, traffic::check];
