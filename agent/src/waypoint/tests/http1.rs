@@ -303,3 +303,14 @@ async fn of_two_lengths_the_chunks_count_and_nobody_else_sees_the_other() {
     assert_eq!(app.count(), 1);
     assert!(!app.last().headers.contains_key("content-length"));
 }
+
+#[tokio::test]
+async fn nobody_goes_on_with_http2_that_nobody_would_judge() {
+    let (app, world) = echo_world().await;
+    let request = "GET / HTTP/1.1\r\nHost: web\r\nConnection: upgrade, http2-settings, close\r\nUpgrade: h2c\r\n\
+                   HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n";
+    let answer = raw(&world, request).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let headers = app.last().headers;
+    assert!(!headers.contains_key("upgrade") && !headers.contains_key("http2-settings"));
+}

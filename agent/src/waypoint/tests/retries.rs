@@ -201,3 +201,48 @@ async fn a_connection_that_was_closed_while_it_was_idle_costs_no_request() {
         assert_eq!((response.status().as_u16(), text(&response)), (200, "ok"));
     }
 }
+
+#[tokio::test]
+async fn an_endpoint_that_fails_too_often_is_left_out_for_a_while() {
+    let (bad, good) = (failing(1000, 503).await, failing(0, 503).await);
+    let mut plan = Plan::new();
+    plan.web(&[&bad, &good]);
+    let outliers = json!({
+        "consecutive_5xx": 3, "consecutive_gateway_errors": 0, "interval_ms": 1000, "base_ejection_ms": 60_000,
+        "max_ejection_percent": 50, "min_health_percent": 0,
+    });
+    plan.routes(json!({ "traffic": { "policy": { "outliers": outliers, "balancer": "roundRobin" } } }));
+    let world = plan.start().await;
+    let mut failed = 0;
+    for _ in 0..20 {
+        failed += usize::from(world.get("/").await.status() == 503);
+    }
+    assert_eq!((failed, bad.count()), (3, 3));
+}
+
+#[tokio::test]
+async fn each_request_is_counted_once_whatever_becomes_of_it() {
+    let app = failing(2, 503).await;
+    let world = world(&[&app], retry(1, json!({ "server_error": true }))).await;
+    // Two attempts that fail, then one that does not.
+    for status in [503, 200] {
+        assert_eq!(world.ask(post("/", "abc")).await.status().as_u16(), status);
+    }
+    let text = world.shared.metrics.encode();
+    let of = |status: u16, flags: &str| {
+        let is_it = |line: &&str| {
+            line.starts_with("istio_requests_total{")
+                && line.contains(&format!("response_code=\"{status}\""))
+                && line.contains(&format!("response_flags=\"{flags}\""))
+        };
+        text.lines()
+            .filter(is_it)
+            .map(|line| line.rsplit(' ').next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (of(503, "URX"), of(200, "-")),
+        (vec!["1".to_owned()], vec!["1".to_owned()]),
+        "{text}"
+    );
+}
