@@ -11,13 +11,17 @@ use super::{
     claims::{Claims, Owner},
     namespace::{self, Context},
     resources::Touched,
+    routing::{self, Routing},
     shared::Shared,
     unit::{Emitted, Unit},
 };
 use crate::{
     cluster::{labels, objects::Kind},
-    manifests::{Diagnostic, ObjectRef},
-    mesh::{MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload},
+    manifests::{Diagnostic, ObjectRef, is_routing},
+    mesh::{
+        MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload,
+        http::{self, RequestAuthentication, Routes},
+    },
 };
 
 /// The most diagnostics that are kept of all objects.
@@ -39,6 +43,7 @@ pub(super) struct State {
     shared: Shared,
     units: BTreeMap<Arc<str>, (Unit, Emitted)>,
     claims: Claims,
+    routing: Routing,
 }
 
 /// What has to be compiled again.
@@ -47,6 +52,8 @@ struct Dirty {
     shared: bool,
     all: bool,
     namespaces: BTreeSet<Arc<str>>,
+    /// Those whose routes or grants have changed.
+    routes: BTreeSet<Arc<str>>,
 }
 
 /// What a set of objects means.
@@ -58,6 +65,11 @@ pub fn compile(resources: &Resources, settings: &Settings) -> Compiled {
     let everything = Dirty {
         shared: true,
         all: true,
+        routes: resources
+            .namespaces
+            .keys()
+            .map(|name| name.as_str().into())
+            .collect(),
         ..Dirty::default()
     };
     state.compile(resources, everything);
@@ -82,7 +94,7 @@ impl Compiler {
         for touched in self.resources.apply(change) {
             self.dirty.note(&touched, &self.resources);
         }
-        self.dirty.shared || !self.dirty.namespaces.is_empty()
+        self.dirty.shared || !self.dirty.namespaces.is_empty() || !self.dirty.routes.is_empty()
     }
 
     /// Compiles what the changes since the last time concern, and says what came out differently.
@@ -108,6 +120,16 @@ impl Compiler {
     /// Every policy.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.state.emitted().flat_map(|it| it.policies.values())
+    }
+
+    /// What waypoints do, of every service of which something is said.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Routes>> {
+        self.state.routing.routes()
+    }
+
+    /// Every RequestAuthentication.
+    pub fn authentications(&self) -> impl Iterator<Item = &Arc<RequestAuthentication>> {
+        self.state.emitted().flat_map(|it| it.authentications.values())
     }
 
     /// The mTLS modes of every scope.
@@ -142,8 +164,17 @@ impl Dirty {
         match touched.kind {
             Kind::Node => self.namespaces.extend(on_node(resources, &touched.name)),
             Kind::GatewayClass => self.shared = true,
+            kind if is_routing(kind) || kind == Kind::ReferenceGrant => {
+                self.routes.insert(touched.namespace.as_str().into());
+            }
             kind => {
-                self.shared |= kind == Kind::Gateway || kind == Kind::AuthorizationPolicy;
+                self.shared |= matches!(
+                    kind,
+                    Kind::Gateway
+                        | Kind::AuthorizationPolicy
+                        | Kind::RequestAuthentication
+                        | Kind::DestinationRule
+                );
                 self.namespaces.insert(touched.namespace.as_str().into());
             }
         }
@@ -160,9 +191,11 @@ fn on_node(resources: &Resources, node: &str) -> impl Iterator<Item = Arc<str>> 
 }
 
 impl State {
-    fn compile(&mut self, resources: &Resources, dirty: Dirty) -> Delta {
+    fn compile(&mut self, resources: &Resources, mut dirty: Dirty) -> Delta {
+        let routes = mem::take(&mut dirty.routes);
         let again = self.namespaces(resources, dirty);
         let mut delta = Changes::default();
+        let (units, mut services) = (again.clone(), BTreeSet::new());
         let mut emit = BTreeSet::new();
         for name in again {
             let old = self.units.remove(&name);
@@ -178,6 +211,9 @@ impl State {
             let new_claims = new.as_ref().map_or(&[][..], |unit| &unit.claims);
             emit.extend(self.claims.replace(&old.claims, new_claims));
             delta.unit(&old, new.as_ref());
+            if routed_differs(&old, new.as_ref()) {
+                services.insert(name.clone());
+            }
             match new {
                 Some(mut unit) => {
                     unit.share(&emitted);
@@ -195,7 +231,35 @@ impl State {
             delta.emitted(emitted, &new);
             *emitted = new;
         }
+        self.route(resources, [units, routes, services], &mut delta);
         self.delta(delta)
+    }
+
+    /// Puts routes together again: for namespaces that were compiled again, whose routes, and whose services have changed.
+    fn route(
+        &mut self,
+        resources: &Resources,
+        [units, routes, services]: [BTreeSet<Arc<str>>; 3],
+        changes: &mut Changes,
+    ) {
+        let update = routing::Update {
+            resources,
+            settings: &self.settings,
+            units,
+            routes,
+            services,
+        };
+        let all = &self.units;
+        let outcome = self
+            .routing
+            .update(update, |name| all.get(name).map(|(unit, _)| unit));
+        changes.diagnostics |= outcome.diagnostics;
+        let none = BTreeMap::new();
+        let delta = &mut changes.delta;
+        for (name, before) in &outcome.before {
+            let now = self.routing.of(name).map_or(&none, |it| &it.routes);
+            differences(&before.routes, now, &mut delta.routes, &mut delta.removed_routes);
+        }
     }
 
     /// The namespaces that have to be compiled again. What they share is compiled here.
@@ -258,7 +322,8 @@ impl State {
     fn diagnostics(&self) -> Vec<Diagnostic> {
         let units = self.units.values();
         let of_units = units.flat_map(|(unit, emitted)| unit.diagnostics.iter().chain(&emitted.diagnostics));
-        let mut all: Vec<_> = of_units.take(MOST_DIAGNOSTICS).cloned().collect();
+        let of_all = of_units.chain(self.routing.diagnostics());
+        let mut all: Vec<_> = of_all.take(MOST_DIAGNOSTICS).cloned().collect();
         all.sort();
         all.dedup();
         all
@@ -295,7 +360,13 @@ impl State {
             policies: owned(self.emitted().flat_map(|it| it.policies.values().cloned())),
             peer_authentications: self.peer_authentications(),
             same_nodes: self.same_nodes(),
-            http: Default::default(),
+            http: http::Parts {
+                routes: self.routing.routes().cloned().collect(),
+                authentications: self
+                    .emitted()
+                    .flat_map(|it| it.authentications.values().cloned())
+                    .collect(),
+            },
         };
         Compiled {
             parts,
@@ -318,6 +389,12 @@ impl State {
         delta.removed_services.sort();
         delta.policies.sort_by(|a, b| a.key.cmp(&b.key));
         delta.removed_policies.sort();
+        delta
+            .routes
+            .sort_by(|a, b| a.values().service.cmp(&b.values().service));
+        delta.removed_routes.sort();
+        delta.authentications.sort_by(|a, b| a.key.cmp(&b.key));
+        delta.removed_authentications.sort();
         delta.peer_authentications = changes.modes.then(|| self.peer_authentications());
         delta.same_nodes = changes.same_nodes.then(|| self.same_nodes());
         delta.diagnostics = changes.diagnostics.then(|| self.diagnostics());
@@ -379,8 +456,21 @@ impl Changes {
             &mut delta.policies,
             &mut delta.removed_policies,
         );
+        differences(
+            &old.authentications,
+            &new.authentications,
+            &mut delta.authentications,
+            &mut delta.removed_authentications,
+        );
         self.diagnostics |= old.diagnostics != new.diagnostics;
     }
+}
+
+/// Whether what routes are put together with is another: the services, and what is said of them.
+fn routed_differs(old: &Unit, new: Option<&Unit>) -> bool {
+    let none = Unit::default();
+    let new = new.unwrap_or(&none);
+    old.services != new.services || old.bound != new.bound
 }
 
 fn differences<K: Ord + Clone, V: PartialEq>(

@@ -80,6 +80,8 @@ pub(super) fn waypoint(object: &Custom, resources: &Resources, settings: &Settin
         admits: read.admits,
         ready: condition(&object.status, "Programmed").unwrap_or(false),
         enforces: false,
+        policies: Vec::new(),
+        authentications: Vec::new(),
     })
 }
 

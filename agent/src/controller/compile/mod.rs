@@ -5,8 +5,11 @@
 //! concerned; [`compile`] is the same from nothing. No I/O, no clock, no panic: what cannot be read is a [`Diagnostic`],
 //! and what is in doubt is closed. Called by the controller's watches and by `weft analyze`.
 
+mod authentications;
+mod bound;
 mod claims;
 mod compiler;
+mod destination_rules;
 mod drafts;
 mod endpoints;
 mod gateways;
@@ -14,8 +17,11 @@ mod namespace;
 mod peer_authentications;
 mod pods;
 mod policy;
+mod requests;
 mod resources;
+mod routing;
 mod rules;
+mod seen;
 mod service_entries;
 mod services;
 mod shared;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Settings,
+    Settings, authentications, bound, destination_rules,
     drafts::Drafts,
     gateways, peer_authentications, pods, policy,
     resources::InNamespace,
@@ -17,7 +17,7 @@ use crate::{
         labels,
         objects::{Kind, Node, ObjectMeta},
     },
-    manifests::{ObjectRef, Reader},
+    manifests::{Authentication, ObjectRef, Reader},
     mesh::values,
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Pass<'a> {
     pub(super) drafts: Drafts<'a>,
     /// The namespace's own policies, by name.
     pub(super) policies: Vec<policy::Read>,
+    /// Its own RequestAuthentications.
+    pub(super) authentications: Vec<Authentication>,
     pub(super) unit: Unit,
 }
 
@@ -51,6 +53,7 @@ pub(super) fn compile(cx: &Context<'_>, namespace: &Arc<str>, objects: &InNamesp
         objects,
         drafts: Drafts::default(),
         policies: Vec::new(),
+        authentications: Vec::new(),
         unit: Unit::default(),
     };
     pass.itself();
@@ -62,6 +65,9 @@ pub(super) fn compile(cx: &Context<'_>, namespace: &Arc<str>, objects: &InNamesp
     pass.authorization_policies();
     pass.select();
     peer_authentications::peer_authentications(&mut pass);
+    authentications::authentications(&mut pass);
+    destination_rules::destination_rules(&mut pass);
+    bound::bound(&mut pass);
     waypoint_only::waypoint_only(&mut pass);
     gateways::gateways(&mut pass);
     pass.finish()
@@ -99,7 +105,7 @@ impl<'a> Pass<'a> {
             let settings = self.cx.settings;
             let mut reader = self.reader(Kind::AuthorizationPolicy, &object.metadata);
             let read = policy::read(object, settings, &mut reader);
-            self.unit.policies.extend(read.policy.clone().map(Arc::new));
+            self.unit.policies.push(Arc::new(read.policy.clone()));
             self.policies.push(read);
         }
     }
@@ -107,7 +113,7 @@ impl<'a> Pass<'a> {
     /// The policies that can cover workloads here: the root namespace's, and the namespace's own.
     pub(super) fn covering(&self) -> impl Iterator<Item = &policy::Read> {
         let own = self.policies.iter().filter(|_| !self.is_root());
-        self.cx.shared.root().iter().chain(own)
+        self.cx.shared.root().policies.iter().chain(own)
     }
 
     pub(super) fn is_root(&self) -> bool {
@@ -119,9 +125,8 @@ impl<'a> Pass<'a> {
         let mut selected = Vec::new();
         let mut nobody = Vec::new();
         for read in self.covering() {
-            let (Some(labels), Some(policy)) = (&read.selector, &read.policy) else {
-                continue;
-            };
+            let Some(labels) = &read.selector else { continue };
+            let policy = &read.policy;
             let before = selected.len();
             let drafts = self.drafts.select(labels);
             selected.extend(drafts.into_iter().map(|at| (at, policy.key.clone())));
@@ -144,6 +149,9 @@ impl<'a> Pass<'a> {
         for mut draft in drafts.all {
             draft.workload.policies.sort();
             draft.workload.policies.dedup();
+            draft.workload.subsets.sort();
+            draft.workload.authentications.sort();
+            draft.workload.authentications.dedup();
             let value = Arc::new(draft.workload);
             let owner = draft.owner;
             unit.workloads.push(Owned { owner, value });

@@ -1,7 +1,7 @@
 //! AuthorizationPolicies: which workloads one covers, what it does, and who enforces it.
 //!
 //! An agent enforces what covers workloads: the mesh's, a namespace's, a selector's. One with `targetRefs` is a waypoint's
-//! to enforce; what it means here is that nobody may go around that waypoint (`waypoint_only`).
+//! to enforce: services say which (`bound`), and nobody may go around that waypoint (`waypoint_only`).
 
 use std::sync::Arc;
 
@@ -16,41 +16,22 @@ use crate::{
         labels,
         objects::{Custom, Kind},
     },
-    manifests::{Labels, ObjectRef, Reader, Selector, Severity, there},
+    manifests::{Labels, ObjectRef, Reader, Selector, Severity, Targets, targets, there},
     mesh::{Action, Clause, Match, Place, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch},
 };
 
 /// An AuthorizationPolicy that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Read {
-    pub(super) key: PolicyKey,
     pub(super) object: ObjectRef,
-    /// What an agent is to enforce; none for one that is a waypoint's, or nobody's.
-    pub(super) policy: Option<Policy>,
+    /// What it says. With `targets` it is a waypoint's to enforce, and no workload names it.
+    pub(super) policy: Policy,
     /// Whom a selector selects; none where it covers all of its scope.
     pub(super) selector: Option<Labels>,
-    /// Whether a waypoint is to enforce it.
-    pub(super) targeted: bool,
     /// What a waypoint is to enforce it for.
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Targets,
     /// Whether it is enforced, rather than only evaluated.
     pub(super) enforced: bool,
-}
-
-/// What a policy with `targetRefs` is about.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Target {
-    pub(super) kind: TargetKind,
-    pub(super) name: String,
-}
-
-/// The kinds of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TargetKind {
-    Service,
-    ServiceEntry,
-    Gateway,
-    GatewayClass,
 }
 
 /// Who may come, by name.
@@ -68,15 +49,6 @@ pub(super) fn read(object: &Custom, settings: &Settings, reader: &mut Reader<'_>
         namespace: reference.namespace.as_str().into(),
         name: reference.name.as_str().into(),
     };
-    let mut read = Read {
-        key,
-        object: reference,
-        policy: None,
-        selector: None,
-        targeted: false,
-        targets: Vec::new(),
-        enforced: !is_dry_run(object),
-    };
     let place = Place::ROOT.field("spec");
     // A policy without a spec is one without rules.
     let fields = Value::Object(serde_json::Map::new());
@@ -84,60 +56,82 @@ pub(super) fn read(object: &Custom, settings: &Settings, reader: &mut Reader<'_>
         Value::Null => (&fields, true),
         spec => (spec, reader.fields(spec, &place).is_some()),
     };
-    let Some(action) = action(spec, &place, whole, reader) else {
-        return read;
-    };
-    read.targets = targets(spec, reader);
-    read.targeted = there(spec, "targetRefs").is_some() || there(spec, "targetRef").is_some();
-    if read.targeted {
-        if there(spec, "selector").is_some() {
-            let message = "spec: has both selector and targetRefs: only targetRefs counts";
-            reader.tell(Severity::Warning, "SelectorIgnored", message);
-        }
-        // Read for what is wrong with them.
-        rules(spec, &read, &action, &place, reader);
-        return read;
+    let mut what = action(spec, &place, whole, reader);
+    let targets = targets(spec, reader);
+    let selector = selector(spec, &targets, reader);
+    let mut rules = rules(spec, &key, &what, &targets, &place, reader);
+    if targets.unreadable {
+        unknown_target(&mut what, reader);
     }
-    if let Selector::Labels(labels) = reader.selector(spec) {
-        read.selector = Some(labels);
-    }
-    let mut rules = rules(spec, &read, &action, &place, reader);
-    if !whole || action.unreadable {
+    if !whole || what.unreadable {
         rules = vec![nobody_knows()];
     }
-    read.policy = Some(Policy {
-        key: read.key.clone(),
-        scope: match &read.selector {
+    let dry_run = is_dry_run(object);
+    let policy = Policy {
+        scope: match &selector {
+            None if targets.any => Scope::Selector,
             Some(_) => Scope::Selector,
-            None if read.key.namespace == settings.root_namespace => Scope::Mesh,
+            None if key.namespace == settings.root_namespace => Scope::Mesh,
             None => Scope::Namespace,
         },
-        action: action.action,
+        key,
+        action: what.action,
         rules,
-        dry_run: !read.enforced,
-    });
-    read
+        dry_run,
+    };
+    Read {
+        object: reference,
+        enforced: policy.is_enforced(),
+        policy,
+        selector,
+        targets,
+    }
+}
+
+/// Whom it selects, where it is for agents to enforce.
+fn selector(spec: &Value, targets: &Targets, reader: &mut Reader<'_>) -> Option<Labels> {
+    if !targets.any {
+        return match reader.selector(spec) {
+            Selector::Labels(labels) => Some(labels),
+            Selector::Everything | Selector::Unreadable => None,
+        };
+    }
+    if there(spec, "selector").is_some() {
+        let message = "spec: has both selector and targetRefs: only targetRefs counts";
+        reader.tell(Severity::Warning, "SelectorIgnored", message);
+    }
+    None
+}
+
+/// Nobody knows what it is for: whatever it may be for is denied. What only records goes on to.
+fn unknown_target(what: &mut What, reader: &mut Reader<'_>) {
+    if what.action == Action::Audit {
+        return;
+    }
+    let message = "spec.targetRefs: cannot be read whole, so that everything behind any waypoint of the namespace is \
+                   denied: mend it";
+    reader.tell(Severity::Error, "Closed", message);
+    (what.action, what.unreadable) = (Action::Deny, true);
 }
 
 impl Read {
     /// Whether an agent cannot see all that it says, so that a waypoint has to be asked.
     pub(super) fn needs_waypoint(&self) -> bool {
-        let rules = self.policy.iter().flat_map(|policy| &policy.rules);
+        let rules = self.policy.rules.iter();
         let mut matches = rules
             .flat_map(|rule| &rule.clauses)
             .flat_map(|clause| &clause.matches);
-        self.enforced && matches.any(|match_| !match_.unseen.is_empty())
+        self.enforced && !self.targets.any && matches.any(|match_| !match_.unseen.is_empty())
     }
 
-    /// Whether it allows, and is enforced.
+    /// Whether it allows, and agents enforce it.
     pub(super) fn allows(&self) -> bool {
-        let allows = |policy: &Policy| policy.action == Action::Allow;
-        self.enforced && self.policy.as_ref().is_some_and(allows)
+        self.enforced && !self.targets.any && self.policy.action == Action::Allow
     }
 
     /// Those whom it allows by name.
     pub(super) fn name_into(&self, named: &mut Named) {
-        let rules = self.policy.iter().flat_map(|policy| &policy.rules);
+        let rules = self.policy.rules.iter();
         for rule in rules.filter(|_| self.allows()) {
             if let Some(clause) = rule.clauses.iter().find(|clause| names_somebody(clause)) {
                 for match_ in &clause.matches {
@@ -181,8 +175,7 @@ struct What {
     unreadable: bool,
 }
 
-/// None for what concerns no agent.
-fn action(spec: &Value, place: &Place<'_>, whole: bool, reader: &mut Reader<'_>) -> Option<What> {
+fn action(spec: &Value, place: &Place<'_>, whole: bool, reader: &mut Reader<'_>) -> What {
     let plain = |action| What {
         action,
         asks: None,
@@ -190,26 +183,20 @@ fn action(spec: &Value, place: &Place<'_>, whole: bool, reader: &mut Reader<'_>)
     };
     let written = there(spec, "action").filter(|_| whole);
     match written.map(|value| value.as_str()) {
-        None | Some(Some("ALLOW")) => Some(plain(Action::Allow)),
-        Some(Some("DENY")) => Some(plain(Action::Deny)),
-        Some(Some("AUDIT")) => {
-            let message = "spec.action: AUDIT refuses and allows nothing, and is not recorded: \
-                           for a rehearsal use the annotation istio.io/dry-run";
-            reader.tell(Severity::Warning, "AuditIgnored", message);
-            None
-        }
-        Some(Some("CUSTOM")) => Some(What {
-            action: Action::Deny,
+        None | Some(Some("ALLOW")) => plain(Action::Allow),
+        Some(Some("DENY")) => plain(Action::Deny),
+        Some(Some("AUDIT")) => plain(Action::Audit),
+        Some(Some("CUSTOM")) => What {
             asks: Some("provider".into()),
-            unreadable: false,
-        }),
+            ..plain(Action::Deny)
+        },
         Some(_) => {
             let message = "is not known here: write ALLOW, DENY, AUDIT or CUSTOM";
             reader.invalid(&place.field("action"), message);
-            Some(What {
+            What {
                 unreadable: true,
                 ..plain(Action::Deny)
-            })
+            }
         }
     }
 }
@@ -226,12 +213,19 @@ fn nobody_knows() -> Rule {
     }
 }
 
-fn rules(spec: &Value, read: &Read, what: &What, place: &Place<'_>, reader: &mut Reader<'_>) -> Vec<Rule> {
+fn rules(
+    spec: &Value,
+    key: &PolicyKey,
+    what: &What,
+    targets: &Targets,
+    place: &Place<'_>,
+    reader: &mut Reader<'_>,
+) -> Vec<Rule> {
     let policy = Whose {
         action: what.action,
-        namespace: &read.key.namespace,
+        namespace: &key.namespace,
         asks: what.asks.as_ref(),
-        by_agents: !read.targeted,
+        by_agents: !targets.any,
     };
     let place = place.field("rules");
     match there(spec, "rules") {
@@ -247,39 +241,4 @@ fn rules(spec: &Value, read: &Read, what: &What, place: &Place<'_>, reader: &mut
             vec![nobody_knows()]
         }
     }
-}
-
-/// `targetRefs`, and `targetRef` of before.
-fn targets(spec: &Value, reader: &mut Reader<'_>) -> Vec<Target> {
-    let root = Place::ROOT.field("spec");
-    let place = root.field("targetRefs");
-    let several = reader.list(spec, "targetRefs", &root).iter().enumerate();
-    let mut targets: Vec<_> = several
-        .filter_map(|(i, value)| target(value, &place.index(i), reader))
-        .collect();
-    if let Some(one) = there(spec, "targetRef") {
-        targets.extend(target(one, &root.field("targetRef"), reader));
-    }
-    targets
-}
-
-fn target(value: &Value, place: &Place<'_>, reader: &mut Reader<'_>) -> Option<Target> {
-    reader.fields(value, place)?;
-    let text = |text: &str| Ok::<_, String>(text.to_owned());
-    let name = reader.required(value, "name", place, text)?;
-    let kind = reader.required(value, "kind", place, text)?;
-    let group = reader.optional(value, "group", place, text).unwrap_or_default();
-    let kind = match (group.as_str(), kind.as_str()) {
-        ("" | "core", "Service") => TargetKind::Service,
-        ("networking.istio.io", "ServiceEntry") => TargetKind::ServiceEntry,
-        ("gateway.networking.k8s.io", "Gateway") => TargetKind::Gateway,
-        ("gateway.networking.k8s.io", "GatewayClass") => TargetKind::GatewayClass,
-        _ => {
-            let message =
-                "is not known here: write a Service, ServiceEntry, Gateway or GatewayClass with its group";
-            reader.invalid(&place.field("kind"), message);
-            return None;
-        }
-    };
-    Some(Target { kind, name })
 }

@@ -1,15 +1,20 @@
 //! The rules of an AuthorizationPolicy: `from`, `to` and `when`. What they mean is said at `mesh::Match`.
 //!
 //! What cannot be read never widens: a value, or a field that nobody knows, makes the match `unreadable`. Fields that only
-//! a request has are `unseen`, for which a waypoint is asked.
+//! a request has are `unseen`: what they say is for a waypoint.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::requests;
 use crate::{
     manifests::{Reader, Severity, there},
-    mesh::{Action, Clause, Match, Place, Rule, values},
+    mesh::{
+        Action, Clause, Match, Place, Rule,
+        http::{Condition, RequestMatch},
+        values,
+    },
 };
 
 /// What a rule needs to know of its policy.
@@ -173,7 +178,13 @@ fn source(value: &Value, policy: Whose<'_>, place: &Place<'_>, reader: &mut Read
         not_source_ips: fields.read("notIpBlocks", values::network),
         ..Match::default()
     };
-    fields.unseen(&SOURCE[10..]);
+    fields.request = RequestMatch {
+        request_principals: fields.of_request("requestPrincipals", values::pattern),
+        not_request_principals: fields.of_request("notRequestPrincipals", values::pattern),
+        remote_ips: fields.of_request("remoteIpBlocks", values::network),
+        not_remote_ips: fields.of_request("notRemoteIpBlocks", values::network),
+        ..RequestMatch::default()
+    };
     fields.finish(&mut match_);
     match_
 }
@@ -196,7 +207,15 @@ fn operation(value: &Value, place: &Place<'_>, reader: &mut Reader<'_>) -> Match
         not_destination_ports: fields.read("notPorts", values::port),
         ..Match::default()
     };
-    fields.unseen(&OPERATION[2..]);
+    fields.request = RequestMatch {
+        hosts: fields.of_request("hosts", values::pattern),
+        not_hosts: fields.of_request("notHosts", values::pattern),
+        methods: fields.of_request("methods", values::pattern),
+        not_methods: fields.of_request("notMethods", values::pattern),
+        paths: fields.of_request("paths", requests::path),
+        not_paths: fields.of_request("notPaths", requests::path),
+        ..RequestMatch::default()
+    };
     fields.finish(&mut match_);
     match_
 }
@@ -229,15 +248,35 @@ fn condition(value: &Value, policy: Whose<'_>, place: &Place<'_>, reader: &mut R
         "destination.port" => {
             (read.destination_ports, read.not_destination_ports) = fields.both(values::port);
         }
-        _ => {
-            let (some, none) = fields.both(values::not_empty);
-            if !some.is_empty() || !none.is_empty() {
-                fields.unseen.push(key);
-            }
+        "remote.ip" => {
+            let (some, none) = fields.both(values::network);
+            fields.note_unseen(&key, &some, &none);
+            (fields.request.remote_ips, fields.request.not_remote_ips) = (some, none);
         }
+        _ => request_condition(&key, &mut fields),
     }
     fields.finish(&mut read);
     read
+}
+
+/// A condition that only a request has. Where it is one that no waypoint knows either, it says nothing to be judged by.
+fn request_condition(key: &Arc<str>, fields: &mut Fields<'_, '_, '_>) {
+    let (values, not_values) = fields.both(values::pattern);
+    fields.note_unseen(key, &values, &not_values);
+    match requests::condition_key(key) {
+        Ok(Some(key)) if !values.is_empty() || !not_values.is_empty() => {
+            fields.request.when.push(Condition {
+                key,
+                values,
+                not_values,
+            });
+        }
+        Ok(_) => {}
+        Err(message) => {
+            fields.reader.invalid(&fields.place.field("key"), message);
+            fields.unreadable.push("key".into());
+        }
+    }
 }
 
 /// The fields of one source, operation or condition.
@@ -246,6 +285,8 @@ struct Fields<'a, 'r, 'd> {
     place: &'a Place<'a>,
     reader: &'r mut Reader<'d>,
     unseen: Vec<Arc<str>>,
+    /// What the unseen ones say.
+    request: RequestMatch,
     unreadable: Vec<Arc<str>>,
 }
 
@@ -260,6 +301,7 @@ impl<'a, 'r, 'd> Fields<'a, 'r, 'd> {
             place,
             reader,
             unseen: Vec::new(),
+            request: RequestMatch::default(),
             unreadable: strange,
         }
     }
@@ -288,16 +330,23 @@ impl<'a, 'r, 'd> Fields<'a, 'r, 'd> {
         (self.read("values", &parse), self.read("notValues", &parse))
     }
 
-    /// Notes which of these fields are there, that only a request has.
-    fn unseen(&mut self, fields: &[&str]) {
-        for field in fields {
-            if !self.read(field, values::not_empty).is_empty() {
-                self.unseen.push((*field).into());
-            }
+    /// A list that only a request can be compared with.
+    fn of_request<T>(&mut self, field: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let read = self.read(field, parse);
+        if !read.is_empty() {
+            self.unseen.push(field.into());
+        }
+        read
+    }
+
+    fn note_unseen<T>(&mut self, key: &Arc<str>, some: &[T], none: &[T]) {
+        if !some.is_empty() || !none.is_empty() {
+            self.unseen.push(key.clone());
         }
     }
 
     fn finish(self, match_: &mut Match) {
+        match_.request = (self.request != RequestMatch::default()).then(|| Arc::new(self.request));
         match_.unseen = self.unseen;
         match_.unreadable = self.unreadable;
     }

@@ -4,21 +4,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{
-    Resources, Settings, WaypointFor, gateways,
-    policy::{self, TargetKind},
-};
+use super::{Resources, Settings, WaypointFor, gateways, policy, resources::InNamespace};
 use crate::{
-    cluster::objects::Kind,
-    manifests::{Labels, ObjectRef, Reader},
-    mesh::{ServiceKey, SpiffeId},
+    cluster::objects::{Custom, Kind},
+    manifests::{
+        Authentication, DestinationRule, Labels, ObjectRef, Reader, TargetKind, Targets, authentication,
+        destination_rule,
+    },
+    mesh::{PolicyKey, ServiceKey, SpiffeId},
 };
 
 /// It, compiled.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Shared {
     waypoints: BTreeMap<(String, String), Waypoint>,
-    root: Vec<policy::Read>,
+    root: Root,
+}
+
+/// What the root namespace says, which counts for all.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Root {
+    pub(super) policies: Vec<policy::Read>,
+    pub(super) authentications: Vec<Authentication>,
+    pub(super) destination_rules: Vec<DestinationRule>,
 }
 
 /// A waypoint as those see it who are bound to it.
@@ -39,6 +47,10 @@ pub(super) struct Waypoint {
     pub(super) ready: bool,
     /// Whether a policy is enforced for everything that is bound to it.
     pub(super) enforces: bool,
+    /// The policies that are about it.
+    pub(super) policies: Vec<PolicyKey>,
+    /// The RequestAuthentications that are about it.
+    pub(super) authentications: Vec<PolicyKey>,
 }
 
 /// The namespaces that may use a waypoint.
@@ -69,19 +81,8 @@ pub(super) enum Operator {
 
 impl Shared {
     pub(super) fn new(resources: &Resources, settings: &Settings) -> Self {
-        let mut ignored = Vec::new();
         let root = resources.namespaces.get(&*settings.root_namespace);
-        let mut policies = |kind: &super::resources::InNamespace| -> Vec<policy::Read> {
-            let objects = kind.of_kind(Kind::AuthorizationPolicy);
-            let read = objects.map(|(_, object)| {
-                let reference = ObjectRef::new(Kind::AuthorizationPolicy, &object.metadata);
-                // What is wrong with it, its own namespace says.
-                ignored.clear();
-                policy::read(object, settings, &mut Reader::new(reference, &mut ignored))
-            });
-            read.collect()
-        };
-        let root: Vec<_> = root.map(&mut policies).unwrap_or_default();
+        let root = root.map(|root| Root::new(root, settings)).unwrap_or_default();
         let mut waypoints = BTreeMap::new();
         for (namespace, within) in &resources.namespaces {
             let mut found: Vec<_> = within
@@ -91,14 +92,9 @@ impl Shared {
             if found.is_empty() {
                 continue;
             }
-            let own = policies(within);
+            let own = (policies(within, settings), authentications(within));
             for (name, waypoint) in &mut found {
-                let of_gateway = own.iter().any(|read| targets(read, TargetKind::Gateway, name));
-                let class = &waypoint.class;
-                let of_class = root
-                    .iter()
-                    .any(|read| targets(read, TargetKind::GatewayClass, class));
-                waypoint.enforces = of_gateway || of_class;
+                waypoint.say(name, &own, &root);
             }
             let key = |name: &str| (namespace.clone(), name.to_owned());
             waypoints.extend(found.into_iter().map(|(name, waypoint)| (key(name), waypoint)));
@@ -106,8 +102,8 @@ impl Shared {
         Self { waypoints, root }
     }
 
-    /// The policies of the root namespace.
-    pub(super) fn root(&self) -> &[policy::Read] {
+    /// What the root namespace says.
+    pub(super) fn root(&self) -> &Root {
         &self.root
     }
 
@@ -123,14 +119,21 @@ impl Shared {
         Some(found).filter(|found| found.key == *key)
     }
 
-    /// Whether what the root namespace says of all namespaces differs.
+    /// Whether what the root namespace says of all namespaces differs. What it says of waypoints, they say.
     pub(super) fn root_differs(&self, other: &Self) -> bool {
-        let of_workloads = |read: &&policy::Read| read.policy.is_some();
-        !self
-            .root
+        let policies = |it: &&policy::Read| !it.targets.any;
+        let authentications = |it: &&Authentication| !it.targets.any;
+        let (a, b) = (&self.root, &other.root);
+        !a.policies
             .iter()
-            .filter(of_workloads)
-            .eq(other.root.iter().filter(of_workloads))
+            .filter(policies)
+            .eq(b.policies.iter().filter(policies))
+            || !a
+                .authentications
+                .iter()
+                .filter(authentications)
+                .eq(b.authentications.iter().filter(authentications))
+            || a.destination_rules != b.destination_rules
     }
 
     /// The waypoints that are not as they were, by namespace and name.
@@ -142,13 +145,66 @@ impl Shared {
     }
 }
 
-/// Whether an enforced policy is about this.
-pub(super) fn targets(read: &policy::Read, kind: TargetKind, name: &str) -> bool {
-    let is = |target: &policy::Target| target.kind == kind && target.name == name;
-    read.enforced && read.targets.iter().any(is)
+impl Root {
+    fn new(objects: &InNamespace, settings: &Settings) -> Self {
+        let rules = objects.of_kind(Kind::DestinationRule);
+        let rules = rules.filter_map(|(_, object)| {
+            quietly(Kind::DestinationRule, object, |reader| {
+                destination_rule(object, &settings.cluster_domain, reader)
+            })
+        });
+        Self {
+            policies: policies(objects, settings),
+            authentications: authentications(objects),
+            destination_rules: rules.collect(),
+        }
+    }
+}
+
+/// Reads an object of which its own namespace says what is wrong.
+fn quietly<T>(kind: Kind, object: &Custom, read: impl FnOnce(&mut Reader<'_>) -> T) -> T {
+    let reference = ObjectRef::new(kind, &object.metadata);
+    read(&mut Reader::new(reference, &mut Vec::new()))
+}
+
+fn policies(objects: &InNamespace, settings: &Settings) -> Vec<policy::Read> {
+    let kind = Kind::AuthorizationPolicy;
+    let objects = objects.of_kind(kind);
+    objects
+        .map(|(_, object)| quietly(kind, object, |reader| policy::read(object, settings, reader)))
+        .collect()
+}
+
+fn authentications(objects: &InNamespace) -> Vec<Authentication> {
+    let kind = Kind::RequestAuthentication;
+    let objects = objects.of_kind(kind);
+    objects
+        .map(|(_, object)| quietly(kind, object, |reader| authentication(object, reader)))
+        .collect()
 }
 
 impl Waypoint {
+    /// Notes what its own namespace and the root namespace say of it.
+    fn say(&mut self, name: &str, own: &(Vec<policy::Read>, Vec<Authentication>), root: &Root) {
+        let class = self.class.as_str();
+        let names = |targets: &Targets| targets.contains(TargetKind::Gateway, name);
+        let names_class = |targets: &Targets| targets.contains(TargetKind::GatewayClass, class);
+        let of_gateway = own.0.iter().filter(|it| names(&it.targets));
+        let of_class = root.policies.iter().filter(|it| names_class(&it.targets));
+        for read in of_gateway.chain(of_class) {
+            self.enforces |= read.enforced;
+            self.policies.push(read.policy.key.clone());
+        }
+        let of_gateway = own.1.iter().filter(|it| names(&it.targets));
+        let of_class = root.authentications.iter().filter(|it| names_class(&it.targets));
+        let keys = of_gateway.chain(of_class).map(|it| it.value.key.clone());
+        self.authentications.extend(keys);
+        for keys in [&mut self.policies, &mut self.authentications] {
+            keys.sort();
+            keys.dedup();
+        }
+    }
+
     /// Whether a namespace may use it, that has these labels.
     pub(super) fn admits(&self, namespace: &str, labels: Option<&Labels>) -> bool {
         let own = *namespace == *self.key.namespace;

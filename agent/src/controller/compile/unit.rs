@@ -13,8 +13,11 @@ use super::{
     claims::{Claim, Claims, Owner, Thing},
 };
 use crate::{
-    manifests::{Diagnostic, ObjectRef, Severity},
-    mesh::{PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload},
+    manifests::{Bound, Diagnostic, ObjectRef, Severity},
+    mesh::{
+        PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload,
+        http::RequestAuthentication,
+    },
 };
 
 /// What one namespace means by itself.
@@ -23,6 +26,11 @@ pub(super) struct Unit {
     pub(super) workloads: Vec<Owned<Workload>>,
     pub(super) services: Vec<Owned<Service>>,
     pub(super) policies: Vec<Arc<Policy>>,
+    pub(super) authentications: Vec<Arc<RequestAuthentication>>,
+    /// What is said of services besides their routes.
+    pub(super) bound: BTreeMap<ServiceKey, Bound>,
+    /// The subsets that a DestinationRule makes of services.
+    pub(super) subsets: BTreeMap<ServiceKey, BTreeSet<Arc<str>>>,
     /// Of the whole namespace; of the mesh, where it is the root namespace.
     pub(super) peer_authentication: Option<PeerAuthentication>,
     /// Of single workloads, by uid.
@@ -38,7 +46,7 @@ pub(super) struct Unit {
 }
 
 /// What an object means.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Owned<T> {
     pub(super) owner: Owner,
     pub(super) value: Arc<T>,
@@ -50,6 +58,7 @@ pub(super) struct Emitted {
     pub(super) workloads: BTreeMap<Arc<str>, Arc<Workload>>,
     pub(super) services: BTreeMap<ServiceKey, Arc<Service>>,
     pub(super) policies: BTreeMap<PolicyKey, Arc<Policy>>,
+    pub(super) authentications: BTreeMap<PolicyKey, Arc<RequestAuthentication>>,
     /// About addresses that others have. In order.
     pub(super) diagnostics: Vec<Diagnostic>,
 }
@@ -72,6 +81,10 @@ impl Unit {
         }
         for it in &mut self.policies {
             let old = before.policies.get(&it.key);
+            share(it, old);
+        }
+        for it in &mut self.authentications {
+            let old = before.authentications.get(&it.key);
             share(it, old);
         }
     }
@@ -114,6 +127,10 @@ impl Unit {
         for policy in &self.policies {
             let entry = emitted.policies.entry(policy.key.clone());
             entry.or_insert_with(|| policy.clone());
+        }
+        for it in &self.authentications {
+            let entry = emitted.authentications.entry(it.key.clone());
+            entry.or_insert_with(|| it.clone());
         }
         emitted.diagnostics = lost
             .iter()

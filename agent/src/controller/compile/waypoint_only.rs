@@ -4,8 +4,8 @@
 //! those whom an ALLOW policy of the pod names (who scrapes its metrics, for example); and where the pod has ALLOW
 //! policies, one more that lets the waypoint in. With no waypoint to enforce what is meant for one, nobody gets in.
 //!
-//! Not here: that a client's ALLOW rule is not satisfied by the waypoint's identity in the client's place. That is for
-//! the waypoint to ask, which knows the client.
+//! Where nothing but ALLOW policies cover such a pod, its waypoint is let in all the same: a waypoint of ours has judged the
+//! client by every one of them, with the client's identity and never with its own. A waypoint of others has not.
 
 use std::{
     collections::BTreeSet,
@@ -18,12 +18,11 @@ use super::{
     claims::Owner,
     drafts::Draft,
     namespace::Pass,
-    policy::{self, Named, TargetKind},
-    shared::targets,
+    policy::{self, Named},
 };
 use crate::{
     cluster::objects::Kind,
-    manifests::{Reader, Severity},
+    manifests::{Reader, Severity, Target, TargetKind, Targets},
     mesh::{
         Action, Clause, GatewayAddress, GatewayDestination, Match, Policy, PolicyKey, Rule, Scope, Service,
         ServiceKey, StringMatch, TunnelProtocol,
@@ -46,7 +45,8 @@ pub(super) fn waypoint_only(pass: &mut Pass<'_>) {
         let allows: Vec<_> = pass.covering().filter(|read| read.allows()).collect();
         let enforced = guarded.values().any(|it| it.enforced);
         let own = |draft: &Draft<'_>| draft.workload.waypoint.is_some();
-        if !enforced && by_request.is_empty() && !pass.drafts.all.iter().any(own) {
+        let said = enforced || !by_request.is_empty() || !allows.is_empty();
+        if !said && !pass.drafts.all.iter().any(own) {
             return;
         }
         for (at, draft) in pass.drafts.all.iter().enumerate() {
@@ -72,7 +72,7 @@ fn guarded<'p>(pass: &'p Pass<'_>) -> FxHashMap<&'p ServiceKey, Guarded<'p>> {
         let targeted = pass
             .policies
             .iter()
-            .any(|read| targets(read, target_kind(&it.owner), &it.owner.name));
+            .any(|read| read.enforced && is_about(read, &it.owner, &it.value));
         let of_waypoint = it.value.waypoint.as_ref().and_then(|it| waypoint(pass, it));
         let guarded = Guarded {
             service: &it.value,
@@ -83,6 +83,18 @@ fn guarded<'p>(pass: &'p Pass<'_>) -> FxHashMap<&'p ServiceKey, Guarded<'p>> {
     guarded.collect()
 }
 
+/// Whether a policy is, or may be, about a service. One that nobody knows the target of is about what has a waypoint.
+pub(super) fn is_about(read: &policy::Read, owner: &Owner, service: &Service) -> bool {
+    targets(&read.targets, owner, service)
+}
+
+/// The same of any `targetRefs`.
+pub(super) fn targets(targets: &Targets, owner: &Owner, service: &Service) -> bool {
+    let (kind, name) = (target_kind(owner), &owner.name);
+    let named = targets.all.iter().any(|it| it.kind == kind && *it.name == **name);
+    named || (targets.unreadable && service.waypoint.is_some())
+}
+
 fn target_kind(owner: &Owner) -> TargetKind {
     match owner.kind {
         Kind::ServiceEntry => TargetKind::ServiceEntry,
@@ -90,7 +102,11 @@ fn target_kind(owner: &Owner) -> TargetKind {
     }
 }
 
-fn waypoint<'p>(pass: &'p Pass<'_>, bound: &GatewayAddress) -> Option<&'p super::shared::Waypoint> {
+/// The waypoint that something is bound to, as far as it is known.
+pub(super) fn waypoint<'p>(
+    pass: &'p Pass<'_>,
+    bound: &GatewayAddress,
+) -> Option<&'p super::shared::Waypoint> {
     match &bound.destination {
         GatewayDestination::Service(key) => pass.cx.shared.waypoint_of(key),
         GatewayDestination::Address(_) => None,
@@ -119,20 +135,15 @@ fn only(
     let own = workload.waypoint.as_ref().and_then(|it| waypoint(pass, it));
     let enforced = services.iter().any(|it| it.enforced) || own.is_some_and(|it| it.enforces);
     let asked = !bound.is_empty() && by_request.iter().any(|read| covers(read, draft));
-    if !enforced && !asked {
-        return None;
-    }
-    let waypoints: BTreeSet<_> = bound
-        .into_iter()
-        .filter_map(|bound| waypoint(pass, bound)?.identity.as_ref())
-        .map(|identity| identity.principal())
-        .collect();
-    let waypoints: Vec<_> = waypoints
-        .into_iter()
-        .map(|it| StringMatch::Exact(it.into()))
-        .collect();
-    let mut named = Named::default();
     let covering: Vec<_> = allows.iter().filter(|read| covers(read, draft)).collect();
+    if !enforced && !asked {
+        // A waypoint of ours has asked all of them with the client's identity.
+        let ours = principals(pass, &bound, |waypoint| waypoint.is_ours);
+        let let_in = !covering.is_empty() && !ours.is_empty();
+        return let_in.then(|| vec![allow(pass, ours)]);
+    }
+    let waypoints = principals(pass, &bound, |_| true);
+    let mut named = Named::default();
     covering.iter().for_each(|read| read.name_into(&mut named));
     let mut policies = vec![deny_others(pass, &waypoints, named)];
     if !covering.is_empty() && !waypoints.is_empty() {
@@ -141,9 +152,24 @@ fn only(
     Some(policies)
 }
 
+/// Whom the waypoints run as.
+fn principals(
+    pass: &Pass<'_>,
+    bound: &[&GatewayAddress],
+    counts: impl Fn(&super::shared::Waypoint) -> bool,
+) -> Vec<StringMatch> {
+    let waypoints = bound.iter().filter_map(|bound| waypoint(pass, bound));
+    let identities = waypoints
+        .filter(|it| counts(it))
+        .filter_map(|it| it.identity.as_ref());
+    let principals: BTreeSet<_> = identities.map(|identity| identity.principal()).collect();
+    let principals = principals.into_iter();
+    principals.map(|it| StringMatch::Exact(it.into())).collect()
+}
+
 fn covers(read: &policy::Read, draft: &Draft<'_>) -> bool {
     let labels = read.selector.as_ref();
-    read.policy.is_some() && labels.is_none_or(|labels| draft.has_labels(labels))
+    !read.targets.any && labels.is_none_or(|labels| draft.has_labels(labels))
 }
 
 /// Refuses everybody but these, plaintext among them.
@@ -194,7 +220,7 @@ fn policy(pass: &Pass<'_>, name: &str, action: Action, match_: Match) -> Policy 
 fn tell_targets(pass: &mut Pass<'_>) {
     let mut told = Vec::new();
     for read in &pass.policies {
-        for target in &read.targets {
+        for target in &read.targets.all {
             if let Some((severity, reason, message)) = wrong(pass, read, target) {
                 told.push((read.object.clone(), severity, reason, message));
             }
@@ -207,7 +233,7 @@ fn tell_targets(pass: &mut Pass<'_>) {
 
 type Wrong = (Severity, &'static str, String);
 
-fn wrong(pass: &Pass<'_>, read: &policy::Read, target: &policy::Target) -> Option<Wrong> {
+fn wrong(pass: &Pass<'_>, read: &policy::Read, target: &Target) -> Option<Wrong> {
     let name = &target.name;
     let missing = |what: &str| {
         let message = format!("spec.targetRefs: there is no {what} {name} here: correct the name");
