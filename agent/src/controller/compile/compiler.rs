@@ -366,6 +366,7 @@ impl State {
                     .emitted()
                     .flat_map(|it| it.authentications.values().cloned())
                     .collect(),
+                unreadable: Vec::new(),
             },
         };
         Compiled {
