@@ -25,7 +25,6 @@ use crate::{
     },
 };
 
-mod documents;
 mod files;
 mod finding;
 mod inputs;

@@ -10,6 +10,10 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// Gateway, GatewayClass: `service`, `workload`, `all` or `none`.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// The condition of Services, ServiceEntries and WorkloadEntries that says whether a waypoint is in front of them.
+pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+/// The condition of namespaces that says whether every pod that is to be captured is.
+pub const PODS_CAPTURED: &str = "weft.dev/PodsCaptured";
 /// What is made for a Gateway: its name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// What is made for a Gateway: the name of its class.

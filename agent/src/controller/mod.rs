@@ -15,6 +15,7 @@ mod publish;
 mod root;
 mod serve;
 mod status;
+mod statuses;
 mod tokens;
 mod watch;
 mod waypoint_accounts;
@@ -41,6 +42,7 @@ pub use self::ca::AgentAccount;
 use self::{
     ca::Authority,
     compile::{Change, Compiler, Diagnostic, Settings},
+    conditions::Statuses,
     counts::Counts,
     placement::Placement,
     publish::Publisher,
@@ -139,6 +141,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         counts: Arc::clone(&counts),
     });
     let (diagnostics, wrong) = latest::channel(Arc::default());
+    let (statuses, to_say) = latest::channel(Arc::default());
     let (wanted, to_deploy) = latest::channel(None);
     let (trusted, roots) = latest::channel(root.trust.to_pem());
     let tasks = TaskTracker::new();
@@ -151,7 +154,9 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
             config.settings.root_namespace.clone(),
         ),
         counts: Arc::clone(&counts),
+        wrong: Arc::default(),
         diagnostics,
+        statuses,
         wanted,
     };
     tasks.spawn(until(shutdown.clone(), compiling.run(watch::watch(&client))));
@@ -172,6 +177,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         client,
         leading,
         wrong,
+        statuses: to_say,
         waypoints: to_deploy,
         roots,
     };
@@ -195,6 +201,7 @@ struct Writing {
     client: Client,
     leading: latest::Receiver<bool>,
     wrong: latest::Receiver<Wrong>,
+    statuses: latest::Receiver<Statuses>,
     waypoints: latest::Receiver<Option<Arc<waypoints::Wanted>>>,
     roots: latest::Receiver<String>,
 }
@@ -203,7 +210,8 @@ impl Writing {
     async fn run(self, settings: Option<waypoints::Settings>) {
         let Self { client, leading, .. } = self;
         let events = status::write(client.clone(), leading.clone(), self.wrong);
-        let (statuses, wanted) = latest::channel(conditions::Statuses::default());
+        let of_objects = conditions::write(client.clone(), leading.clone(), self.statuses);
+        let (statuses, wanted) = latest::channel(Statuses::default());
         let conditions = conditions::write(client.clone(), leading.clone(), wanted);
         let inputs = waypoints::Inputs {
             leads: leading,
@@ -216,7 +224,7 @@ impl Writing {
                 None => drop(statuses),
             }
         };
-        tokio::join!(events, conditions, deploying);
+        tokio::join!(events, of_objects, conditions, deploying);
     }
 }
 
@@ -302,7 +310,10 @@ struct Compiling {
     compiler: Compiler,
     publisher: Publisher,
     counts: Arc<Counts>,
+    /// As they were last.
+    wrong: Wrong,
     diagnostics: latest::Sender<Wrong>,
+    statuses: latest::Sender<Statuses>,
     wanted: latest::Sender<Option<Arc<waypoints::Wanted>>>,
 }
 
@@ -341,6 +352,7 @@ impl Compiling {
         let mut delta = self.compiler.compile();
         let (changed, removed) = (delta.workloads.len(), delta.removed_workloads.len());
         let diagnostics = delta.diagnostics.take();
+        let only_workloads = diagnostics.is_none() && delta.is_of_workloads();
         let gateways = delta.waypoints.clone();
         self.publisher.publish(&self.compiler, delta);
         self.say_waypoints(gateways);
@@ -348,13 +360,30 @@ impl Compiling {
         tracing::debug!(changed, removed, took = ?since.elapsed(), "compiled");
         if let Some(diagnostics) = diagnostics {
             self.counts.diagnostics(diagnostics.len());
-            self.diagnostics.send_replace(Arc::new(diagnostics));
+            self.wrong = Arc::new(diagnostics);
+            self.diagnostics.send_replace(Arc::clone(&self.wrong));
         }
+        self.say_statuses(only_workloads);
     }
 }
 
 impl Compiling {
     /// Says which waypoints are to be; `gateways` where they have changed.
+    /// Pods come and go all the time: where nothing else changed, the rest stays as it was said.
+    fn say_statuses(&self, only_workloads: bool) {
+        let new = match only_workloads {
+            true => statuses::of_pods(&self.statuses.borrow(), &self.compiler),
+            false => statuses::statuses(&self.compiler, &self.wrong),
+        };
+        self.statuses.send_if_modified(|before| {
+            let differs = **before != new;
+            if differs {
+                *before = Arc::new(new);
+            }
+            differs
+        });
+    }
+
     fn say_waypoints(&self, gateways: Option<Vec<compile::WaypointGateway>>) {
         let classes = self.compiler.own_classes();
         self.wanted.send_if_modified(|wanted| {

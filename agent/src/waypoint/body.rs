@@ -268,7 +268,7 @@ impl hyper::body::Body for Outgoing {
         match self {
             Self::Nothing | Self::Copy(None) => SizeHint::with_exact(0),
             Self::Copy(Some(bytes)) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Kept { kept, next: 0, .. } => lock(kept).hint.clone(),
+            Self::Kept { kept, next: 0, .. } => lock(kept).hint,
             Self::Kept { .. } => SizeHint::default(),
         }
     }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::documents::LARGEST_FILE;
+use crate::manifests::documents::LARGEST_FILE;
 
 /// Files of all folders.
 const MOST_FILES: usize = 10_000;

@@ -4,14 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    documents::{Document, documents},
-    files::Text,
-    finding::Finding,
-};
+use super::{files::Text, finding::Finding};
 use crate::{
     cluster::objects::{Kind, ManifestError, Object},
     controller::compile::Severity,
+    manifests::documents::{Document, documents},
 };
 
 /// Objects in one list.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::{or_default, resource, trim_metadata};
+use super::{Condition, or_default, resource, trim_metadata};
 use crate::cluster::labels;
 
 /// A service.
@@ -72,6 +72,8 @@ pub enum TargetPort {
 pub struct ServiceStatus {
     #[serde(deserialize_with = "or_default")]
     pub load_balancer: LoadBalancerStatus,
+    #[serde(deserialize_with = "or_default")]
+    pub conditions: Vec<Condition>,
 }
 
 /// The addresses that load balancers gave it.
@@ -101,5 +103,8 @@ impl Service {
         trim_metadata(&mut self.metadata, &[labels::TRAFFIC_DISTRIBUTION]);
         self.metadata.creation_timestamp = None;
         self.status.load_balancer.ingress.retain(|it| it.ip.is_some());
+        self.status
+            .conditions
+            .retain(|it| it.type_ == labels::WAYPOINT_BOUND);
     }
 }

@@ -30,6 +30,8 @@ pub enum Missing {
     Status,
     /// A label of the namespace.
     Label,
+    /// A DestinationRule.
+    Subset,
 }
 
 /// The one of a reason.
@@ -84,6 +86,9 @@ codes! {
     405 WaypointNotReady(Status): "the waypoint does not run yet, and until then connections are refused", "wait, or look at its Deployment";
     406 NoHboneListener: "a waypoint's Gateway has no listener with protocol HBONE", "add one with port 15008";
     407 NoWaypoint(Label): "a policy is for a waypoint and its service has none, so that its pods refuse everybody", "label the service istio.io/use-waypoint";
+    408 InvalidParameters: "a Gateway's annotations or parameters cannot be read", "write what the message names";
+    409 UnsupportedAddress: "a Gateway asks for an address that it cannot have", "write one IP address of the cluster's services";
+    410 ListenersNotValid: "a waypoint's Gateway has no listener with protocol HBONE", "add one with port 15008";
 
     501 SelectsNothing(Workload): "a selector selects no workload", "compare it with the pods' labels";
     502 SelectorIgnored: "a policy has targetRefs and a selector, and the selector does not count", "remove one of them";
@@ -96,7 +101,34 @@ codes! {
     509 Ignored: "an older object says the same for the same workloads, and counts", "remove one of the two";
 
     601 AtTheEdge: "it is for a gateway at the edge of the cluster, where weft serves nobody yet", "inside of the mesh use a Service as parent, or gateways: [mesh]";
+    602 OnlyGateway: "a VirtualService binds only a gateway, and says nothing inside of the mesh", "add `mesh` to its gateways if it was meant for the mesh";
+    603 NoHost: "a VirtualService names no host, and says nothing", "name the service";
+    604 UnknownHost(Service): "a host is no service that the mesh knows", "correct the host, or add a Service or a ServiceEntry";
+    605 UnknownSubset(Subset): "no DestinationRule of the service has this subset, so that its share of the requests fails", "add the subset, or correct its name";
+    606 BackendNotFound(Service): "a backend is not there, so that its share of the requests fails", "correct the name or the port";
+    607 RefNotPermitted: "a backend is in another namespace, which does not permit it, so that its share of the requests fails", "add a ReferenceGrant there";
+    608 ParentMissing(Service): "the service that a route is for is not there", "correct parentRefs";
+    609 Shadowed: "an older VirtualService is about the same host, and counts", "put both into one";
+    610 MatchDropped: "an alternative of a match can never hold, and is left out", "correct or remove it";
+    611 RuleIgnored: "a rule does not count", "remove it";
+    612 NoWeight: "no backend of a rule has a weight, so that its requests fail", "give one of them a weight";
+    613 NotSupported: "a field is not done", "remove it, or do without it";
+    614 UnknownField: "a field is not known", "correct or remove it";
+    615 RetryIgnored: "a condition of a retry is not known", "remove it";
+    616 NoMirror: "a mirror leads nowhere", "correct the host";
+    617 NoPercentage: "a share is not said", "write a percentage";
+    618 InvalidKind: "a reference is to a kind that can be none", "write a Service";
+    619 ShadowedByRoute: "routes of the Gateway API are for the same service, and come first", "remove one of the two";
+    620 ConsumerIgnored: "routes of connections count in the service's own namespace only", "write them there";
+    621 NotHttp: "a route of requests is for a port that does not speak HTTP", "correct the port's appProtocol or name, or remove the route";
+    622 TooMany: "a service has more matches than are looked at", "write fewer";
+    623 ExportToIgnored: "exportTo is not asked", "remove it";
+
+    701 SubsetEmpty(Workload): "a subset selects none of the service's pods", "compare its labels with the pods'";
+    702 TlsIgnored: "client TLS is not switched off inside of the mesh", "remove trafficPolicy.tls";
 
     801 NoRequestAuthentication: "a policy asks for a token that nobody checks", "add a RequestAuthentication for the issuer";
     802 TokensOptional: "bad tokens are refused, and requests without one pass", "add an AuthorizationPolicy with requestPrincipals";
+    803 NoRules: "a RequestAuthentication has no rule, and looks at no token", "add jwtRules";
+    804 NoKeys: "a rule has no keys, so that no token is valid", "add jwks or jwksUri";
 }

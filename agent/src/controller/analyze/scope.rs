@@ -56,6 +56,7 @@ fn among_files(view: &View<'_>, missing: Missing, diagnostic: &mut Diagnostic) {
         Missing::Waypoint => &[Kind::Gateway],
         Missing::Status => &[],
         Missing::Label => &[Kind::Namespace],
+        Missing::Subset => &[Kind::DestinationRule],
     };
     let softest = match view.has_any(namespace, kinds) {
         true => Severity::Warning,

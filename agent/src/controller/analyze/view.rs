@@ -75,11 +75,6 @@ impl<'a> View<'a> {
         kinds.iter().any(|kind| self.objects(*kind).any(is_in))
     }
 
-    /// The workloads of a namespace.
-    pub(super) fn members(&self, namespace: &str) -> &[Member<'a>] {
-        self.members.get(namespace).map_or(&[], Vec::as_slice)
-    }
-
     /// The workloads of every namespace that a policy of this one can be about: its own, or those of the whole mesh.
     pub(super) fn within_reach(&self, namespace: &str) -> impl Iterator<Item = &Member<'a>> {
         let everywhere = *namespace == *self.settings.root_namespace;

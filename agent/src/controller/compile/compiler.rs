@@ -157,6 +157,11 @@ impl Compiler {
     pub fn resources(&self) -> &Resources {
         &self.resources
     }
+
+    /// What the objects do not say.
+    pub fn settings(&self) -> &Settings {
+        &self.state.settings
+    }
 }
 
 impl Dirty {

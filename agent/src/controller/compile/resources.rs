@@ -61,6 +61,31 @@ impl Resources {
         resources
     }
 
+    /// The objects of a kind that a CustomResourceDefinition defines.
+    pub fn customs(&self, kind: Kind) -> impl Iterator<Item = &Custom> {
+        let all = self.namespaces.values();
+        all.flat_map(move |within| within.of_kind(kind).map(|(_, object)| object))
+    }
+
+    /// Kubernetes' services.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.namespaces
+            .values()
+            .flat_map(|within| within.services.values())
+    }
+
+    /// Every namespace, with its pods.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Namespace, impl Iterator<Item = &Pod>)> {
+        let all = self.namespaces.values();
+        all.filter_map(|within| Some((within.itself.as_ref()?, within.pods.values())))
+    }
+
+    /// Whether there is an object of a kind that is in namespaces.
+    pub fn has(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        let within = self.namespaces.get(namespace);
+        within.is_some_and(|within| within.metadata(kind, name).is_some())
+    }
+
     /// Takes in a change; what only looks like one touches nothing.
     pub(super) fn apply(&mut self, change: Change) -> Vec<Touched> {
         match change {

@@ -211,14 +211,9 @@ impl Reading<'_, '_> {
         let place = Place::ROOT.field("spec");
         let listeners = self.reader.list(&object.spec, "listeners", &place);
         let text = |it: &Value, field: &str| there(it, field).and_then(Value::as_str).map(str::to_owned);
-        let read = listeners.iter().take(MOST_LISTENERS).filter_map(|it| {
-            Some(Listener {
-                name: text(it, "name")?,
-                is_hbone: text(it, "protocol").as_deref() == Some("HBONE"),
-            })
-        });
-        let read: Vec<_> = read.collect();
-        if !read.iter().any(|it| it.is_hbone) {
+        let is_hbone = |it: &Value| text(it, "protocol").as_deref() == Some("HBONE");
+        let listeners = listeners.get(..MOST_LISTENERS).unwrap_or(listeners);
+        if !listeners.iter().any(is_hbone) {
             // Its reader has been told already.
             let message =
                 "spec.listeners: has no listener with protocol HBONE: add one with port 15008".to_owned();
@@ -227,7 +222,13 @@ impl Reading<'_, '_> {
                 message,
             });
         }
-        read
+        let read = listeners.iter().filter_map(|it| {
+            Some(Listener {
+                name: text(it, "name")?,
+                is_hbone: is_hbone(it),
+            })
+        });
+        read.collect()
     }
 }
 

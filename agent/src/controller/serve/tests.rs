@@ -57,6 +57,7 @@ fn waypoint(namespace: &str, name: &str) -> WaypointGateway {
         class: "weft-waypoint".into(),
         waypoint_for: WaypointFor::Service,
         hbone_port: 15008,
+        wishes: Default::default(),
     }
 }
 

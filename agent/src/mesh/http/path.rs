@@ -8,7 +8,7 @@ use thiserror::Error;
 /// How much is made equal (Istio's `pathNormalization`). Each does what the one before does, and more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Normalization {
-    /// Escapes only: `%41` is `A`, `%2f` is `%2F`. Nothing is refused.
+    /// Escapes only: `%41` is `A`, `%2f` is `%2F`, as far as all of them are escapes. Nothing is refused.
     None,
     /// `\` is `/`; `.` and `..` are followed.
     Base,
@@ -67,29 +67,25 @@ pub fn normalize(path: &str, how: Normalization) -> Result<Cow<'_, str>, BadPath
     Ok(path)
 }
 
-/// As routes and policies write paths: with the escapes that a normalised path has.
+/// As routes and policies write paths: with the escapes that a normalised path has. With a `%` that is no escape the whole
+/// stays as it is: what follows must not become one.
 pub(in crate::mesh) fn canonical_escapes(path: &str) -> Cow<'_, str> {
-    if path.is_ascii() && !path.contains('%') {
+    if (path.is_ascii() && !path.contains('%')) || check(path) == Err(BadPath::Escape) {
         return Cow::Borrowed(path);
     }
     Cow::Owned(with_escapes(path, false))
 }
 
-/// Any escape that is none, and NUL.
+/// An escape that is none before NUL, of which either is enough.
 fn check(path: &str) -> Result<(), BadPath> {
     let bytes = path.as_bytes();
-    for (at, byte) in bytes.iter().enumerate() {
-        match byte {
-            0 => return Err(BadPath::Nul),
-            b'%' => match escaped(&bytes[at..]) {
-                None => return Err(BadPath::Escape),
-                Some((0, _)) => return Err(BadPath::Nul),
-                Some(_) => {}
-            },
-            _ => {}
-        }
+    let escapes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%');
+    let mut nul = bytes.contains(&0);
+    for (at, _) in escapes {
+        let (byte, _) = bytes.get(at..).and_then(escaped).ok_or(BadPath::Escape)?;
+        nul |= byte == 0;
     }
-    Ok(())
+    if nul { Err(BadPath::Nul) } else { Ok(()) }
 }
 
 /// The byte that a text's beginning stands for, where it is `%` and two digits, and what comes after it.

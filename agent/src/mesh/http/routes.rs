@@ -18,6 +18,7 @@ use super::{
 use crate::mesh::{PolicyKey, ServiceKey};
 use table::Table;
 
+mod paths;
 mod table;
 
 /// What a mesh has for waypoints.

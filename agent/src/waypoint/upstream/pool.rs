@@ -57,7 +57,7 @@ pub(super) struct Way<'a> {
 
 /// A connection that a request may have.
 pub(super) enum Connection {
-    Http1(Box<Single>),
+    Http1(Single),
     Http2(Shared),
 }
 
@@ -110,7 +110,7 @@ impl Drop for Shared {
 /// The connections of one endpoint.
 #[derive(Default)]
 pub(super) struct Pool {
-    idle: Mutex<Vec<Box<Single>>>,
+    idle: Mutex<Vec<Single>>,
     shared: Mutex<Vec<Arc<Multiplexed>>>,
     /// Held while an HTTP/2 connection is opened, so that those who come meanwhile share it.
     opening: tokio::sync::Mutex<()>,
@@ -149,7 +149,7 @@ impl Pool {
     }
 
     /// The one that was used last: the others may become idle enough to be closed.
-    fn take_idle(&self) -> Option<Box<Single>> {
+    fn take_idle(&self) -> Option<Single> {
         let mut idle = lock(&self.idle);
         idle.retain(|single| !single.sender.is_closed());
         let ready = idle.iter().rposition(|single| single.sender.is_ready())?;
@@ -182,11 +182,11 @@ impl Pool {
                 tracing::debug!(error = chain(&error), "a connection to an endpoint ended");
             }
         });
-        Ok(Connection::Http1(Box::new(Single {
+        Ok(Connection::Http1(Single {
             sender,
             carried: 0,
             idle_since: Instant::now(),
-        })))
+        }))
     }
 
     /// A new connection, or the one that somebody else has opened meanwhile.

@@ -1,0 +1,261 @@
+//! Manifests, and what is said on them.
+
+use serde_json::Value;
+
+use super::*;
+use crate::{
+    cluster::objects::Object,
+    controller::compile::{Change, Settings},
+};
+
+/// Each condition as `kind/name type=status reason: message`, against what it begins with.
+fn check(texts: &[&str], expect: &[&str]) {
+    let text = texts.join("---\n");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+    let mut compiler = Compiler::new(Settings::default());
+    for document in documents {
+        let object = Object::from_manifest(document).expect("an object that is read");
+        compiler.apply(Change::Apply(object));
+    }
+    let diagnostics = compiler.compile().diagnostics.unwrap_or_default();
+    let mut said = Vec::new();
+    for (object, status) in statuses(&compiler, &diagnostics) {
+        let name = format!("{}/{}", object.kind.kind(), object.name);
+        match status {
+            Status::Conditions(all) => said.extend(all.iter().map(|it| show(&name, it))),
+            Status::Parents(parents) => {
+                for parent in parents {
+                    let name = format!(
+                        "{name} at {}",
+                        parent.parent_ref["name"].as_str().unwrap_or_default()
+                    );
+                    said.extend(parent.conditions.iter().map(|it| show(&name, it)));
+                }
+            }
+            Status::Gateway(_) => panic!("{object} is not ours"),
+        }
+    }
+    let begins = |(said, expect): (&String, &&str)| said.starts_with(*expect);
+    let fits = said.len() == expect.len() && said.iter().zip(expect).all(begins);
+    assert!(fits, "{text}\nsaid {said:#?}\nexpected {expect:#?}");
+}
+
+fn show(name: &str, it: &Condition) -> String {
+    let holds = it.holds.map_or("Unknown".to_owned(), |it| it.to_string());
+    format!("{name} {}={holds} {}: {}", it.type_, it.reason, it.message)
+}
+
+const SHOP: &str =
+    "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}\n";
+const BOUND: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: waypoint}}}\n";
+const WEB: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+spec: {nodeName: a}
+status: {podIP: 10.1.0.1, conditions: [{type: Ready, status: 'True'}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, name: http}]}
+";
+const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: weft-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+status: {conditions: [{type: Programmed, status: 'True'}]}
+";
+const IS_BOUND: &str =
+    "Service/web istio.io/WaypointBound=true WaypointAccepted: bound to waypoint shop/waypoint";
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn policies_are_in_force_or_say_why_not() {
+    let agents = |spec: &str, expect: &str| check(&[SHOP, WEB, &policy(spec)], &[expect]);
+    agents(
+        "rules: [{}]",
+        "AuthorizationPolicy/p ZtunnelAccepted=true Accepted: in force",
+    );
+    agents(
+        "rules: [{from: [{source: {ipBlocks: [x]}}]}]",
+        "AuthorizationPolicy/p ZtunnelAccepted=false InvalidField: spec.rules[0].from[0].source.ipBlocks[0]: ",
+    );
+    agents(
+        "selector: {matchLabels: {app: x}}, rules: [{}]",
+        "AuthorizationPolicy/p ZtunnelAccepted=true Accepted: in force; spec.selector: selects no workload",
+    );
+    let paths = policy("selector: {matchLabels: {app: web}}, rules: [{to: [{operation: {paths: [/a]}}]}]");
+    let unseen = "AuthorizationPolicy/p ZtunnelAccepted=true UnsupportedValue: spec.rules[0]: ";
+    check(
+        &[SHOP, WEB, &paths],
+        &[
+            unseen,
+            "AuthorizationPolicy/p WaypointAccepted=false NoWaypoint: nothing that is sent to shop/web-1 ",
+        ],
+    );
+    check(
+        &[BOUND, WEB, WAYPOINT, &paths],
+        &[
+            IS_BOUND,
+            unseen,
+            "AuthorizationPolicy/p WaypointAccepted=true Accepted: ",
+        ],
+    );
+    let targets = |name: &str| {
+        policy(&format!(
+            "targetRefs: [{{kind: Service, group: '', name: {name}}}], rules: [{{}}]"
+        ))
+    };
+    check(
+        &[SHOP, WEB, &targets("web")],
+        &["AuthorizationPolicy/p WaypointAccepted=false NoWaypoint: "],
+    );
+    check(
+        &[SHOP, WEB, &targets("other")],
+        &["AuthorizationPolicy/p WaypointAccepted=false TargetNotFound: "],
+    );
+    check(
+        &[BOUND, WEB, WAYPOINT, &targets("web")],
+        &[IS_BOUND, "AuthorizationPolicy/p WaypointAccepted=true Accepted: "],
+    );
+}
+
+#[test]
+fn peer_authentications_are_in_force_unless_another_counts() {
+    let one = |name: &str, mode: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+        )
+    };
+    check(
+        &[&one("a", "STRICT"), &one("b", "STRICT")],
+        &[
+            "PeerAuthentication/a ZtunnelAccepted=true Accepted: in force",
+            "PeerAuthentication/b ZtunnelAccepted=false Conflicted: shop/a covers the same",
+        ],
+    );
+    check(
+        &[&one("a", "x")],
+        &["PeerAuthentication/a ZtunnelAccepted=false InvalidField: spec.mtls.mode: "],
+    );
+}
+
+#[test]
+fn who_is_bound_to_a_waypoint_says_so() {
+    check(&[SHOP, WEB], &[]);
+    check(
+        &[BOUND, WEB],
+        &[
+            "Service/web istio.io/WaypointBound=false WaypointMissing: label istio.io/use-waypoint: there is no waypoint shop/waypoint",
+        ],
+    );
+    let unready = WAYPOINT.replace("'True'", "'False'");
+    check(
+        &[BOUND, WEB, &unready],
+        &["Service/web istio.io/WaypointBound=false WaypointNotReady: "],
+    );
+    check(&[BOUND, WEB, WAYPOINT], &[IS_BOUND]);
+    let for_workloads = WAYPOINT.replace(
+        "namespace: shop",
+        "namespace: shop, labels: {istio.io/waypoint-for: workload}",
+    );
+    check(&[BOUND, WEB, &for_workloads], &[]);
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}\nspec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}\n";
+    check(
+        &[SHOP, service, WAYPOINT],
+        &["Service/own istio.io/WaypointBound=true"],
+    );
+    check(
+        &[SHOP, service, &for_workloads],
+        &["Service/own istio.io/WaypointBound=false WaypointNotFor: "],
+    );
+    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: shop}\nspec: {hosts: [api.example.com], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 192.0.2.1}]}\n";
+    check(
+        &[BOUND, entry, WAYPOINT],
+        &["ServiceEntry/e istio.io/WaypointBound=true"],
+    );
+    let machine = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m, namespace: shop, labels: {istio.io/use-waypoint: other}}\nspec: {address: 192.0.2.2}\n";
+    check(
+        &[SHOP, machine],
+        &["WorkloadEntry/m istio.io/WaypointBound=false WaypointMissing: "],
+    );
+}
+
+#[test]
+fn what_was_said_of_a_service_that_is_bound_no_more_is_taken_back() {
+    let said = "status: {conditions: [{type: istio.io/WaypointBound, status: 'True'}]}\n";
+    let text = format!("{WEB}{said}");
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
+    let mut compiler = Compiler::new(Settings::default());
+    for document in documents {
+        compiler.apply(Change::Apply(Object::from_manifest(document).expect("an object")));
+    }
+    compiler.compile();
+    let statuses = statuses(&compiler, &[]);
+    let all: Vec<_> = statuses.values().collect();
+    assert_eq!(all, [&Status::Conditions(Vec::new())]);
+}
+
+#[test]
+fn routes_answer_at_each_parent_in_the_mesh() {
+    let route = |parents: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\nspec: {{parentRefs: [{parents}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}\n"
+        )
+    };
+    let service = "{group: '', kind: Service, name: web}";
+    let resolved = "HTTPRoute/r at web ResolvedRefs=true";
+    check(
+        &[SHOP, WEB, &route(service)],
+        &[
+            "HTTPRoute/r at web Accepted=false NoWaypoint: Service shop/web has no waypoint",
+            resolved,
+        ],
+    );
+    check(
+        &[BOUND, WEB, WAYPOINT, &route(service)],
+        &[IS_BOUND, "HTTPRoute/r at web Accepted=true Accepted", resolved],
+    );
+    let several = format!("{service}, {{name: edge}}, {{group: '', kind: Service, name: gone}}, {service}");
+    check(
+        &[BOUND, WEB, WAYPOINT, &route(&several)],
+        &[
+            IS_BOUND,
+            "HTTPRoute/r at web Accepted=true",
+            resolved,
+            "HTTPRoute/r at gone Accepted=false NoMatchingParent: there is no Service shop/gone",
+            "HTTPRoute/r at gone ResolvedRefs=true",
+        ],
+    );
+}
+
+#[test]
+fn pods_that_are_not_captured_are_said_on_their_namespace() {
+    let pod = |name: &str, annotations: &str, phase: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, annotations: {{{annotations}}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: {phase}}}\n"
+        )
+    };
+    let is = pod("a", "ambient.istio.io/redirection: enabled", "Running");
+    let unseen = pod("b", "", "Running");
+    let at_it = pod("c", "ambient.istio.io/redirection: pending", "Running");
+    let starts = pod("d", "", "Pending");
+    check(&[SHOP, &starts], &[]);
+    check(
+        &[SHOP, &is, &starts],
+        &["Namespace/shop weft.dev/PodsCaptured=true Captured"],
+    );
+    check(
+        &[SHOP, &is, &unseen, &at_it],
+        &[
+            "Namespace/shop weft.dev/PodsCaptured=false NotCaptured: 2 of 3 pods are not captured: b on node n (no agent has seen it), c on node n (its agent",
+        ],
+    );
+    let unlabelled = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n";
+    check(&[unlabelled, &unseen], &[]);
+}
