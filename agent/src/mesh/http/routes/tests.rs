@@ -644,7 +644,7 @@ fn any_path() -> impl Strategy<Value = String> {
 }
 
 fn any_path_match() -> impl Strategy<Value = PathMatch> {
-    let text = || any_path().prop_map(|text| Arc::<str>::from(text));
+    let text = || any_path().prop_map(Arc::<str>::from);
     let lower = || any_path().prop_map(|text| Arc::<str>::from(text.to_ascii_lowercase()));
     prop_oneof![
         text().prop_map(PathMatch::Exact),
