@@ -116,7 +116,7 @@ fn every_algorithm_that_is_believed() {
             check(signer.jwk(&json!({ "key_ops": ["encrypt"] })), no_key.clone());
             check(signer.jwk(&json!({ "alg": "HS256" })), no_key.clone());
             check(signer.jwk(&json!({ "alg": "RSA-OAEP" })), no_key.clone());
-            let other = if algorithm == "PS256" { "RS256" } else { "PS256" };
+            let other = if *algorithm == "PS256" { "RS256" } else { "PS256" };
             check(signer.jwk(&json!({ "alg": other })), no_key);
         }
     }
