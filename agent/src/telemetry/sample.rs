@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::mesh::{Direction, Flow, Party, PolicyKey, Security, Service, ServiceKey, SpiffeId, Workload};
+use http::{HeaderValue, Method};
+
+use crate::mesh::{
+    Direction, Flow, Party, PolicyKey, Security, Service, ServiceKey, SpiffeId, Workload,
+    http::{Protocol, RequestFlow, RuleName, TraceId},
+};
 
 pub(crate) fn identity(service_account: &str) -> SpiffeId {
     let uri = format!("spiffe://cluster.local/ns/demo/sa/{service_account}");
@@ -94,5 +99,39 @@ pub(crate) fn outbound() -> Flow {
 pub(crate) fn inbound() -> Flow {
     let mut flow = flow(Direction::Inbound);
     flow.policy = Some(policy("allow-curl"));
+    flow
+}
+
+/// The same pods, a request through a waypoint: a GET that the second attempt answered.
+pub(crate) fn request() -> RequestFlow {
+    let Flow {
+        source, destination, ..
+    } = outbound();
+    let mut flow = RequestFlow::new(source, Protocol::Http2, Method::GET);
+    flow.destination = destination;
+    flow.service = Some(service());
+    flow.security = Security::MutualTls;
+    flow.route = Some(RuleName("HTTPRoute demo/web rule 0".into()));
+    flow.authority = "web:80".into();
+    flow.path = "/cart".into();
+    flow.status = Some(200);
+    (flow.request_bytes, flow.response_bytes) = (0, 358);
+    flow.duration = Duration::from_micros(15_900);
+    flow.upstream = Some(SocketAddr::from(([10, 244, 2, 2], 15008)));
+    flow.attempts = 2;
+    flow.trace_id = Some(TraceId([0xab; 16]));
+    flow.request_id = Some(HeaderValue::from_static("r-1"));
+    flow.policy = Some(policy("allow-curl"));
+    flow
+}
+
+/// A gRPC call of the same pods.
+pub(crate) fn call() -> RequestFlow {
+    let mut flow = request();
+    flow.protocol = Protocol::Grpc;
+    flow.method = Method::POST;
+    flow.path = "/shop.Cart/Watch".into();
+    flow.grpc_status = Some(0);
+    (flow.request_messages, flow.response_messages) = (1, 30);
     flow
 }

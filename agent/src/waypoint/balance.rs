@@ -12,12 +12,14 @@ use std::{
             Ordering::{AcqRel, Acquire, Relaxed},
         },
     },
+    time::Instant,
 };
 
 use rustc_hash::FxHashMap;
 
 use super::{
     Seen,
+    outliers::{self, are_too_many_out, may_leave_out},
     upstream::{Hop, Upstream, Upstreams},
 };
 use crate::mesh::{
@@ -81,26 +83,55 @@ impl Cluster {
     /// where there is no other.
     pub(super) fn pick(&self, draw: u64, tried: &[SocketAddr], again: bool) -> Option<&Member> {
         let turn = self.turn.fetch_add(1, Relaxed);
-        let untried = self
-            .groups
-            .iter()
-            .find_map(|group| self.pick_of(group, turn, draw, tried));
-        let any = || {
-            self.groups
-                .iter()
-                .find_map(|group| self.pick_of(group, turn, draw, &[]))
+        let now = self.heeded_at();
+        let of = |tried: &[SocketAddr]| {
+            let mut groups = self.groups.iter();
+            groups.find_map(|group| self.pick_of(group, (turn, draw), tried, now))
         };
-        untried.or_else(|| any().filter(|_| again))
+        of(tried).or_else(|| of(&[]).filter(|_| again))
+    }
+
+    /// The moment for which it is asked who is left out; none where nobody is to be.
+    fn heeded_at(&self) -> Option<Instant> {
+        let settings = self.policy.outliers.as_ref()?;
+        let now = Instant::now();
+        let (all, out) = self.left_out(now);
+        (out > 0 && !are_too_many_out(all, out, settings)).then_some(now)
+    }
+
+    /// How many endpoints there are, and how many of them are left out.
+    fn left_out(&self, now: Instant) -> (usize, usize) {
+        let all = || self.groups.iter().flatten();
+        let out = all().filter(|member| member.upstream.health.is_out(now));
+        (all().count(), out.count())
+    }
+
+    /// What became of a request to an endpoint: who fails too often is left out for a while.
+    pub(super) fn judge(&self, member: &Member, result: outliers::Result) {
+        let Some(settings) = &self.policy.outliers else {
+            return;
+        };
+        if !member.upstream.health.count(result, settings) {
+            return;
+        }
+        let now = Instant::now();
+        let (all, out) = self.left_out(now);
+        if !member.upstream.health.is_out(now) && may_leave_out(all, out, settings) {
+            member.upstream.health.leave_out(now, settings);
+            let workload = member.endpoint.workload.namespaced_name();
+            let endpoint = member.endpoint.addr;
+            tracing::info!(%endpoint, workload, "an endpoint fails too often and is left out for a while");
+        }
     }
 
     fn pick_of<'a>(
         &self,
         group: &'a [Member],
-        turn: u64,
-        draw: u64,
+        (turn, draw): (u64, u64),
         tried: &[SocketAddr],
+        heeded_at: Option<Instant>,
     ) -> Option<&'a Member> {
-        if let ([only], []) = (group, tried) {
+        if let ([only], [], None) = (group, tried, heeded_at) {
             return (only.endpoint.workload.capacity > 0).then_some(only);
         }
         let loads = group.iter().map(|member| Load {
@@ -108,12 +139,13 @@ impl Cluster {
             in_flight: u32::try_from(member.upstream.in_flight()).unwrap_or(u32::MAX),
         });
         let loads: Vec<_> = loads.collect();
-        let was_tried = group.iter().map(|member| tried.contains(&member.endpoint.addr));
-        let tried: Vec<_> = match tried {
-            [] => Vec::new(),
-            _ => was_tried.collect(),
+        let is_out = |member: &Member| heeded_at.is_some_and(|now| member.upstream.health.is_out(now));
+        let is_passed = |member: &Member| tried.contains(&member.endpoint.addr) || is_out(member);
+        let passed: Vec<_> = match (tried, heeded_at) {
+            ([], None) => Vec::new(),
+            _ => group.iter().map(is_passed).collect(),
         };
-        group.get(pick(self.policy.balancer, &loads, turn, draw, &tried)?)
+        group.get(pick(self.policy.balancer, &loads, turn, draw, &passed)?)
     }
 
     /// A request's place among those that may be under way.

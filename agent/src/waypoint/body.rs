@@ -165,6 +165,8 @@ impl Kept {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     self.trailers = Some(trailers.clone());
                 }
+                // Nobody may ask once more.
+                self.is_ended = self.source.is_end_stream();
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {

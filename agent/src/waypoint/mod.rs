@@ -15,6 +15,7 @@ pub mod jwt;
 mod listen;
 mod mirror;
 mod outgoing;
+mod outliers;
 mod record;
 mod reply;
 mod request;
@@ -29,6 +30,7 @@ mod upgrade;
 mod upstream;
 
 use std::{
+    cell::Cell,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -226,8 +228,16 @@ pub fn default_listen() -> SocketAddr {
     SocketAddr::from(([0_u16; 8], HBONE_PORT))
 }
 
-/// A number that nobody can foresee.
+/// A number that is as good as drawn: each thread has a sequence of its own (SplitMix64) that begins anywhere. Nothing secret
+/// rests on it.
 fn draw() -> u64 {
-    // Without randomness no handshake was had either.
-    tls::random().map_or(0, u64::from_ne_bytes)
+    thread_local! {
+        // Without randomness no handshake was had either.
+        static STATE: Cell<u64> = Cell::new(tls::random().map_or(0, u64::from_ne_bytes));
+    }
+    let state = STATE.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+    STATE.set(state);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }

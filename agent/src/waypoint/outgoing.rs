@@ -9,13 +9,14 @@ use http::{
 
 use super::{
     body::Outgoing,
+    draw,
     headers::{self, continue_trace, request_id, write_client},
     record::Exchange,
     reply::Reply,
     request::Asked,
     send::Sending,
 };
-use crate::{mesh::AppProtocol, net::tls};
+use crate::mesh::AppProtocol;
 
 /// Whether HTTP/2 is spoken with an endpoint: where the port says so; as the client does where it says nothing, or where it is
 /// gRPC, for which there is nothing else.
@@ -163,15 +164,8 @@ fn say_who(sending: &Sending<'_>, headers: &mut HeaderMap, exchange: &mut Exchan
             scheme: "http",
         },
     );
-    let random: [u8; 40] = tls::random().unwrap_or([0; 40]);
-    let number = |from: usize| {
-        let bytes = random
-            .get(from..from + 16)
-            .and_then(|bytes| bytes.try_into().ok());
-        u128::from_be_bytes(bytes.unwrap_or_default())
-    };
-    exchange.flow.request_id = Some(request_id(headers, number(0)));
-    let span = (number(24) & u128::from(u64::MAX)) as u64;
-    let trace = continue_trace(headers, (number(16), span), false);
+    let number = || u128::from(draw()) << 64 | u128::from(draw());
+    exchange.flow.request_id = Some(request_id(headers, number()));
+    let trace = continue_trace(headers, (number(), draw()), false);
     exchange.flow.trace_id = Some(trace.id);
 }

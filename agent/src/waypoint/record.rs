@@ -11,9 +11,12 @@ use super::{
     grpc::{MessageCounter, grpc_status, is_grpc},
     listen::Worker,
 };
-use crate::mesh::{
-    Party, Security,
-    http::{HttpEndpoint, Protocol, RequestFlow, ResponseFlag},
+use crate::{
+    mesh::{
+        Party, Security,
+        http::{HttpEndpoint, Protocol, RequestFlow, ResponseFlag},
+    },
+    telemetry::log,
 };
 
 /// A request that has begun.
@@ -85,6 +88,12 @@ impl Exchange {
         };
     }
 
+    /// The endpoint that was tried last has answered, over a tunnel of which it proved to be the other end.
+    pub(super) fn proven(&mut self) {
+        let workload = self.flow.destination.workload.as_ref();
+        self.flow.destination.identity = workload.map(|workload| workload.identity.clone());
+    }
+
     /// What went wrong.
     pub(super) fn flag(&mut self, flag: ResponseFlag) {
         self.flow.flag = flag;
@@ -126,12 +135,7 @@ impl Drop for Exchange {
             self.flow.request_messages = sent.messages();
         }
         self.flow.response_messages = self.messages.as_ref().map_or(0, MessageCounter::messages);
-        tell(&self.worker, &self.flow);
+        self.worker.shared.metrics.record_request(&self.flow);
+        log::request(&self.flow);
     }
-}
-
-/// One line, one count.
-fn tell(worker: &Worker, flow: &RequestFlow) {
-    let _ = &worker.shared.metrics;
-    tracing::info!(target: "access", ?flow, "request complete");
 }

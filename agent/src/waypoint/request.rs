@@ -141,7 +141,7 @@ impl Asked {
             .map_err(|error| Reply::bad_request("the path cannot be read").because(error.to_string()))?
             .into();
         exchange.flow.path = Arc::clone(&path);
-        let upgrade = headers::strip_hop_by_hop(&mut parts.headers);
+        let upgrade = headers::strip_hop_by_hop(&mut parts.headers).filter(may_upgrade);
         let body = Sent::new(body, exchange.is_grpc());
         exchange.reads(&body);
         Ok((
@@ -179,6 +179,12 @@ impl Asked {
             Some(query) => Cow::Owned(format!("{}?{query}", self.path)),
         }
     }
+}
+
+/// HTTP/2 would be requests that nobody judges (RFC 9113 3.1: `h2c` is not to be used any more).
+fn may_upgrade(protocols: &HeaderValue) -> bool {
+    let mut protocols = protocols.as_bytes().split(|byte| *byte == b',');
+    !protocols.any(|protocol| protocol.trim_ascii().to_ascii_lowercase().starts_with(b"h2"))
 }
 
 /// What no endpoint is to be bothered with.

@@ -17,6 +17,7 @@ use super::{
     grpc::grpc_status,
     headers, mirror,
     outgoing::{Head, speaks_http2},
+    outliers,
     record::Exchange,
     reply::Reply,
     request::{Asked, ResponseHeaders},
@@ -24,7 +25,7 @@ use super::{
     upstream::{Lease, SendError},
 };
 use crate::mesh::{
-    Inbound, Verdict, authorize_request,
+    Inbound, NextHop, Verdict, authorize_request,
     http::{Attempt, Backend, Matched, RequestFacts, ResponseFlag, Retry},
     recorded_matches,
 };
@@ -114,10 +115,19 @@ impl Sending<'_> {
             self.authorize(member, exchange)?;
             exchange.attempt(&member.endpoint);
             let outcome = self.attempt(cluster, member, head).await;
+            cluster.judge(member, self.result(&outcome));
             let pause = tries.again(&outcome, self, cluster, member.endpoint.addr);
             match (pause, outcome) {
                 (Some(pause), _) => sleep(pause).await,
-                (None, Ok((response, lease))) => return Ok((response, lease, tries.budget)),
+                (None, Ok((response, lease))) => {
+                    if matches!(&member.endpoint.next, NextHop::Tunnel(tunnel) if !tunnel.via_waypoint) {
+                        exchange.proven();
+                    }
+                    if tries.is_exhausted(attempt_of(&response)) {
+                        exchange.flag(ResponseFlag::RetriesExhausted);
+                    }
+                    return Ok((response, lease, tries.budget));
+                }
                 (None, Err(failed)) => return Err(tries.gave_up(failed)),
             }
         }
@@ -173,6 +183,15 @@ impl Sending<'_> {
                 may_retry: true,
                 is_stale: false,
             }),
+        }
+    }
+
+    /// What an attempt says of its endpoint. One that broke with its client says nothing against it.
+    fn result(&self, outcome: &Outcome) -> outliers::Result {
+        match outcome {
+            Ok((response, _)) => outliers::Result::Status(response.status().as_u16()),
+            Err(_) if self.body.is_broken() => outliers::Result::Status(200),
+            Err(_) => outliers::Result::Failed,
         }
     }
 
@@ -264,9 +283,23 @@ impl<'a> Tries<'a> {
         Some(self.retry.pause(self.retries, draw()))
     }
 
+    /// Whether there would be another attempt, if more were allowed.
+    fn is_exhausted(&self, attempt: Attempt) -> bool {
+        let most = self.retry.attempts.min(MOST_RETRIES);
+        most > 0 && self.retries >= most && self.retry.again_after(&attempt)
+    }
+
     /// The answer after the last attempt.
-    fn gave_up(&self, failed: Failed) -> Box<Reply> {
+    fn gave_up(&self, mut failed: Failed) -> Box<Reply> {
+        if failed.may_retry && self.is_exhausted(failed.attempt) && self.tells_of_retries() {
+            failed.reply.flag = ResponseFlag::RetriesExhausted;
+        }
         failed.reply
+    }
+
+    /// Whether a rule asks for them: the standard ones are nobody's wish, and what failed says more.
+    fn tells_of_retries(&self) -> bool {
+        *self.retry != Retry::standard()
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
         http::{Backend, Destination, TlsDecision},
     },
     net::copy::Count as _,
-    telemetry::{ByteCounts, chain, log},
+    telemetry::{chain, log},
 };
 
 /// Endpoints of a service that are tried before the client is refused.
@@ -264,7 +264,6 @@ async fn run(client: &Client, io: Io, reached: Reached, flow: Flow, since: Insta
     let counts = shared.metrics.open(&flow);
     let open = Arc::new(Open {
         asked: reached.asked,
-        counts: counts.byte_counts(),
         refused: OnceLock::new(),
         wake: Notify::new(),
     });
@@ -273,7 +272,7 @@ async fn run(client: &Client, io: Io, reached: Reached, flow: Flow, since: Insta
     if let Some(seen) = &*shared.seen.load() {
         open.reconsider(&seen.mesh);
     }
-    if let Leg::Tcp(tcp) = &reached.leg {
+    if let Leg::Tcp(tcp, _) = &reached.leg {
         // A connection that is cut short must not look finished.
         let _ = tcp.set_zero_linger();
     }
@@ -288,7 +287,7 @@ async fn run(client: &Client, io: Io, reached: Reached, flow: Flow, since: Insta
             Err(error) => Outcome::Failed(FailureKind::Broken, chain(&error)),
         },
     };
-    if let (Outcome::Complete, Leg::Tcp(tcp)) = (&outcome, far.get_ref()) {
+    if let (Outcome::Complete, Leg::Tcp(tcp, _)) = (&outcome, far.get_ref()) {
         let _ = SockRef::from(tcp).set_linger(None);
     }
     drop((near, far, listed));
@@ -304,8 +303,6 @@ async fn run(client: &Client, io: Io, reached: Reached, flow: Flow, since: Insta
 /// A connection that is open.
 struct Open {
     asked: Question,
-    #[allow(dead_code, reason = "the status lists connections by it")]
-    counts: Arc<ByteCounts>,
     refused: OnceLock<Refusal>,
     wake: Notify,
 }

@@ -155,8 +155,9 @@ impl Tunnel {
     async fn serve_stream(self: Arc<Self>, request: Request) {
         let since = Instant::now();
         let client = self.client(request.forwarded.as_ref());
-        let asked = self.admit(&request);
-        let (seen, authority, bound) = match asked {
+        let place = self.worker.shared.places.connection(self.peer.ip());
+        let asked = place.and_then(|place| Ok((self.admit(&request)?, place)));
+        let ((seen, authority, bound), _place) = match asked {
             Ok(asked) => asked,
             Err(refusal) => {
                 request.respond.refuse(refusal.http_status());

@@ -24,7 +24,7 @@ pub(super) use self::{
     connect::{Hop, Leg, open},
     pool::Upstreams,
 };
-use super::{body::Outgoing, listen::Worker};
+use super::{body::Outgoing, listen::Worker, outliers::Health};
 use crate::{
     hbone::ConnectError,
     mesh::http::{Attempt, TrafficPolicy},
@@ -37,6 +37,7 @@ pub(super) struct Upstream {
     in_flight: AtomicUsize,
     /// 0 is the default.
     idle_timeout_ms: AtomicU64,
+    pub(super) health: Health,
     pool: Pool,
 }
 
@@ -110,6 +111,7 @@ impl Upstream {
             hop,
             in_flight: AtomicUsize::new(0),
             idle_timeout_ms: AtomicU64::new(0),
+            health: Health::default(),
             pool: Pool::default(),
         }
     }

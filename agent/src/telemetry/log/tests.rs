@@ -7,10 +7,14 @@ use std::{
     time::Duration,
 };
 
+use http::Method;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
-use crate::mesh::{FailureKind, MtlsMode, MtlsSetting, Refusal, Scope, Security};
+use crate::mesh::{
+    FailureKind, MtlsMode, MtlsSetting, Refusal, Scope, Security,
+    http::{Protocol, RequestFlow, ResponseFlag},
+};
 use crate::telemetry::sample;
 
 /// Collects what a subscriber writes.
@@ -182,6 +186,107 @@ fn json_has_the_same_fields_flat() {
             "dst.namespace": "demo", "dst.identity": "spiffe://cluster.local/ns/demo/sa/web",
             "dst.cluster": "Kubernetes", "direction": "outbound", "policy": "demo/p",
             "bytes_sent": 84, "bytes_recv": 358, "duration": "15ms", "error": "handshake: bad certificate",
+        })
+    );
+}
+
+/// The one text line of a request, without its time.
+fn check_request(flow: &RequestFlow, expect: &str) {
+    let text = logged("info", LogFormat::Text, || request(flow));
+    let (_, rest) = text.split_once(' ').expect("a line begins with its time");
+    assert_eq!(rest.trim_start(), format!("{expect}\n"));
+}
+
+#[test]
+fn a_request_that_was_answered() {
+    check_request(
+        &sample::request(),
+        "INFO access: request complete src.addr=10.244.1.2:41000 src.workload=\"curl-7f9c\" \
+         src.namespace=\"demo\" src.identity=\"spiffe://cluster.local/ns/demo/sa/curl\" \
+         src.cluster=\"Kubernetes\" dst.addr=10.244.2.2:15008 dst.hbone_addr=10.244.2.2:8080 \
+         dst.service=\"web.demo.svc.cluster.local\" dst.workload=\"web-5d4c\" dst.namespace=\"demo\" \
+         dst.identity=\"spiffe://cluster.local/ns/demo/sa/web\" dst.cluster=\"Kubernetes\" method=\"GET\" \
+         authority=\"web:80\" path=\"/cart\" protocol=\"HTTP/2\" route=\"HTTPRoute demo/web rule 0\" \
+         response_code=200 response_flags=\"-\" bytes_recv=0 bytes_sent=358 duration=\"15ms\" attempts=2 \
+         trace_id=abababababababababababababababab request_id=\"r-1\" policy=demo/allow-curl",
+    );
+}
+
+#[test]
+fn a_call_has_messages_and_a_status() {
+    let line = logged("info", LogFormat::Text, || request(&sample::call()));
+    for part in [
+        " protocol=\"gRPC\" ",
+        " response_code=200 grpc_status=0 response_flags=\"-\" ",
+        " messages_recv=1 messages_sent=30 ",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[test]
+fn a_request_that_was_refused_says_why() {
+    let mut flow = RequestFlow::new(sample::request().source, Protocol::Http11, Method::POST);
+    (flow.status, flow.flag) = (Some(403), ResponseFlag::Unauthorized);
+    flow.policy = Some(sample::policy("deny"));
+    flow.error = Some("denied by policy demo/deny".into());
+    flow.path = "/\u{1b}[31m\n2026 INFO access: forged".into();
+    // Only claimed: nothing has proved it.
+    check_request(
+        &flow,
+        "ERROR access: request complete src.addr=10.244.1.2:41000 src.workload=\"curl-7f9c\" \
+         src.namespace=\"demo\" src.cluster=\"Kubernetes\" method=\"POST\" authority=\"\" \
+         path=\"/\\u{1b}[31m\\n2026 INFO access: forged\" protocol=\"HTTP/1.1\" response_code=403 \
+         response_flags=\"UAEX\" bytes_recv=0 bytes_sent=0 duration=\"0ms\" attempts=0 policy=demo/deny \
+         error=\"denied by policy demo/deny\"",
+    );
+}
+
+#[test]
+fn levels_of_requests() {
+    for flag in ResponseFlag::ALL {
+        let mut flow = sample::request();
+        flow.flag = flag;
+        flow.status = None;
+        let line = logged("info", LogFormat::Text, || request(&flow));
+        let failed = !matches!(flag.label(), "-" | "DI");
+        assert_eq!(line.contains("ERROR access:"), failed, "{line}");
+        assert!(
+            line.contains(&format!(" response_flags=\"{}\" ", flag.label())),
+            "{line}"
+        );
+        assert!(!line.contains("response_code"), "{line}");
+    }
+}
+
+#[test]
+fn a_client_cannot_make_long_lines() {
+    let mut flow = sample::request();
+    flow.path = format!("/{}", "\u{e9}".repeat(5000)).into();
+    let line = logged("info", LogFormat::Text, || request(&flow));
+    assert!(line.len() < 2500, "{}", line.len());
+    assert!(line.contains("\u{e9}... (10001 bytes)\""), "{line}");
+}
+
+#[test]
+fn requests_in_json() {
+    let text = logged("info", LogFormat::Json, || request(&sample::call()));
+    let mut line: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
+    line.as_object_mut().and_then(|line| line.remove("timestamp"));
+    assert_eq!(
+        line,
+        serde_json::json!({
+            "level": "INFO", "target": "access", "message": "request complete",
+            "src.addr": "10.244.1.2:41000", "src.workload": "curl-7f9c", "src.namespace": "demo",
+            "src.identity": "spiffe://cluster.local/ns/demo/sa/curl", "src.cluster": "Kubernetes",
+            "dst.addr": "10.244.2.2:15008", "dst.hbone_addr": "10.244.2.2:8080",
+            "dst.service": "web.demo.svc.cluster.local", "dst.workload": "web-5d4c",
+            "dst.namespace": "demo", "dst.identity": "spiffe://cluster.local/ns/demo/sa/web",
+            "dst.cluster": "Kubernetes", "method": "POST", "authority": "web:80", "path": "/shop.Cart/Watch",
+            "protocol": "gRPC", "route": "HTTPRoute demo/web rule 0", "response_code": 200, "grpc_status": 0,
+            "response_flags": "-", "bytes_recv": 0, "bytes_sent": 358, "messages_recv": 1,
+            "messages_sent": 30, "duration": "15ms", "attempts": 2,
+            "trace_id": "abababababababababababababababab", "request_id": "r-1", "policy": "demo/allow-curl",
         })
     );
 }

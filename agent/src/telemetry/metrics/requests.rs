@@ -358,6 +358,10 @@ impl Collector for Requests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.evict(Instant::now());
         let all = self.snapshot();
+        if all.is_empty() {
+            // An agent, which sees no requests.
+            return Ok(());
+        }
         for (name, help, counter) in COUNTERS {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {

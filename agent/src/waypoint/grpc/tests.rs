@@ -1,3 +1,5 @@
+//! Messages counted in any pieces; what is gRPC, and how it ended.
+
 use http::HeaderValue;
 use proptest::prelude::*;
 

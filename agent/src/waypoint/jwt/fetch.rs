@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use futures::FutureExt;
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 use thiserror::Error;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
@@ -200,6 +201,8 @@ async fn run(shared: Arc<Shared>, tls: Arc<ClientConfig>, pace: Pace) {
                 tracing::warn!(url, have_keys, error, "a key set could not be fetched");
             }
         }
+        // What was asked for meanwhile is here, or was not there to be had.
+        let _ = shared.wanted.notified().now_or_never();
         tokio::select! {
             () = tokio::time::sleep(pace.pause(failures, draw())) => {}
             () = shared.wanted.notified() => tokio::time::sleep_until(begun + pace.soonest).await,

@@ -16,7 +16,10 @@ use tokio::{
 };
 
 use crate::{
-    hbone::{Authority, Baggage, ConnectError, ConnectRequest, Forwarded, Io, TraceParent, TunnelKey},
+    hbone::{
+        Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, Io, TraceParent, TunnelKey,
+    },
+    limits::Place,
     mesh::{NextHop, SpiffeId, Workload},
     net::{
         socket::{Other, dial},
@@ -77,13 +80,10 @@ pub(in super::super) async fn open(
     };
     let opening = async {
         match hop {
-            Hop::Direct(addr) => {
-                let tcp = dial(*addr, Other::Network).await;
-                tcp.map(Leg::Tcp).map_err(|source| ConnectError::Dial {
-                    peer,
-                    source: source.into(),
-                })
-            }
+            Hop::Direct(addr) => direct(worker, *addr).await.map_err(|source| ConnectError::Dial {
+                peer,
+                source: source.into(),
+            }),
             Hop::Tunnel {
                 gateway,
                 authority,
@@ -98,6 +98,12 @@ pub(in super::super) async fn open(
             source: Arc::new(io::ErrorKind::TimedOut.into()),
         })
     })
+}
+
+async fn direct(worker: &Worker, addr: SocketAddr) -> io::Result<Leg> {
+    let place = worker.shared.places.socket().map_err(io::Error::other)?;
+    let tcp = dial(addr, Other::Network).await?;
+    Ok(Leg::Tcp(tcp, place))
 }
 
 async fn through_tunnel(
@@ -127,7 +133,13 @@ async fn through_tunnel(
         traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
     };
     let side = || tls::client(svids.sessions(), Arc::clone(&svid.cert), Arc::clone(identities));
-    let dial = move || dial(gateway, Other::Network);
+    let places = Arc::clone(&worker.shared.places);
+    let dial = move || async move {
+        let place = places.socket().map_err(io::Error::other)?;
+        let tcp = dial(gateway, Other::Network).await?;
+        let held = Box::new(place);
+        Ok(Dialled { tcp, held })
+    };
     let stream = worker.tunnels.connect(key, side, dial, request).await?;
     Ok(Leg::Tunnel(Io::from(stream)))
 }
@@ -141,14 +153,18 @@ fn own_address(own: &Workload, like: IpAddr) -> IpAddr {
 /// An open connection to an endpoint.
 pub(in super::super) enum Leg {
     Tunnel(Io),
-    Tcp(TcpStream),
+    /// And the place that its socket has.
+    Tcp(
+        TcpStream,
+        #[allow(dead_code, reason = "it is held for as long as the socket is")] Place,
+    ),
 }
 
 impl AsyncRead for Leg {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tcp(tcp, _) => Pin::new(tcp).poll_read(cx, buf),
         }
     }
 }
@@ -157,7 +173,7 @@ impl AsyncWrite for Leg {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tcp(tcp, _) => Pin::new(tcp).poll_write(cx, buf),
         }
     }
 
@@ -168,7 +184,7 @@ impl AsyncWrite for Leg {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, slices),
-            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, slices),
+            Self::Tcp(tcp, _) => Pin::new(tcp).poll_write_vectored(cx, slices),
         }
     }
 
@@ -179,14 +195,14 @@ impl AsyncWrite for Leg {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
-            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tcp(tcp, _) => Pin::new(tcp).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tcp(tcp, _) => Pin::new(tcp).poll_shutdown(cx),
         }
     }
 }
