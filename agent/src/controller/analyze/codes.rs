@@ -98,6 +98,7 @@ codes! {
     507 DisableIgnored: "DISABLE counts as UNSET", "write PERMISSIVE to take plaintext as well";
     508 PortsIgnored: "portLevelMtls counts with a selector only", "add a selector";
     509 Ignored: "an older object says the same for the same workloads, and counts", "remove one of the two";
+    510 Closed: "what a policy is for cannot be read whole, so that everything behind any waypoint of its namespace is denied", "mend targetRefs";
 
     601 AtTheEdge: "it is for a gateway at the edge of the cluster, where weft serves nobody yet", "inside of the mesh use a Service as parent, or gateways: [mesh]";
     602 OnlyGateway: "a VirtualService binds only a gateway, and says nothing inside of the mesh", "add `mesh` to its gateways if it was meant for the mesh";

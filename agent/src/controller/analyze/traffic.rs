@@ -121,12 +121,21 @@ fn at_the_edge(view: &View<'_>, found: &mut Vec<Diagnostic>) {
         tell(found, &object, Severity::Info, "AtTheEdge", message);
     }
     for (object, it) in view.customs(Kind::Gateway) {
-        let class = text(&it.spec, "gatewayClassName").unwrap_or_default();
-        let speaks_hbone = |listener: &Value| text(listener, "protocol") == Some("HBONE");
-        let is_waypoint =
-            labels::WAYPOINT_CLASSES.contains(&class) || list(&it.spec, "listeners").iter().any(speaks_hbone);
-        if !is_waypoint {
+        if !is_of_mesh(it) {
             tell(found, &object, Severity::Info, "AtTheEdge", message);
         }
     }
+}
+
+fn is_waypoint(view: &View<'_>, namespace: &str, name: &str) -> bool {
+    let is_it = |object: &ObjectRef| object.namespace == namespace && object.name == name;
+    view.customs(Kind::Gateway)
+        .any(|(object, it)| is_it(&object) && is_of_mesh(it))
+}
+
+/// Whether a Gateway is a waypoint, whoever's.
+fn is_of_mesh(it: &Custom) -> bool {
+    let class = text(&it.spec, "gatewayClassName").unwrap_or_default();
+    let speaks_hbone = |listener: &Value| text(listener, "protocol") == Some("HBONE");
+    labels::WAYPOINT_CLASSES.contains(&class) || list(&it.spec, "listeners").iter().any(speaks_hbone)
 }
