@@ -125,6 +125,7 @@ codes! {
 
     701 SubsetSelectsNothing(Workload): "a subset selects none of the service's pods", "compare its labels with the pods'";
     702 TlsIgnored: "client TLS is not switched off inside of the mesh", "remove trafficPolicy.tls";
+    703 Elsewhere: "a DestinationRule is in neither the service's namespace nor the root namespace, and does not count", "move it to the service's namespace";
 
     801 NoRequestAuthentication: "a policy asks for a token that nobody checks", "add a RequestAuthentication for the issuer";
     802 TokensOptional: "bad tokens are refused, and requests without one pass", "add an AuthorizationPolicy with requestPrincipals";
