@@ -16,6 +16,8 @@ mod tests;
 
 pub use codes::{CODES, Code, Missing, code};
 
+use std::collections::BTreeSet;
+
 use super::compile::{Diagnostic, Resources, Settings, compile};
 use crate::cluster::objects::Object;
 use view::View;
@@ -38,7 +40,12 @@ pub fn analyze(objects: &[Object], settings: &Settings, scope: Scope) -> Vec<Dia
     for check in CHECKS {
         check(&view, &mut found);
     }
-    found.extend(compiled.diagnostics);
+    let told: BTreeSet<_> = found.iter().map(|it| (it.object.clone(), it.reason)).collect();
+    // What was said here already was said with more in view.
+    let more = compiled.diagnostics.into_iter();
+    found.extend(
+        more.filter(|it| !told.contains(&(it.object.clone(), it.reason)) || it.reason == "NeedsWaypoint"),
+    );
     scope::soften(&view, scope, &mut found);
     found.sort();
     found.dedup();
