@@ -9,22 +9,29 @@
 mod diagnostic;
 pub mod documents;
 mod gateway;
+mod grant;
+pub mod guards;
 mod istio;
 mod link;
+mod peer_authentication;
+pub mod policy;
 mod read;
 mod routings;
 mod rule;
+mod rules;
 mod targets;
 mod words;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 pub use diagnostic::{Diagnostic, ObjectRef, Severity};
+pub use grant::Grant;
 pub use istio::{
     Authentication, DestinationRule, OfService, SubsetOf, authentication, destination_rule, merged_traffic,
     needs_token,
 };
 pub use link::{Bound, link};
+pub use peer_authentication::peer_authentication;
 pub use read::{Labels, Reader, Selector, port, there};
 pub use routings::{Reach, Routings, is_routing, namespace_of};
 pub use targets::{Target, TargetKind, Targets, targets};
@@ -72,3 +79,6 @@ pub fn full_hostname(host: &str, namespace: &str, cluster_domain: &str) -> Strin
         false => format!("{}.{namespace}.svc.{cluster_domain}", host.to_ascii_lowercase()),
     }
 }
+
+#[cfg(test)]
+mod tests;

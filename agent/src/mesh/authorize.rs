@@ -183,7 +183,8 @@ struct Judged<'a> {
     mesh: &'a Mesh,
     /// None where a request is judged for a service.
     workload: Option<&'a Workload>,
-    request: Option<Asked<'a>>,
+    /// Boxed: without one, there is nothing to make room for.
+    request: Option<Box<Asked<'a>>>,
     /// None for a plaintext peer, which has proved nothing.
     peer: Option<Peer<'a>>,
     source_ip: IpAddr,
@@ -226,7 +227,7 @@ impl<'a> Judged<'a> {
     /// Nothing is spared what a waypoint judges: this is the waypoint.
     fn of_request(mesh: &'a Mesh, conn: &'a Inbound, request: &'a RequestFacts<'a>) -> Self {
         Self {
-            request: Some(Asked::new(request, conn.source_ip.to_canonical())),
+            request: Some(Box::new(Asked::new(request, conn.source_ip.to_canonical()))),
             ..Self::of_anybody(mesh, conn)
         }
     }

@@ -369,7 +369,14 @@ fn subsets(
                 .iter()
                 .filter(|(service, _)| service == key);
             for (_, subset) in of_service {
-                by_name.entry(subset).or_default().push(endpoint.clone());
+                let of_subset = by_name.entry(subset).or_default();
+                // Once, however often it says so.
+                if of_subset
+                    .last()
+                    .is_none_or(|last| last.workload.uid != endpoint.workload.uid)
+                {
+                    of_subset.push(endpoint.clone());
+                }
             }
         }
         if let Some(service) = services.get(key).filter(|_| !by_name.is_empty()) {

@@ -131,26 +131,39 @@ pub(super) fn groups(
 ) -> Result<Vec<Vec<HttpEndpoint>>, Refusal> {
     let nobody = || Refusal::NoHealthyEndpoint(key.clone());
     let service = mesh.service(key).ok_or_else(nobody)?;
-    // Whichever family whoever dials has: an endpoint of both is reached by that one.
-    let own = source
-        .addresses
-        .first()
-        .or(service.vips.first())
-        .ok_or_else(nobody)?;
-    let dialled = service.vips.first().unwrap_or(own);
-    let choice = to_service(mesh, source, service, SocketAddr::new(*dialled, port))?;
-    let Choice::Endpoint(mut candidates) = choice else {
-        return Err(nobody());
+    let vip = service.vips.first();
+    // Without a virtual address: of the family that whoever dials has.
+    let like = vip.or(source.addresses.first()).ok_or_else(nobody)?;
+    let mut candidates = match to_service(mesh, source, service, SocketAddr::new(*like, port))? {
+        Choice::Endpoint(candidates) => candidates,
+        Choice::Only(next) => {
+            let only = only(next, subset).filter(|_| vip.is_some());
+            return Ok(vec![vec![only.ok_or_else(nobody)?]]);
+        }
     };
     match (subset, candidates.waypoint_of) {
-        (None, _) => {}
-        (Some(_), Some(_)) => return Err(nobody()),
+        (None, None) => {}
+        // Another waypoint is asked for the service's address, and for no subset.
+        (None, Some(_)) if vip.is_some() => {}
+        (_, Some(_)) => return Err(nobody()),
         (Some(subset), None) => candidates.endpoints = mesh.subset(key, subset),
     }
     let groups: Vec<_> = candidates.groups().filter(|group| !group.is_empty()).collect();
     match groups.is_empty() {
         true => Err(candidates.none()),
         false => Ok(groups),
+    }
+}
+
+/// Another waypoint's only pod. Nothing else is an endpoint: a service that has none of its own leads to what was dialled.
+fn only(next: NextHop, subset: Option<&str>) -> Option<HttpEndpoint> {
+    match &next {
+        NextHop::Tunnel(tunnel) if tunnel.via_waypoint && subset.is_none() => Some(HttpEndpoint {
+            workload: tunnel.workload.clone(),
+            addr: tunnel.authority,
+            next,
+        }),
+        _ => None,
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 32] = [
+pub(super) const MUTATIONS: [Mutation; 35] = [
     Mutation {
         name: "open-without-agent",
         promise: "a captured pod takes nothing in clear when its agent is gone",
@@ -43,8 +43,8 @@ pub(super) const MUTATIONS: [Mutation; 32] = [
         name: "deny-ignored",
         promise: "a DENY policy refuses, whatever else allows",
         file: "agent/src/mesh/authorize.rs",
-        find: "cover.first_match(Action::Deny, &conn)",
-        replace: "cover.first_match(Action::Deny, &conn).filter(|_| false)",
+        find: "cover.first_match(Action::Deny, conn)",
+        replace: "cover.first_match(Action::Deny, conn).filter(|_| false)",
         target: "tests/policy",
         test: "deny_is_enforced_before_allow",
     },
@@ -97,8 +97,8 @@ pub(super) const MUTATIONS: [Mutation; 32] = [
         name: "deny-after-allow",
         promise: "a DENY policy refuses, whatever else allows",
         file: "agent/src/mesh/authorize.rs",
-        find: "cover.first_match(Action::Deny, &conn)",
-        replace: "cover.first_match(Action::Deny, &conn).filter(|_| conn.peer.is_none())",
+        find: "cover.first_match(Action::Deny, conn)",
+        replace: "cover.first_match(Action::Deny, conn).filter(|_| conn.peer.is_none())",
         target: "pure/weft_pure (lib)",
         test: "mesh::authorize::tests::as_the_oracle_says",
     },
@@ -142,8 +142,8 @@ pub(super) const MUTATIONS: [Mutation; 32] = [
         name: "unreadable-widens",
         promise: "a value that cannot be read widens nothing",
         file: "agent/src/mesh/authorize/rule.rs",
-        find: "!match_.unseen.is_empty() || !match_.unreadable.is_empty()",
-        replace: "!match_.unseen.is_empty()",
+        find: "matches!(unseen, Unseen::Nobody) || !match_.unreadable.is_empty()",
+        replace: "matches!(unseen, Unseen::Nobody)",
         target: "pure/simulation",
         test: "a_million_questions_are_answered_as_the_oracle_does",
     },
@@ -308,5 +308,32 @@ pub(super) const MUTATIONS: [Mutation; 32] = [
         replace: "cgroup == 0 && unsafe",
         target: "tests/enrolment",
         test: "pods_that_dial_with_their_first_instruction_send_nothing_in_clear",
+    },
+    Mutation {
+        name: "deny-by-path-ignored",
+        promise: "a DENY by path refuses the requests that it is about",
+        file: "agent/src/mesh/authorize/request.rs",
+        find: "Self::Paths(paths) => paths.iter().any(|path| path.matches(head.path)),",
+        replace: "Self::Paths(_) => false,",
+        target: "pure/weft_pure (lib)",
+        test: "mesh::authorize::request::tests::a_deny_by_path_refuses",
+    },
+    Mutation {
+        name: "any-request-principal",
+        promise: "an ALLOW by a token's principal lets in nobody else",
+        file: "agent/src/mesh/authorize/request.rs",
+        find: "Self::Principals(names) => token.is_some_and(|token| any(names, &token.principal)),",
+        replace: "Self::Principals(names) => !names.is_empty(),",
+        target: "pure/weft_pure (lib)",
+        test: "mesh::authorize::request::tests::an_allow_by_principal_lets_in_whom_it_names",
+    },
+    Mutation {
+        name: "missing-service-policy-skipped",
+        promise: "a policy of a service that has not arrived refuses every request to it",
+        file: "agent/src/mesh/authorize/cover.rs",
+        find: "let missing = keys.iter().find(|key| policies.get(key).is_none()).cloned();",
+        replace: "let missing: Option<PolicyKey> = None;",
+        target: "pure/weft_pure (lib)",
+        test: "mesh::authorize::request::tests::a_policy_that_has_not_arrived_refuses",
     },
 ];

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A workload of the world, as the mesh has it.
-fn workload<'a>(world: &World, mesh: &'a Mesh, draw: &mut Draw) -> Option<&'a Arc<Workload>> {
+pub(crate) fn workload<'a>(world: &World, mesh: &'a Mesh, draw: &mut Draw) -> Option<&'a Arc<Workload>> {
     let uids: Vec<_> = world.workloads().map(|workload| &workload.uid).collect();
     let count = uids.len();
     (count > 0).then(|| mesh.workload(uids[draw.of(0..count)]))?
@@ -206,7 +206,7 @@ pub(crate) fn whether(world: &World, mesh: &Mesh, draw: &mut Draw) -> Result<(),
 }
 
 /// From a workload with its own name, from one with another's, from one without a name, or from nowhere.
-fn inbound(world: &World, mesh: &Mesh, draw: &mut Draw) -> Inbound {
+pub(crate) fn inbound(world: &World, mesh: &Mesh, draw: &mut Draw) -> Inbound {
     let own = workload(world, mesh, draw).filter(|_| draw.percent(60));
     let own = own.and_then(|workload| Some((Some(workload.identity.clone()), *workload.addresses.first()?)));
     let (peer, source_ip) = own.unwrap_or_else(|| {
@@ -222,7 +222,7 @@ fn inbound(world: &World, mesh: &Mesh, draw: &mut Draw) -> Inbound {
     }
 }
 
-fn compare(verdict: &Verdict, expect: &Answer) -> Result<(), String> {
+pub(crate) fn compare(verdict: &Verdict, expect: &Answer) -> Result<(), String> {
     let same = match (verdict, expect) {
         (Verdict::Allow { policy: None }, Answer::AllowedByNone) => true,
         (Verdict::Allow { policy: Some(key) }, Answer::AllowedBy(keys))

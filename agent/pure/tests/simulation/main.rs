@@ -8,6 +8,7 @@ mod ask;
 mod draw;
 mod enrol;
 mod oracle;
+mod requests;
 mod world;
 
 use std::{
@@ -84,6 +85,8 @@ fn simulate(seed: u64) -> Result<u64, String> {
         for question in 0..QUESTIONS {
             let answered = match question {
                 0 => enrolment.turn(&world, &mesh, &mut draw),
+                _ if draw.percent(20) => requests::which_rule(&world, &mesh, &mut draw),
+                _ if draw.percent(20) => requests::whether(&world, &mesh, &mut draw),
                 _ if draw.percent(50) => ask::where_to(&world, &mesh, &mut draw),
                 _ => ask::whether(&world, &mesh, &mut draw),
             };

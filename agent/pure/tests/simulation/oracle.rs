@@ -2,6 +2,7 @@
 //! shortcut, nothing shared with the code that it judges but the values.
 
 pub(crate) mod authorize;
+pub(crate) mod requests;
 pub(crate) mod route;
 
 use std::net::IpAddr;

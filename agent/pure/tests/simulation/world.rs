@@ -14,7 +14,7 @@ use weft_pure::mesh::{
     ServiceKey, SpiffeId, StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadType,
 };
 
-use crate::draw::Draw;
+use crate::{draw::Draw, requests};
 
 pub(crate) const NAMESPACES: [&str; 3] = ["demo", "other", "root"];
 pub(crate) const ACCOUNTS: [&str; 3] = ["a", "b", "c"];
@@ -109,7 +109,7 @@ impl World {
 type Change = (&'static str, fn(&mut World, &mut Draw));
 
 /// What may happen, the usual several times.
-const CHANGES: [Change; 16] = [
+const CHANGES: [Change; 17] = [
     ("a workload comes", add_workload),
     ("a workload comes", add_workload),
     ("a workload goes", remove_workload),
@@ -126,7 +126,23 @@ const CHANGES: [Change; 16] = [
     ("a policy comes", add_policy),
     ("a policy goes", remove_policy),
     ("a peer authentication changes", change_mtls),
+    ("a service's routes change", change_routes),
 ];
+
+fn change_routes(world: &mut World, draw: &mut Draw) {
+    let Some(service) = world.service(draw).map(|service| service.key.clone()) else {
+        return;
+    };
+    let routes = &mut world.parts.http.routes;
+    routes.retain(|routes| routes.values().service != service);
+    if draw.percent(80) {
+        // Now and then one that is not there.
+        let there = world.parts.policies.iter().map(|policy| policy.key.clone());
+        let known: Vec<_> = there.chain([policy_key(draw, "demo")]).collect();
+        let policies = draw.some(60, &known);
+        routes.push(requests::routes(draw, service, policies));
+    }
+}
 
 fn add_workload(world: &mut World, draw: &mut Draw) {
     if world.parts.workloads.len() >= MOST_WORKLOADS {
@@ -444,6 +460,8 @@ fn match_(draw: &mut Draw) -> Match {
         "cluster.local/ns/other/sa/a",
     ]);
     let trust_domains = patterns(&["cluster.local", "else"]);
+    let unseen = draw.some(SAID, &["paths".into()]);
+    let judged = !unseen.is_empty() && draw.percent(80);
     Match {
         namespaces: draw.some(SAID, &namespaces),
         not_namespaces: draw.some(SAID, &namespaces),
@@ -459,13 +477,13 @@ fn match_(draw: &mut Draw) -> Match {
         not_service_accounts: draw.some(SAID, &accounts),
         trust_domains: draw.some(SAID, &trust_domains),
         not_trust_domains: draw.some(SAID, &trust_domains),
-        unseen: draw.some(SAID, &["paths".into()]),
-        request: None,
+        unseen,
+        request: judged.then(|| requests::match_(draw).into()),
         unreadable: draw.some(SAID / 2, &["ipBlocks".into()]),
     }
 }
 
-fn patterns(texts: &[&str]) -> Vec<StringMatch> {
+pub(crate) fn patterns(texts: &[&str]) -> Vec<StringMatch> {
     let exact = texts.iter().map(|text| StringMatch::Exact((*text).into()));
     let prefix = texts.iter().map(|text| StringMatch::Prefix((*text).into()));
     let suffix = texts.iter().map(|text| StringMatch::Suffix((*text).into()));

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use super::{
     drafts::Draft,
     namespace::{Pass, selects_nothing},
-    policy,
 };
 use crate::{
     cluster::objects::Kind,
-    manifests::{Authentication, Reader, Severity, authentication, needs_token},
+    manifests::{Authentication, Reader, Severity, authentication, needs_token, policy},
     mesh::{Action, PolicyKey},
 };
 

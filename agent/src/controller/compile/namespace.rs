@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Settings, authentications, bound, destination_rules,
     drafts::Drafts,
-    gateways, peer_authentications, pods, policy,
+    gateways, peer_authentications, pods,
     resources::InNamespace,
     service_entries, services,
     shared::Shared,
@@ -17,7 +17,7 @@ use crate::{
         labels,
         objects::{Kind, Node, ObjectMeta},
     },
-    manifests::{Authentication, ObjectRef, Reader},
+    manifests::{Authentication, ObjectRef, Reader, policy},
     mesh::values,
 };
 
@@ -102,9 +102,9 @@ impl<'a> Pass<'a> {
 
     fn authorization_policies(&mut self) {
         for (_, object) in self.objects.of_kind(Kind::AuthorizationPolicy) {
-            let settings = self.cx.settings;
+            let root = &self.cx.settings.root_namespace;
             let mut reader = self.reader(Kind::AuthorizationPolicy, &object.metadata);
-            let read = policy::read(object, settings, &mut reader);
+            let read = policy::read(object, root, &mut reader);
             self.unit.policies.push(Arc::new(read.policy.clone()));
             self.policies.push(read);
         }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::{Resources, Settings, WaypointFor, gateways, policy, resources::InNamespace};
+use super::{Resources, Settings, WaypointFor, gateways, resources::InNamespace};
 use crate::{
     cluster::objects::{Custom, Kind},
     manifests::{
         Authentication, DestinationRule, Labels, ObjectRef, Reader, TargetKind, Targets, authentication,
-        destination_rule,
+        destination_rule, policy,
     },
     mesh::{PolicyKey, ServiceKey, SpiffeId},
 };
@@ -171,7 +171,11 @@ fn policies(objects: &InNamespace, settings: &Settings) -> Vec<policy::Read> {
     let kind = Kind::AuthorizationPolicy;
     let objects = objects.of_kind(kind);
     objects
-        .map(|(_, object)| quietly(kind, object, |reader| policy::read(object, settings, reader)))
+        .map(|(_, object)| {
+            quietly(kind, object, |reader| {
+                policy::read(object, &settings.root_namespace, reader)
+            })
+        })
         .collect()
 }
 

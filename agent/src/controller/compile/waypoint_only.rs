@@ -7,26 +7,19 @@
 //! Where nothing but ALLOW policies cover such a pod, its waypoint is let in all the same: a waypoint of ours has judged the
 //! client by every one of them, with the client's identity and never with its own. A waypoint of others has not.
 
-use std::{
-    collections::BTreeSet,
-    hash::{Hash as _, Hasher as _},
-};
+use std::collections::BTreeSet;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 
-use super::{
-    claims::Owner,
-    drafts::Draft,
-    namespace::Pass,
-    policy::{self, Named},
-};
+use super::{claims::Owner, drafts::Draft, namespace::Pass};
 use crate::{
     cluster::objects::Kind,
-    manifests::{Reader, Severity, Target, TargetKind, Targets},
-    mesh::{
-        Action, Clause, GatewayAddress, GatewayDestination, Match, Policy, PolicyKey, Rule, Scope, Service,
-        ServiceKey, StringMatch, TunnelProtocol,
+    manifests::{
+        Reader, Severity, Target, TargetKind, Targets,
+        guards::{self, Named},
+        policy,
     },
+    mesh::{GatewayAddress, GatewayDestination, Policy, Service, ServiceKey, StringMatch, TunnelProtocol},
 };
 
 /// A service of the namespace: its waypoint, and whether something is enforced there.
@@ -140,14 +133,14 @@ fn only(
         // A waypoint of ours has asked all of them with the client's identity.
         let ours = principals(pass, &bound, |waypoint| waypoint.is_ours);
         let let_in = !covering.is_empty() && !ours.is_empty();
-        return let_in.then(|| vec![allow(pass, ours)]);
+        return let_in.then(|| vec![guards::let_in(&pass.namespace, ours)]);
     }
     let waypoints = principals(pass, &bound, |_| true);
     let mut named = Named::default();
-    covering.iter().for_each(|read| read.name_into(&mut named));
-    let mut policies = vec![deny_others(pass, &waypoints, named)];
+    covering.iter().for_each(|read| named.add(&read.policy));
+    let mut policies = vec![guards::deny_others(&pass.namespace, &waypoints, named)];
     if !covering.is_empty() && !waypoints.is_empty() {
-        policies.push(allow(pass, waypoints));
+        policies.push(guards::let_in(&pass.namespace, waypoints));
     }
     Some(policies)
 }
@@ -170,50 +163,6 @@ fn principals(
 fn covers(read: &policy::Read, draft: &Draft<'_>) -> bool {
     let labels = read.selector.as_ref();
     !read.targets.any && labels.is_none_or(|labels| draft.has_labels(labels))
-}
-
-/// Refuses everybody but these, plaintext among them.
-fn deny_others(pass: &Pass<'_>, waypoints: &[StringMatch], named: Named) -> Policy {
-    let nobody = waypoints.is_empty() && named == Named::default();
-    let match_ = Match {
-        not_principals: waypoints.iter().cloned().chain(named.principals).collect(),
-        not_namespaces: named.namespaces,
-        not_service_accounts: named.service_accounts,
-        // Where nobody is let in: no connection has this port, so that it holds for all. A match without fields would do
-        // for our agents, but others skip it.
-        not_destination_ports: if nobody { vec![0] } else { Vec::new() },
-        ..Match::default()
-    };
-    policy(pass, "weft_waypoint_only", Action::Deny, match_)
-}
-
-fn allow(pass: &Pass<'_>, waypoints: Vec<StringMatch>) -> Policy {
-    let match_ = Match {
-        principals: waypoints,
-        ..Match::default()
-    };
-    policy(pass, "weft_from_waypoint", Action::Allow, match_)
-}
-
-/// Named by what it says, in a form that no object of Kubernetes can have.
-fn policy(pass: &Pass<'_>, name: &str, action: Action, match_: Match) -> Policy {
-    let mut hasher = FxHasher::default();
-    format!("{match_:?}").hash(&mut hasher);
-    let hash = hasher.finish() >> 32;
-    Policy {
-        key: PolicyKey {
-            namespace: pass.namespace.clone(),
-            name: format!("{name}_{hash:08x}").into(),
-        },
-        scope: Scope::Selector,
-        action,
-        rules: vec![Rule {
-            clauses: vec![Clause {
-                matches: vec![match_],
-            }],
-        }],
-        dry_run: false,
-    }
 }
 
 /// Says which policies have a target that is not there, or that no waypoint enforces.

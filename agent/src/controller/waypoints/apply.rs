@@ -26,7 +26,7 @@ use crate::{
 /// Between two requests that write.
 const PACE: Duration = Duration::from_millis(20);
 /// What was refused is tried again after this.
-const AGAIN: Duration = Duration::from_secs(14);
+const AGAIN: Duration = Duration::from_secs(4);
 
 /// Why an object of a waypoint is not as it is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

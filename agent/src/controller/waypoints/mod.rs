@@ -44,7 +44,7 @@ use crate::cluster::{client::explain, objects::Service};
 /// After a change it is waited so long for more of them.
 const QUIET: Duration = Duration::from_millis(100);
 /// How often everything is looked at without a change.
-const LOOK: Duration = Duration::from_secs(15);
+const LOOK: Duration = Duration::from_secs(5);
 /// The port of the controller's Service.
 const CONTROLLER_PORT: u16 = 15012;
 

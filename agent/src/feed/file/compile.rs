@@ -55,12 +55,21 @@ pub(super) fn compile(
     let services = services(document, &globals, &mut pods, &mut problems);
     check_addresses(document, &mut problems);
     check_waypoints(document, &globals, &pods, &services, &mut problems);
-    let policies::Read { policies, targeted } =
-        policies::policies(document, &globals, &mut pods, &services, &mut problems);
-    let peer_authentications =
+    let mut read = policies::policies(document, &globals, &mut pods, &services, &mut problems);
+    let mut peer_authentications =
         peer_authentications::peer_authentications(document, &globals, &mut pods, &mut problems);
     let objects = Objects::read(document, files, &mut problems);
-    let http = routes::http(&objects, &globals, &mut pods, &services, &targeted, &mut problems);
+    let mut told = Vec::new();
+    policies::of_manifests(&objects, &globals, &services, &mut pods, &mut read, &mut told);
+    peer_authentications::of_manifests(
+        &objects,
+        &globals,
+        &mut pods,
+        &mut peer_authentications,
+        &mut told,
+    );
+    let http = routes::http(&objects, &globals, &services, &mut pods, &mut read, &mut told);
+    objects.tell(told, &mut problems);
     let same_nodes = same_nodes(document, &mut problems);
     let local_pods = local_pods(&pods, node, &mut problems);
     let warnings = problems.into_warnings()?;
@@ -72,7 +81,7 @@ pub(super) fn compile(
         cluster_cidrs,
         workloads: pods.into_iter().map(|pod| pod.workload).collect(),
         services,
-        policies,
+        policies: read.policies,
         peer_authentications,
         same_nodes,
         http,

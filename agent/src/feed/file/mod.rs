@@ -6,6 +6,7 @@
 
 mod balancing;
 mod compile;
+mod guards;
 mod manifests;
 mod objects;
 mod peer_authentications;
@@ -15,6 +16,7 @@ mod problem;
 mod routes;
 mod rules;
 mod schema;
+mod targets;
 mod watch;
 mod workloads;
 

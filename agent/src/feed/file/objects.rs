@@ -18,12 +18,14 @@ use crate::{
 };
 
 /// The kinds that say something beside a mesh file, whose workloads and services are its own.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 10] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TcpRoute,
     Kind::TlsRoute,
     Kind::ReferenceGrant,
+    Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
     Kind::RequestAuthentication,
     Kind::VirtualService,
     Kind::DestinationRule,

@@ -1,4 +1,4 @@
-//! The `peerAuthentications` section of a mesh file: Istio's PeerAuthentication.
+//! The `peerAuthentications` section of a mesh file, and PeerAuthentications among its manifests.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,12 +6,17 @@ use rustc_hash::FxHashMap;
 
 use super::{
     compile::{Globals, selected},
+    objects::Objects,
     problem::{Place, Problems},
     schema::{Document, PeerAuthenticationEntry, Text},
     values,
     workloads::Pod,
 };
-use crate::mesh::{MtlsMode, PeerAuthentication, PeerAuthentications, PolicyKey};
+use crate::{
+    cluster::objects::Kind,
+    manifests::{Diagnostic, Reader, Selector, Severity, peer_authentication},
+    mesh::{MtlsMode, PeerAuthentication, PeerAuthentications, PolicyKey},
+};
 
 /// What one is called that has no name.
 const UNNAMED: &str = "default";
@@ -70,6 +75,41 @@ pub(super) fn peer_authentications(
     }
     read.mesh = mesh.unwrap_or_default();
     read
+}
+
+/// The same, of the PeerAuthentications among the manifests. A file has no ages, so there may be only one for each.
+pub(super) fn of_manifests(
+    objects: &Objects,
+    globals: &Globals,
+    pods: &mut [Pod<'_>],
+    read: &mut PeerAuthentications,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    for (reference, object) in objects.of(Kind::PeerAuthentication) {
+        let mut reader = Reader::new(reference.clone(), diagnostics);
+        let (said, selector) = peer_authentication(object, &mut reader);
+        let namespace = said.key.namespace.clone();
+        let covered_twice = match selector {
+            Selector::Labels(labels) => {
+                let pods = pods.iter_mut();
+                let selects =
+                    |pod: &&mut Pod<'_>| pod.workload.namespace == namespace && pod.has_labels(&labels);
+                cover(pods.filter(selects).collect(), &said, &mut read.workloads)
+            }
+            _ if namespace == globals.root_namespace => {
+                let before = std::mem::replace(&mut read.mesh, said);
+                (before != PeerAuthentication::default()).then(|| "the mesh".to_owned())
+            }
+            _ => {
+                let other = read.namespaces.insert(namespace.clone(), said);
+                other.map(|_| format!("namespace {namespace}"))
+            }
+        };
+        if let Some(covered) = covered_twice {
+            let message = format!("{covered} has two peerAuthentications: remove one");
+            reader.tell(Severity::Error, "Twice", message);
+        }
+    }
 }
 
 /// Notes the modes of the pods that a selector selected, and returns one that had some already. (Istio takes the older

@@ -1,26 +1,30 @@
-//! The `policies` section of a mesh file: Istio's AuthorizationPolicy. (What its rules say: `rules`.)
+//! The `policies` section of a mesh file, and AuthorizationPolicies among its manifests. (What the section's rules say: `rules`.)
 
 use rustc_hash::FxHashSet;
 use serde_saphyr::Spanned;
 
 use super::{
     compile::{Globals, selected},
+    objects::Objects,
     problem::{Place, Problems},
     rules::{Whose, rule},
     schema::{Document, PolicyEntry},
+    targets::Around,
     values,
     workloads::Pod,
 };
-use crate::mesh::{
-    Action, GatewayAddress, GatewayDestination, Policy, PolicyKey, Scope, Service, ServiceKey,
+use crate::{
+    cluster::objects::Kind,
+    manifests::{Diagnostic, Labels, Reader, Severity, Target, TargetKind, Targets, policy},
+    mesh::{Action, GatewayAddress, GatewayDestination, Policy, PolicyKey, Scope, Service},
 };
 
-/// What the section says.
+/// What the section and the manifests say.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     pub(super) policies: Vec<Policy>,
-    /// The services that policies with `targetRefs` are about, in the order of the policies.
-    pub(super) targeted: Vec<(ServiceKey, PolicyKey)>,
+    /// What those with `targetRefs` are about.
+    pub(super) targets: Vec<(PolicyKey, Targets)>,
 }
 
 /// Reads the `policies` section, and notes at the workloads which selector policies cover them.
@@ -32,11 +36,12 @@ pub(super) fn policies(
     problems: &mut Problems,
 ) -> Read {
     let section = Place::ROOT.field("policies");
+    let around = Around::new(globals, services, pods);
     let mut keys = FxHashSet::default();
     let mut read = Read::default();
     for (i, entry) in document.policies.iter().flatten().enumerate() {
         let place = section.index(i);
-        let Some(policy) = policy(entry, globals, &place, problems) else {
+        let Some(policy) = read_entry(entry, globals, &place, problems) else {
             continue;
         };
         if !keys.insert(policy.key.clone()) {
@@ -55,87 +60,113 @@ pub(super) fn policies(
                 pod.workload.policies.push(policy.key.clone());
             }
         }
-        for service in targets(&entry.value, &policy, services, &place, problems) {
-            read.targeted.push((service, policy.key.clone()));
-        }
+        let targets = targets(&entry.value, &policy, &around, &place, problems);
+        read.targets
+            .extend(targets.map(|targets| (policy.key.clone(), targets)));
         read.policies.push(policy);
     }
     read
 }
 
-/// The services that a policy is about, by its `targetRefs`.
+/// The same, of the AuthorizationPolicies among the manifests.
+pub(super) fn of_manifests(
+    objects: &Objects,
+    globals: &Globals,
+    services: &[Service],
+    pods: &mut [Pod<'_>],
+    read: &mut Read,
+    diagnostics: &mut Vec<Diagnostic>,
+) {
+    let around = Around::new(globals, services, pods);
+    for (reference, object) in objects.of(Kind::AuthorizationPolicy) {
+        let mut reader = Reader::new(reference.clone(), diagnostics);
+        let policy::Read {
+            policy,
+            selector,
+            targets,
+            ..
+        } = policy::read(object, &globals.root_namespace, &mut reader);
+        if read.policies.iter().any(|it| it.key == policy.key) {
+            let message = "the mesh file has a policy of this name as well: rename or remove one";
+            reader.tell(Severity::Error, "Twice", message);
+        }
+        for message in targets
+            .all
+            .iter()
+            .filter_map(|it| around.wrong(&reference.namespace, it))
+        {
+            reader.tell(
+                Severity::Error,
+                "TargetMissing",
+                format!("spec.targetRefs: {message}"),
+            );
+        }
+        if let Some(labels) = &selector {
+            let mut selected = selected_by(labels, &reference.namespace, globals, pods).peekable();
+            if selected.peek().is_none() {
+                let message = "spec.selector: selects no workload: compare it with the workloads' labels";
+                reader.tell(Severity::Warning, "SelectsNothing", message);
+            }
+            selected.for_each(|pod| pod.workload.policies.push(policy.key.clone()));
+        }
+        if targets.any {
+            read.targets.push((policy.key.clone(), targets));
+        }
+        read.policies.push(policy);
+    }
+}
+
+/// The pods that a manifest's selector selects; one of the root namespace selects in all namespaces.
+pub(super) fn selected_by<'p, 'a>(
+    labels: &'p Labels,
+    namespace: &'p str,
+    globals: &'p Globals,
+    pods: &'p mut [Pod<'a>],
+) -> impl Iterator<Item = &'p mut Pod<'a>> {
+    let is_root = *namespace == *globals.root_namespace;
+    pods.iter_mut()
+        .filter(move |pod| (is_root || *pod.workload.namespace == *namespace) && pod.has_labels(labels))
+}
+
+/// What a policy is about, by its `targetRefs`.
 fn targets(
     entry: &PolicyEntry,
     policy: &Policy,
-    services: &[Service],
+    around: &Around<'_>,
     place: &Place<'_>,
     problems: &mut Problems,
-) -> Vec<ServiceKey> {
-    let Some(targets) = &entry.target_refs else {
-        return Vec::new();
-    };
+) -> Option<Targets> {
+    let written = entry.target_refs.as_ref()?;
     let place = place.field("targetRefs");
-    if targets.value.is_empty() {
-        problems.add(
-            targets.referenced,
-            &place,
-            "is an empty list: name something, or remove it",
-        );
+    if written.value.is_empty() {
+        let message = "is an empty list: name something, or remove it";
+        problems.add(written.referenced, &place, message);
     }
     if let Some(selector) = &entry.selector {
         let message = "a policy has either a selector or targetRefs: remove one";
         problems.add(selector.referenced, &place, message);
     }
-    let mut found = Vec::new();
-    for (i, target) in targets.value.iter().enumerate() {
-        let (at, place) = (target.referenced, place.index(i));
-        let kind = problems.required(&target.value.kind, at, &place, "kind", target_kind);
-        let name = problems.required(&target.value.name, at, &place, "name", values::name);
-        let (Some(kind), Some(name)) = (kind, name) else {
+    let mut targets = Targets {
+        any: true,
+        ..Targets::default()
+    };
+    for (i, entry) in written.value.iter().enumerate() {
+        let (at, place) = (entry.referenced, place.index(i));
+        let kind = problems.required(&entry.value.kind, at, &place, "kind", target_kind);
+        let name = problems.required(&entry.value.name, at, &place, "name", values::name);
+        let Some((kind, name)) = kind.zip(name) else {
             continue;
         };
-        let own = services
-            .iter()
-            .find(|it| it.key.namespace == policy.key.namespace && it.name == name);
-        match (own, kind) {
-            (None, _) => {
-                let namespace = &policy.key.namespace;
-                let message = format!("there is no service {namespace}/{name}: correct the name");
-                problems.add(at, &place, message);
-            }
-            (Some(service), TargetKind::Service) => found.push(service.key.clone()),
-            (Some(waypoint), TargetKind::Gateway) => found.extend(bound(waypoint, services)),
+        let target = Target {
+            kind,
+            name: name.to_string(),
+        };
+        if let Some(message) = around.wrong(&policy.key.namespace, &target) {
+            problems.add(at, &place, message);
         }
+        targets.all.push(target);
     }
-    found.sort();
-    found.dedup();
-    found
-}
-
-/// The services that go through a waypoint.
-fn bound<'s>(waypoint: &'s Service, services: &'s [Service]) -> impl Iterator<Item = ServiceKey> {
-    let goes = |service: &&Service| {
-        let its = service.waypoint.as_ref();
-        its.and_then(|it| waypoint_service(it, services))
-            .is_some_and(|it| it.key == waypoint.key)
-    };
-    services.iter().filter(goes).map(|service| service.key.clone())
-}
-
-/// The service in front of a waypoint.
-pub(super) fn waypoint_service<'s>(gateway: &GatewayAddress, services: &'s [Service]) -> Option<&'s Service> {
-    services.iter().find(|service| match &gateway.destination {
-        GatewayDestination::Service(key) => service.key == *key,
-        GatewayDestination::Address(address) => service.vips.contains(address),
-    })
-}
-
-/// What a policy is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TargetKind {
-    Service,
-    /// A waypoint, which has the name of the service in front of it.
-    Gateway,
+    Some(targets)
 }
 
 fn target_kind(text: &str) -> Result<TargetKind, String> {
@@ -146,7 +177,15 @@ fn target_kind(text: &str) -> Result<TargetKind, String> {
     }
 }
 
-fn policy(
+/// The service in front of a waypoint.
+pub(super) fn waypoint_service<'s>(gateway: &GatewayAddress, services: &'s [Service]) -> Option<&'s Service> {
+    services.iter().find(|service| match &gateway.destination {
+        GatewayDestination::Service(key) => service.key == *key,
+        GatewayDestination::Address(address) => service.vips.contains(address),
+    })
+}
+
+fn read_entry(
     entry: &Spanned<PolicyEntry>,
     globals: &Globals,
     place: &Place<'_>,

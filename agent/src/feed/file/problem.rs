@@ -104,17 +104,6 @@ impl Problems {
         self.errors.push(Problem::new(at, place, message));
     }
 
-    /// Notes one of the mesh file as a whole.
-    pub(super) fn add_of_file(&mut self, message: impl Into<String>) {
-        self.push(Problem {
-            file: None,
-            line: 0,
-            column: 0,
-            field: String::new(),
-            message: message.into(),
-        });
-    }
-
     /// Notes one of another file.
     pub(super) fn push(&mut self, problem: Problem) {
         self.errors.push(problem);

@@ -6,42 +6,39 @@ use std::{
     sync::Arc,
 };
 
-use serde_json::Value;
-
-use super::{compile::Globals, objects::Objects, policies, problem::Problems, workloads::Pod};
+use super::{compile::Globals, guards::guards, objects::Objects, policies, targets, workloads::Pod};
 use crate::{
     cluster::objects::{Custom, Kind},
     manifests::{
-        Authentication, Bound, Diagnostic, Known, Labels, OfService, Reader, Routings, Severity,
-        Surroundings, TargetKind, authentication, destination_rule, is_routing, link, merged_traffic, there,
+        Authentication, Bound, Diagnostic, Grant, Known, Labels, OfService, Reader, Routings, Severity,
+        Surroundings, Targets, authentication, destination_rule, is_routing, link, merged_traffic,
     },
     mesh::{PolicyKey, Service, ServiceKey, http},
 };
 
-/// Reads them, and notes at the workloads of which subsets they are and whose tokens are believed.
+/// Reads them, notes at the workloads of which subsets they are and whose tokens are believed, and guards those behind waypoints.
 pub(super) fn http(
     objects: &Objects,
     globals: &Globals,
-    pods: &mut [Pod<'_>],
     services: &[Service],
-    targeted: &[(ServiceKey, PolicyKey)],
-    problems: &mut Problems,
+    pods: &mut [Pod<'_>],
+    policies: &mut policies::Read,
+    diagnostics: &mut Vec<Diagnostic>,
 ) -> http::Parts {
-    let mut diagnostics = Vec::new();
-    let traffic = traffic(objects, globals, services, &mut diagnostics);
-    subsets(&traffic, pods, &mut diagnostics);
+    let traffic = traffic(objects, globals, services, diagnostics);
+    subsets(&traffic, pods, diagnostics);
     let around = Around {
         globals,
         services,
         traffic: &traffic,
         objects,
     };
-    let routings = routings(objects, &around, &mut diagnostics);
+    let routings = routings(objects, &around, diagnostics);
     let authentications: Vec<_> = objects
         .of(Kind::RequestAuthentication)
-        .map(|(key, object)| authentication(object, &mut Reader::new(key.clone(), &mut diagnostics)))
+        .map(|(key, object)| authentication(object, &mut Reader::new(key.clone(), diagnostics)))
         .collect();
-    let scopes = Scopes { globals, services };
+    let scopes = Scopes(targets::Around::new(globals, services, pods));
     for pod in pods.iter_mut() {
         pod.workload.authentications = scopes.of_workload(&authentications, pod);
     }
@@ -49,26 +46,34 @@ pub(super) fn http(
         authentications: authentications.iter().map(|it| Arc::clone(&it.value)).collect(),
         ..http::Parts::default()
     };
+    let mut targeted = Vec::new();
     for service in services {
         let of_service = traffic.get(&service.key).cloned().unwrap_or_default();
-        let its = targeted.iter().filter(|(key, _)| *key == service.key);
+        let is_for =
+            |(key, targets): &&(PolicyKey, Targets)| scopes.0.is_for(&key.namespace, targets, service);
+        let its: Vec<_> = policies
+            .targets
+            .iter()
+            .filter(is_for)
+            .map(|(key, _)| key.clone())
+            .collect();
+        targeted.extend(its.iter().map(|key| (service.key.clone(), key.clone())));
         let bound = Bound {
             traffic: of_service.traffic,
-            policies: its.map(|(_, policy)| policy.clone()).collect(),
+            policies: its,
             authentications: scopes.of_service(&authentications, service, pods),
             refused: of_service.refused,
         };
         let all = routings.iter().map(|(namespace, its)| (*namespace, its));
-        let linked = link(service, all, bound, &mut diagnostics);
+        let linked = link(service, all, bound, diagnostics);
         match linked.map(http::Routes::new) {
             Some(Ok(routes)) => parts.routes.push(Arc::new(routes)),
-            Some(Err(error)) => {
-                problems.add_of_file(format!("the routes of {} cannot be used: {error}", service.key))
-            }
+            // What was read can be used. If not, nobody knows what it was to refuse.
+            Some(Err(_)) => parts.unreadable.push(service.key.clone()),
             None => {}
         }
     }
-    objects.tell(diagnostics, problems);
+    guards(&mut policies.policies, &targeted, services, pods);
     parts
 }
 
@@ -186,39 +191,13 @@ impl Surroundings for Around<'_> {
 
     fn permits(&self, from: (Kind, &str), to: (Kind, &str, &str)) -> bool {
         let (kind, namespace, name) = to;
-        let grants = self.objects.of(Kind::ReferenceGrant);
-        let mut grants = grants.filter(|(key, _)| key.namespace == namespace);
-        grants.any(|(_, grant)| grants_from(grant, from) && grants_to(grant, kind, name))
+        let mut grants = self.objects.of(Kind::ReferenceGrant);
+        grants.any(|(key, grant)| key.namespace == namespace && Grant::new(grant).permits(from, (kind, name)))
     }
 }
 
-fn grants_from(grant: &Custom, (kind, namespace): (Kind, &str)) -> bool {
-    items(grant, "from").any(|it| is_kind(it, kind) && text(it, "namespace") == namespace)
-}
-
-fn grants_to(grant: &Custom, kind: Kind, name: &str) -> bool {
-    items(grant, "to")
-        .any(|it| is_kind(it, kind) && (there(it, "name").is_none() || text(it, "name") == name))
-}
-
-fn items<'g>(grant: &'g Custom, field: &str) -> impl Iterator<Item = &'g Value> {
-    let list = there(&grant.spec, field).and_then(Value::as_array);
-    list.into_iter().flatten()
-}
-
-fn is_kind(value: &Value, kind: Kind) -> bool {
-    (text(value, "group"), text(value, "kind")) == (kind.group(), kind.kind())
-}
-
-fn text<'v>(value: &'v Value, field: &str) -> &'v str {
-    there(value, field).and_then(Value::as_str).unwrap_or_default()
-}
-
 /// For whom a RequestAuthentication is.
-struct Scopes<'a> {
-    globals: &'a Globals,
-    services: &'a [Service],
-}
+struct Scopes<'a>(targets::Around<'a>);
 
 /// The order in which authentications count: those that name it, its namespace's, the mesh's, those that select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -230,72 +209,63 @@ enum Scope {
 }
 
 impl Scopes<'_> {
-    /// Those that requests to a service are checked with.
+    /// Those that requests to a service are checked with. A waypoint's own are those that name it.
     fn of_service(&self, all: &[Authentication], service: &Service, pods: &[Pod<'_>]) -> Vec<PolicyKey> {
-        let behind: Vec<_> = pods
-            .iter()
-            .filter(|pod| pod.workload.services.contains_key(&service.key))
-            .collect();
-        ordered(all.iter().filter_map(|it| {
-            let scope = if it.targets.any {
-                self.names(it, service).then_some(Scope::Named)
-            } else if let Some(labels) = &it.selector {
-                let selects = |pod: &&Pod<'_>| self.selects(it, labels, pod);
-                behind.iter().any(selects).then_some(Scope::Selected)
-            } else {
-                self.covers(it, &service.key.namespace)
-            };
-            Some((scope?, it))
-        }))
-    }
-
-    /// Those that requests to a workload's own address are checked with, where that goes through a waypoint.
-    fn of_workload(&self, all: &[Authentication], pod: &Pod<'_>) -> Vec<PolicyKey> {
-        let Some(waypoint) = &pod.workload.waypoint else {
-            return Vec::new();
+        let behind = || {
+            pods.iter()
+                .filter(|pod| pod.workload.services.contains_key(&service.key))
         };
-        let waypoint = policies::waypoint_service(waypoint, self.services);
         ordered(all.iter().filter_map(|it| {
-            let scope = if it.targets.any {
-                let named = waypoint.is_some_and(|waypoint| is_target(it, TargetKind::Gateway, waypoint));
-                named.then_some(Scope::Named)
-            } else if let Some(labels) = &it.selector {
-                self.selects(it, labels, &pod).then_some(Scope::Selected)
-            } else {
-                self.covers(it, &pod.workload.namespace)
+            let scope = match &it.selector {
+                _ if it.targets.any => {
+                    let named = self.0.is_for(&it.object.namespace, &it.targets, service);
+                    named.then_some(Scope::Named)
+                }
+                _ if service.waypoint.is_none() => None,
+                Some(labels) => behind()
+                    .any(|pod| self.selects(it, labels, pod))
+                    .then_some(Scope::Selected),
+                None => self.covers(it, &service.key.namespace),
             };
             Some((scope?, it))
         }))
     }
 
-    fn names(&self, it: &Authentication, service: &Service) -> bool {
-        let waypoint = service.waypoint.as_ref();
-        let waypoint = waypoint.and_then(|it| policies::waypoint_service(it, self.services));
-        is_target(it, TargetKind::Service, service)
-            || is_target(it, TargetKind::ServiceEntry, service)
-            || waypoint.is_some_and(|waypoint| is_target(it, TargetKind::Gateway, waypoint))
+    /// Those that requests to a workload's own address are checked with, where that goes through a waypoint; besides those that
+    /// name the waypoint.
+    fn of_workload(&self, all: &[Authentication], pod: &Pod<'_>) -> Vec<PolicyKey> {
+        if pod.workload.waypoint.is_none() {
+            return Vec::new();
+        }
+        let all = all.iter().filter(|it| !it.targets.any);
+        ordered(all.filter_map(|it| {
+            let scope = match &it.selector {
+                Some(labels) => self.selects(it, labels, pod).then_some(Scope::Selected),
+                None => self.covers(it, &pod.workload.namespace),
+            };
+            Some((scope?, it))
+        }))
     }
 
     /// A selector of the root namespace selects in all namespaces.
     fn selects(&self, it: &Authentication, labels: &Labels, pod: &Pod<'_>) -> bool {
         let namespace = it.object.namespace.as_str();
-        let within = namespace == &*self.globals.root_namespace || namespace == &*pod.workload.namespace;
+        let within = namespace == &*self.0.globals.root_namespace || namespace == &*pod.workload.namespace;
         within && pod.has_labels(labels)
     }
 
     fn covers(&self, it: &Authentication, namespace: &str) -> Option<Scope> {
-        if it.object.namespace == *self.globals.root_namespace {
+        if it.object.namespace == *self.0.globals.root_namespace {
             return Some(Scope::Mesh);
         }
         (it.object.namespace == namespace).then_some(Scope::Namespace)
     }
 }
 
-fn is_target(it: &Authentication, kind: TargetKind, service: &Service) -> bool {
-    it.object.namespace == *service.key.namespace && it.targets.contains(kind, &service.name)
-}
-
 fn ordered<'o>(found: impl Iterator<Item = (Scope, &'o Authentication)>) -> Vec<PolicyKey> {
     let found: BTreeSet<_> = found.map(|(scope, it)| (scope, &it.value.key)).collect();
     found.into_iter().map(|(_, key)| key.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests;

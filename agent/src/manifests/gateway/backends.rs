@@ -121,12 +121,16 @@ fn of_namespace(
     name: &str,
     whose: Whose<'_>,
 ) -> Result<Option<Known>, (&'static str, String)> {
-    let own = namespace == whose.namespace;
-    if !own
-        && !whose
-            .around
-            .permits((whose.kind, whose.namespace), (kind, namespace, name))
-    {
+    let found = || whose.around.services_of(kind, namespace, name).into_iter().next();
+    if namespace == whose.namespace {
+        return Ok(found());
+    }
+    let permitted = whose
+        .around
+        .permits((whose.kind, whose.namespace), (kind, namespace, name));
+    let known = found();
+    let is_parent = |known: &Known| whose.parents.iter().any(|parent| parent.service == known.key);
+    if !permitted && !known.as_ref().is_some_and(is_parent) {
         let message = format!(
             "no ReferenceGrant in {namespace} permits {}s of {} to refer to {name}, so that its share is answered with \
              500: add one",
@@ -135,5 +139,5 @@ fn of_namespace(
         );
         return Err(("RefNotPermitted", message));
     }
-    Ok(whose.around.services_of(kind, namespace, name).into_iter().next())
+    Ok(known)
 }

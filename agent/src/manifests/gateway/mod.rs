@@ -54,6 +54,8 @@ struct Whose<'a> {
     namespace: &'a str,
     kind: Kind,
     name: &'a str,
+    /// The services that it is for: what is sent to them may go to them.
+    parents: &'a [Parent],
 }
 
 impl Whose<'_> {
@@ -71,11 +73,12 @@ pub(super) fn route(
     reader: &mut Reader<'_>,
 ) -> Option<Route> {
     let reference = ObjectRef::new(kind, &object.metadata);
-    let whose = Whose {
+    let mut whose = Whose {
         around,
         namespace: &reference.namespace,
         kind,
         name: &reference.name,
+        parents: &[],
     };
     let (spec, place) = (&object.spec, Place::ROOT.field("spec"));
     reader.fields(spec, &place)?;
@@ -83,6 +86,7 @@ pub(super) fn route(
     if parents.is_empty() {
         return None;
     }
+    whose.parents = &parents;
     let says = match kind {
         Kind::HttpRoute => Says::Http(http::rules(spec, &place, whose, reader)),
         Kind::GrpcRoute => Says::Http(grpc::rules(spec, &place, whose, reader)),

@@ -24,7 +24,7 @@ const LISTS_IN_ONE_TEXT: [&str; 2] = ["scope", "permission"];
 pub(super) struct Asked<'a> {
     pub(super) facts: &'a RequestFacts<'a>,
     host: Cow<'a, str>,
-    authority: String,
+    authority: Cow<'a, str>,
     source_ip: IpAddr,
 }
 
@@ -34,9 +34,16 @@ impl<'a> Asked<'a> {
         Self {
             facts,
             host: facts.head.host(),
-            authority: facts.head.authority.to_ascii_lowercase(),
+            authority: lower(facts.head.authority),
             source_ip,
         }
+    }
+}
+
+fn lower(text: &str) -> Cow<'_, str> {
+    match text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Borrowed(text),
     }
 }
 
@@ -199,10 +206,7 @@ impl Values {
                 presenter.is_some_and(|presenter| any(names, presenter))
             }
             Self::Claim(way, values) => token.is_some_and(|token| claim_is(token, way, values)),
-            Self::Sni(names) => {
-                let sni = asked.facts.sni.map(str::to_ascii_lowercase);
-                sni.is_some_and(|sni| any(names, &sni))
-            }
+            Self::Sni(names) => asked.facts.sni.is_some_and(|sni| any(names, &lower(sni))),
         }
     }
 }
@@ -328,3 +332,6 @@ fn scalar_is(value: &Value, words: bool, values: &[StringMatch]) -> bool {
         Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use weft_pure::mesh::{
     Action, Clause, Inbound, Match, MtlsMode, Policy, PolicyKey, Scope, StringMatch, Workload,
 };
 
-use crate::world::World;
+use crate::{requests::Request, world::World};
 
 /// The answer, and the policies of which one must be named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub(crate) fn answer(world: &World, workload: &Workload, conn: &Inbound, rehears
         if policy.dry_run && !rehearsed {
             continue;
         }
-        let matches = holds(world, workload, policy, conn);
+        let matches = holds(world, Some(workload), policy, conn, None);
         match policy.action {
             Action::Deny if matches => drop(denying.insert(policy.key.clone())),
             Action::Deny | Action::Audit => {}
@@ -112,21 +112,28 @@ pub(crate) fn dry_run(world: &World, workload: &Workload, conn: &Inbound) -> BTr
         .into_iter()
         .filter(|policy| policy.dry_run);
     covering
-        .filter(|policy| holds(world, workload, policy, conn))
+        .filter(|policy| holds(world, Some(workload), policy, conn, None))
         .map(|policy| policy.key.clone())
         .collect()
 }
 
-/// Rules OR, clauses AND, matches OR.
-fn holds(world: &World, workload: &Workload, policy: &Policy, conn: &Inbound) -> bool {
+/// Rules OR, clauses AND, matches OR. Where there is a request, what only a request has is judged by it.
+pub(super) fn holds(
+    world: &World,
+    workload: Option<&Workload>,
+    policy: &Policy,
+    conn: &Inbound,
+    request: Option<&Request>,
+) -> bool {
     let deny = policy.action == Action::Deny;
+    let through = workload.is_some_and(|workload| through_waypoint(world, workload, conn));
     for rule in &policy.rules {
         let clause_holds = |clause: &Clause| match clause.matches.as_slice() {
             // Nothing is said: it must not widen.
             [] => deny,
             matches => matches
                 .iter()
-                .any(|match_| match_holds(world, workload, match_, deny, conn)),
+                .any(|match_| match_holds(match_, deny, conn, request, through)),
         };
         if rule.clauses.iter().all(clause_holds) {
             return true;
@@ -136,17 +143,28 @@ fn holds(world: &World, workload: &Workload, policy: &Policy, conn: &Inbound) ->
 }
 
 /// Fields AND, the values of each OR, and none of its `not_` twin's.
-fn match_holds(world: &World, workload: &Workload, match_: &Match, deny: bool, conn: &Inbound) -> bool {
+fn match_holds(
+    match_: &Match,
+    deny: bool,
+    conn: &Inbound,
+    request: Option<&Request>,
+    through_waypoint: bool,
+) -> bool {
     if *match_ == Match::default() {
         return deny;
     }
     // What nobody can tell here: never for ALLOW, and for DENY as if it held. A waypoint has seen to what only a request
     // has.
-    let unknown = match_.unseen.len() + match_.unreadable.len() > 0;
-    if unknown && !deny {
+    if !match_.unreadable.is_empty() && !deny {
         return false;
     }
-    if !match_.unseen.is_empty() && through_waypoint(world, workload, conn) {
+    let unseen = match (request, &match_.request) {
+        _ if match_.unseen.is_empty() => true,
+        (Some(request), Some(said)) => super::requests::holds(said, request, conn).unwrap_or(deny),
+        (Some(_), None) => deny,
+        (None, _) => deny && !through_waypoint,
+    };
+    if !unseen {
         return false;
     }
     let peer = conn.peer.as_ref();
@@ -180,7 +198,7 @@ fn match_holds(world: &World, workload: &Workload, match_: &Match, deny: bool, c
 }
 
 /// Whoever has proved no name is nobody that is named.
-fn named(patterns: &[StringMatch], name: Option<&str>) -> bool {
+pub(super) fn named(patterns: &[StringMatch], name: Option<&str>) -> bool {
     let Some(name) = name else { return false };
     patterns.iter().any(|pattern| match pattern {
         StringMatch::Exact(text) => name == &**text,
@@ -191,7 +209,7 @@ fn named(patterns: &[StringMatch], name: Option<&str>) -> bool {
 }
 
 /// An IPv4 address is also meant by its form in IPv6.
-fn within(nets: &[IpNet], ip: IpAddr) -> bool {
+pub(super) fn within(nets: &[IpNet], ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     let mapped = match ip {
         IpAddr::V4(v4) => IpAddr::V6(v4.to_ipv6_mapped()),

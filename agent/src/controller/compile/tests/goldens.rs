@@ -9,7 +9,10 @@ fn folder() -> PathBuf {
 }
 
 fn manifests() -> Vec<PathBuf> {
-    let files = std::fs::read_dir(folder()).expect("the manifests");
+    let folders = [folder(), folder().join("seeds")];
+    let files = folders
+        .iter()
+        .flat_map(|it| std::fs::read_dir(it).expect("the manifests"));
     let paths = files.map(|file| file.expect("a file").path());
     let mut manifests: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|it| it == "yaml"))
@@ -18,14 +21,35 @@ fn manifests() -> Vec<PathBuf> {
     manifests
 }
 
+/// What a file means by itself; and, of those that people have already, in a mesh that has what they name.
+fn meaning(manifest: &Path) -> String {
+    let text = std::fs::read_to_string(manifest).unwrap();
+    let alone = show(&compiled(&text));
+    if manifest.parent() != Some(&folder().join("seeds")) {
+        return alone;
+    }
+    let world = std::fs::read_to_string(folder().join("seeds/world/world.yaml")).unwrap();
+    let within = compile(
+        &Resources::new(objects(&world).into_iter().chain(objects(&text))),
+        &settings(),
+    );
+    // What the world means by itself is no news.
+    let before = show(&compiled(&world));
+    let within = show(&within);
+    let news = within
+        .lines()
+        .filter(|line| !before.lines().any(|it| it == *line));
+    let news: String = news.map(|line| format!("{line}\n")).collect();
+    format!("{alone}in a mesh\n{news}")
+}
+
 #[test]
 fn manifests_mean_what_is_written_beside_them() {
     let manifests = manifests();
     assert!(manifests.len() > 8, "{manifests:?}");
     for manifest in manifests {
-        let text = std::fs::read_to_string(&manifest).unwrap();
         let expect = std::fs::read_to_string(manifest.with_extension("mesh")).unwrap_or_default();
-        let shown = show(&compiled(&text));
+        let shown = meaning(&manifest);
         let differs = shown.lines().zip(expect.lines()).find(|(a, b)| a != b);
         assert!(
             shown == expect,
@@ -40,7 +64,6 @@ fn manifests_mean_what_is_written_beside_them() {
 #[ignore = "writes the files that the test above reads"]
 fn write_what_manifests_mean() {
     for manifest in manifests() {
-        let text = std::fs::read_to_string(&manifest).unwrap();
-        std::fs::write(manifest.with_extension("mesh"), show(&compiled(&text))).unwrap();
+        std::fs::write(manifest.with_extension("mesh"), meaning(&manifest)).unwrap();
     }
 }

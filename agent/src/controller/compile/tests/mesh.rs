@@ -53,6 +53,46 @@ fn nobody_goes_around_a_waypoint_that_enforces() {
     assert!(!allowed(&mesh, Some("team/other"), "10.1.0.5:80"));
 }
 
+#[test]
+fn a_waypoint_of_ours_is_let_in_where_clients_are_named() {
+    let mesh = mesh("waypoint-policies.yaml");
+    let (cart, of_others) = ("10.1.0.1:80", "10.1.1.1:80");
+    assert!(allowed(&mesh, Some("web/any"), cart), "it is named");
+    assert!(!allowed(&mesh, Some("shop/other"), cart));
+    assert!(
+        allowed(&mesh, Some("shop/waypoint"), cart),
+        "it has judged the client"
+    );
+    assert!(allowed(&mesh, Some("web/any"), of_others));
+    assert!(
+        !allowed(&mesh, Some("other/theirs"), of_others),
+        "it has judged nobody"
+    );
+}
+
+#[test]
+fn a_target_that_nobody_knows_closes_what_may_be_meant() {
+    let mesh = mesh("waypoint-policies.yaml");
+    let (behind, free) = ("10.1.2.1:80", "10.1.2.2:80");
+    assert!(
+        !allowed(&mesh, Some("slip/other"), behind),
+        "only the waypoint gets in"
+    );
+    assert!(allowed(&mesh, Some("slip/waypoint"), behind));
+    assert!(
+        allowed(&mesh, Some("slip/other"), free),
+        "no waypoint could enforce it"
+    );
+    let key = |name: &str| ServiceKey {
+        namespace: "slip".into(),
+        hostname: format!("{name}.slip.svc.cluster.local").into(),
+    };
+    let routes = mesh.http_routes(&key("behind")).expect("something is said of it");
+    let policies: Vec<_> = routes.values().policies.iter().map(ToString::to_string).collect();
+    assert_eq!(policies, ["slip/slip"]);
+    assert!(mesh.http_routes(&key("free")).is_none());
+}
+
 /// Where the pod at an address is sent.
 fn next(mesh: &Mesh, from: &str, to: &str) -> NextHop {
     let source = mesh.workload_at(from.parse().unwrap()).unwrap();

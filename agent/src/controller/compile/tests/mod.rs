@@ -5,6 +5,7 @@ mod incremental;
 mod mesh;
 mod random;
 mod show;
+mod show_http;
 
 use serde_json::Value;
 

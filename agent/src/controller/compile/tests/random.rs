@@ -7,7 +7,7 @@ use super::*;
 use crate::cluster::objects::{Custom, Kind};
 
 /// Field names and values that something is made of somewhere, so that a random document gets deep.
-const WORDS: [&str; 60] = [
+const WORDS: &[&str] = &[
     "selector",
     "matchLabels",
     "action",
@@ -68,11 +68,111 @@ const WORDS: [&str; 60] = [
     "*",
     "é\u{301}",
     "",
+    "parentRefs",
+    "backendRefs",
+    "matches",
+    "path",
+    "type",
+    "value",
+    "PathPrefix",
+    "Exact",
+    "RegularExpression",
+    "headers",
+    "queryParams",
+    "method",
+    "filters",
+    "RequestRedirect",
+    "requestRedirect",
+    "URLRewrite",
+    "urlRewrite",
+    "replacePrefixMatch",
+    "RequestMirror",
+    "requestMirror",
+    "backendRef",
+    "fraction",
+    "numerator",
+    "denominator",
+    "timeouts",
+    "request",
+    "retry",
+    "codes",
+    "attempts",
+    "backoff",
+    "s",
+    "http",
+    "route",
+    "destination",
+    "host",
+    "subset",
+    "s.shop.svc.cluster.local",
+    "tls",
+    "sniHosts",
+    "tcp",
+    "match",
+    "uri",
+    "exact",
+    "prefix",
+    "regex",
+    "(a|b)+",
+    "(",
+    "/a",
+    "rewrite",
+    "redirect",
+    "redirectCode",
+    "301",
+    "timeout",
+    "1s",
+    "1.5h",
+    "retries",
+    "retryOn",
+    "5xx,503",
+    "perTryTimeout",
+    "fault",
+    "delay",
+    "abort",
+    "percentage",
+    "fixedDelay",
+    "httpStatus",
+    "mirror",
+    "corsPolicy",
+    "allowOrigins",
+    "exportTo",
+    "gateways",
+    "mesh",
+    "trafficPolicy",
+    "loadBalancer",
+    "simple",
+    "ROUND_ROBIN",
+    "connectionPool",
+    "outlierDetection",
+    "interval",
+    "portLevelSettings",
+    "subsets",
+    "jwtRules",
+    "issuer",
+    "jwksUri",
+    "https://a",
+    "jwks",
+    "fromHeaders",
+    "audiences",
+    "targetRef",
+    "{*}",
+    "request.headers[x]",
+    "request.auth.claims[a]",
+    "hostnames",
+    "networking.istio.io",
+    "gateway.networking.k8s.io",
+    "port",
+    "weight",
+    "80",
+    "set",
+    "add",
+    "remove",
 ];
 
 fn word() -> impl Strategy<Value = String> {
     prop_oneof![
-        8 => prop::sample::select(&WORDS[..]).prop_map(str::to_owned),
+        8 => prop::sample::select(WORDS).prop_map(str::to_owned),
         1 => ".{0,8}",
         1 => "[a-z*./:0-9-]{0,600}",
     ]
@@ -95,11 +195,32 @@ fn value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// The beginnings of specs that get past the first look.
+const STARTS: [&str; 8] = [
+    r#"{"parentRefs": [{"group": "", "kind": "Service", "name": "s"}], "rules": [X]}"#,
+    r#"{"parentRefs": [{"group": "", "kind": "Service", "name": "s"}], "rules": [{"matches": [X], "filters": [X]}]}"#,
+    r#"{"hosts": ["s"], "http": [X, X]}"#,
+    r#"{"hosts": ["s"], "http": [{"match": [X], "route": [{"destination": {"host": "s"}}], "headers": X}]}"#,
+    r#"{"hosts": ["*"], "tls": [X], "tcp": [X], "http": [{"retries": X, "fault": X, "redirect": X}]}"#,
+    r#"{"host": "s", "trafficPolicy": X, "subsets": [X, X]}"#,
+    r#"{"jwtRules": [X, X], "targetRefs": X}"#,
+    r#"{"rules": [{"to": [{"operation": X}], "when": [X]}], "targetRefs": [X]}"#,
+];
+
+/// A spec of any kind, or one that begins well.
+fn spec() -> impl Strategy<Value = Value> {
+    let begun = (prop::sample::select(&STARTS[..]), value());
+    let begun = begun.prop_map(|(start, value)| {
+        serde_json::from_str(&start.replace('X', &value.to_string())).expect("JSON in JSON")
+    });
+    prop_oneof![value(), begun]
+}
+
 fn custom() -> impl Strategy<Value = Object> {
     let kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| kind.is_custom()).collect();
     let names = prop::sample::select(&["a", "b"][..]);
     let namespaces = prop::sample::select(&["shop", "istio-system"][..]);
-    (prop::sample::select(kinds), names, namespaces, value(), value()).prop_map(
+    (prop::sample::select(kinds), names, namespaces, spec(), value()).prop_map(
         |(kind, name, namespace, spec, status)| {
             let mut object = Custom {
                 spec,

@@ -14,6 +14,7 @@ pub(super) fn show(compiled: &Compiled) -> String {
     parts.workloads.iter().for_each(|it| workload(it, &mut out));
     parts.services.iter().for_each(|it| service(it, &mut out));
     parts.policies.iter().for_each(|it| policy(it, &mut out));
+    show_http::show(compiled, &mut out);
     modes(compiled, &mut out);
     for it in &compiled.waypoints {
         let WaypointGateway {
@@ -98,6 +99,12 @@ fn workload(it: &Workload, out: &mut String) {
     }
     for key in &it.policies {
         line(format!("policy {key}"));
+    }
+    for key in &it.authentications {
+        line(format!("authentication {key}"));
+    }
+    for (key, subset) in &it.subsets {
+        line(format!("subset {subset} of {key}"));
     }
     for (key, ports) in &it.services {
         line(format!("backs {key} {}", mapped(ports)));
@@ -205,6 +212,10 @@ fn match_(it: &Match) -> String {
         ("ports", joined(&it.destination_ports)),
         ("not ports", joined(&it.not_destination_ports)),
         ("unseen", joined(&it.unseen)),
+        (
+            "request",
+            it.request.as_deref().map(show_http::request).unwrap_or_default(),
+        ),
         ("unreadable", joined(&it.unreadable)),
     ];
     let said = fields.iter().filter(|(_, value)| !value.is_empty());

@@ -1,6 +1,6 @@
 //! Changes of a real file are seen, once each, and nothing else is.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{error::Error as _, fs, os::unix::fs::symlink};
 
 use tokio::time::timeout;
 
@@ -82,6 +82,71 @@ async fn changes() {
     assert_eq!(next(&mut watch).await, Err(unreadable));
     fs::write(&path, mesh(2)).unwrap();
     assert_eq!(next(&mut watch).await, Ok(2));
+}
+
+/// A service that is answered for by a waypoint, and manifests in a file and in a folder.
+const WITH_MANIFESTS: &str = "
+workloads:
+- {name: gate-1, namespace: demo, labels: {app: gate}, tunnelProtocol: HBONE, nativeTunnel: true}
+services:
+- {name: gate, namespace: demo, vips: [10.0.0.1], selector: {app: gate}}
+- {name: web, namespace: demo, vips: [10.0.0.2], endpoints: [], ports: [{port: 80}], waypoint: {service: demo/gate}}
+manifests: [rule.yaml, more]
+";
+
+/// A DestinationRule of the service, with this many subsets.
+fn rule(subsets: usize) -> String {
+    let subsets: String = (0..subsets).map(|i| format!("  - {{name: v{i}}}\n")).collect();
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: demo}}\n\
+         spec:\n  host: web\n  subsets:\n{subsets}"
+    )
+}
+
+/// How many subsets the service of the next mesh has, and how many whose tokens are believed; or the error.
+async fn next_routes(watch: &mut FileWatch) -> Result<(usize, usize), String> {
+    let changed = timeout(SOON, watch.changed()).await.expect("no change was seen");
+    let file = changed.map_err(|err| format!("{err}: {}", err.source().unwrap()))?;
+    let web = crate::mesh::ServiceKey {
+        namespace: "demo".into(),
+        hostname: "web.demo.svc.cluster.local".into(),
+    };
+    let routes = file.mesh.http_routes(&web).unwrap();
+    Ok(routes.map_or((0, 0), |routes| {
+        let values = routes.values();
+        (values.traffic.subsets.len(), values.authentications.len())
+    }))
+}
+
+#[tokio::test]
+async fn manifests_are_watched_as_well() {
+    let directory = Directory::new("manifests");
+    let (file, folder) = (directory.0.join("rule.yaml"), directory.0.join("more"));
+    fs::write(directory.mesh(), WITH_MANIFESTS).unwrap();
+    fs::write(&file, rule(1)).unwrap();
+    let mut watch = FileWatch::new(directory.mesh(), "node-a");
+    let error = next_routes(&mut watch).await.unwrap_err();
+    assert!(
+        error.contains("manifests[1]") && error.contains("more cannot be read"),
+        "{error}"
+    );
+    nothing(&mut watch).await;
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(next_routes(&mut watch).await, Ok((1, 0)));
+    fs::write(&file, rule(2)).unwrap();
+    assert_eq!(next_routes(&mut watch).await, Ok((2, 0)));
+    // Only what is a manifest by its name.
+    fs::write(folder.join("notes.txt"), "a: [").unwrap();
+    fs::write(folder.join(".jwt.yaml"), "a: [").unwrap();
+    nothing(&mut watch).await;
+    let jwt = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: demo}\n\
+               spec: {jwtRules: [{issuer: me, jwks: '{\"keys\": []}'}]}\n";
+    fs::write(folder.join("jwt.yaml"), jwt).unwrap();
+    assert_eq!(next_routes(&mut watch).await, Ok((2, 1)));
+    fs::remove_file(folder.join("jwt.yaml")).unwrap();
+    assert_eq!(next_routes(&mut watch).await, Ok((2, 0)));
+    fs::write(&file, rule(2)).unwrap();
+    nothing(&mut watch).await;
 }
 
 /// As the kubelet writes a ConfigMap: the file is a link into a directory that is a link, and that one is swapped.

@@ -7,14 +7,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::requests;
-use crate::{
-    manifests::{Reader, Severity, there},
-    mesh::{
-        Action, Clause, Match, Place, Rule,
-        http::{Condition, RequestMatch},
-        values,
-    },
+use super::{Reader, Severity, there};
+use crate::mesh::{
+    Action, Clause, Match, Place, Rule,
+    http::{Condition, RequestMatch},
+    values,
 };
 
 /// What a rule needs to know of its policy.
@@ -212,8 +209,8 @@ fn operation(value: &Value, place: &Place<'_>, reader: &mut Reader<'_>) -> Match
         not_hosts: fields.of_request("notHosts", values::pattern),
         methods: fields.of_request("methods", values::pattern),
         not_methods: fields.of_request("notMethods", values::pattern),
-        paths: fields.of_request("paths", requests::path),
-        not_paths: fields.of_request("notPaths", requests::path),
+        paths: fields.of_request("paths", values::path_pattern),
+        not_paths: fields.of_request("notPaths", values::path_pattern),
         ..RequestMatch::default()
     };
     fields.finish(&mut match_);
@@ -263,7 +260,7 @@ fn condition(value: &Value, policy: Whose<'_>, place: &Place<'_>, reader: &mut R
 fn request_condition(key: &Arc<str>, fields: &mut Fields<'_, '_, '_>) {
     let (values, not_values) = fields.both(values::pattern);
     fields.note_unseen(key, &values, &not_values);
-    match requests::condition_key(key) {
+    match values::request_condition(key) {
         Ok(Some(key)) if !values.is_empty() || !not_values.is_empty() => {
             fields.request.when.push(Condition {
                 key,

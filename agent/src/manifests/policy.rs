@@ -1,49 +1,42 @@
 //! AuthorizationPolicies: which workloads one covers, what it does, and who enforces it.
 //!
 //! An agent enforces what covers workloads: the mesh's, a namespace's, a selector's. One with `targetRefs` is a waypoint's
-//! to enforce: services say which (`bound`), and nobody may go around that waypoint (`waypoint_only`).
+//! to enforce: services say which, and nobody may go around that waypoint (`guards`).
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{
-    Settings,
+    Labels, ObjectRef, Reader, Selector, Severity, Targets, guards,
     rules::{Whose, rule},
+    targets, there,
 };
 use crate::{
     cluster::{
         labels,
         objects::{Custom, Kind},
     },
-    manifests::{Labels, ObjectRef, Reader, Selector, Severity, Targets, targets, there},
-    mesh::{Action, Clause, Match, Place, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch},
+    mesh::{Action, Clause, Match, Place, Policy, PolicyKey, Rule, Scope},
 };
 
 /// An AuthorizationPolicy that was read.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Read {
-    pub(super) object: ObjectRef,
+pub struct Read {
+    /// The object.
+    pub object: ObjectRef,
     /// What it says. With `targets` it is a waypoint's to enforce, and no workload names it.
-    pub(super) policy: Policy,
+    pub policy: Policy,
     /// Whom a selector selects; none where it covers all of its scope.
-    pub(super) selector: Option<Labels>,
+    pub selector: Option<Labels>,
     /// What a waypoint is to enforce it for.
-    pub(super) targets: Targets,
+    pub targets: Targets,
     /// Whether it is enforced, rather than only evaluated.
-    pub(super) enforced: bool,
-}
-
-/// Who may come, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Named {
-    pub(super) principals: Vec<StringMatch>,
-    pub(super) namespaces: Vec<StringMatch>,
-    pub(super) service_accounts: Vec<ServiceAccountMatch>,
+    pub enforced: bool,
 }
 
 /// Reads one.
-pub(super) fn read(object: &Custom, settings: &Settings, reader: &mut Reader<'_>) -> Read {
+pub fn read(object: &Custom, root_namespace: &str, reader: &mut Reader<'_>) -> Read {
     let reference = ObjectRef::new(Kind::AuthorizationPolicy, &object.metadata);
     let key = PolicyKey {
         namespace: reference.namespace.as_str().into(),
@@ -71,7 +64,7 @@ pub(super) fn read(object: &Custom, settings: &Settings, reader: &mut Reader<'_>
         scope: match &selector {
             None if targets.any => Scope::Selector,
             Some(_) => Scope::Selector,
-            None if key.namespace == settings.root_namespace => Scope::Mesh,
+            None if *key.namespace == *root_namespace => Scope::Mesh,
             None => Scope::Namespace,
         },
         key,
@@ -116,49 +109,14 @@ fn unknown_target(what: &mut What, reader: &mut Reader<'_>) {
 
 impl Read {
     /// Whether an agent cannot see all that it says, so that a waypoint has to be asked.
-    pub(super) fn needs_waypoint(&self) -> bool {
-        let rules = self.policy.rules.iter();
-        let mut matches = rules
-            .flat_map(|rule| &rule.clauses)
-            .flat_map(|clause| &clause.matches);
-        self.enforced && !self.targets.any && matches.any(|match_| !match_.unseen.is_empty())
+    pub fn needs_waypoint(&self) -> bool {
+        !self.targets.any && guards::needs_waypoint(&self.policy)
     }
 
     /// Whether it allows, and agents enforce it.
-    pub(super) fn allows(&self) -> bool {
+    pub fn allows(&self) -> bool {
         self.enforced && !self.targets.any && self.policy.action == Action::Allow
     }
-
-    /// Those whom it allows by name.
-    pub(super) fn name_into(&self, named: &mut Named) {
-        let rules = self.policy.rules.iter();
-        for rule in rules.filter(|_| self.allows()) {
-            if let Some(clause) = rule.clauses.iter().find(|clause| names_somebody(clause)) {
-                for match_ in &clause.matches {
-                    named.principals.extend(match_.principals.iter().cloned());
-                    named.namespaces.extend(match_.namespaces.iter().cloned());
-                    named
-                        .service_accounts
-                        .extend(match_.service_accounts.iter().cloned());
-                }
-            }
-        }
-    }
-}
-
-/// Whether each of its alternatives says by name who may come.
-fn names_somebody(clause: &Clause) -> bool {
-    let name = |names: &[StringMatch]| !names.is_empty() && !names.contains(&StringMatch::Presence);
-    let somebody = |match_: &Match| {
-        let fields = [
-            name(&match_.principals),
-            name(&match_.namespaces),
-            !match_.service_accounts.is_empty(),
-        ];
-        let anybody = [&match_.principals, &match_.namespaces];
-        fields.contains(&true) && !anybody.iter().any(|names| names.contains(&StringMatch::Presence))
-    };
-    !clause.matches.is_empty() && clause.matches.iter().all(somebody)
 }
 
 fn is_dry_run(object: &Custom) -> bool {
