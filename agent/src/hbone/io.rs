@@ -93,6 +93,20 @@ impl Io {
         Ok(self.first(bytes))
     }
 
+    /// Ends our side, if it has not ended.
+    pub fn end(&mut self) {
+        // It fails where the stream is gone, which needs no end.
+        let _ = self.shut();
+    }
+
+    fn shut(&mut self) -> io::Result<()> {
+        if self.shut {
+            return Ok(());
+        }
+        self.shut = true;
+        self.send.send_data(Bytes::new(), true).map_err(broken)
+    }
+
     /// At most so many of the bytes that can be read at once.
     pub fn first(&self, most: usize) -> Bytes {
         let mut found = BytesMut::with_capacity(most.min(self.buffered));
@@ -212,12 +226,7 @@ impl AsyncWrite for Io {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if !this.shut {
-            this.shut = true;
-            this.send.send_data(Bytes::new(), true).map_err(broken)?;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.get_mut().shut())
     }
 }
 

@@ -291,7 +291,9 @@ pub(super) struct Body {
     _places: Vec<Place>,
     /// When the whole request must be over.
     deadline: Option<Pin<Box<Sleep>>>,
-    _busy: Option<Busy>,
+    busy: Option<Busy>,
+    /// Whether all of it was given out.
+    is_over: bool,
 }
 
 /// Where a response's body comes from.
@@ -311,7 +313,8 @@ impl Body {
             lease: None,
             _places: Vec::new(),
             deadline: None,
-            _busy: busy,
+            busy,
+            is_over: false,
         }
     }
 
@@ -323,7 +326,8 @@ impl Body {
             lease: None,
             _places: Vec::new(),
             deadline: None,
-            _busy: None,
+            busy: None,
+            is_over: false,
         }
     }
 
@@ -347,6 +351,7 @@ impl Body {
     }
 
     fn give_back(&mut self) {
+        self.is_over = true;
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
@@ -428,9 +433,14 @@ impl hyper::body::Body for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         use hyper::body::Body as _;
-        let is_ended = self.is_end_stream();
+        let is_over = self.is_over || self.is_end_stream();
         if let Some(exchange) = &mut self.exchange {
-            exchange.is_complete |= is_ended;
+            exchange.is_complete |= is_over;
+        }
+        if let Some(busy) = self.busy.take()
+            && is_over
+        {
+            busy.finish();
         }
     }
 }

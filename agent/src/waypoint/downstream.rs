@@ -156,6 +156,16 @@ async fn retired(client: &Client) {
     }
 }
 
+/// Resolves when a connection on which nothing was asked yet is to end: nobody waits for anything there.
+pub(super) async fn unused(client: &Client) {
+    let worker = client.worker();
+    let settings = &worker.shared.settings;
+    tokio::select! {
+        () = worker.drain.cancelled() => sleep(FAREWELL.min(settings.drain_timeout / 2)).await,
+        () = sleep(settings.idle_timeout) => {}
+    }
+}
+
 /// Runs a connection to its end, or until it is quiet for too long.
 async fn drive<C: Future<Output = Result<(), hyper::Error>>>(
     connection: C,
@@ -193,25 +203,43 @@ pub(super) struct Activity {
     settled: AtomicU64,
     /// Whether responses say that the connection ends.
     closing: AtomicBool,
+    /// Whether a request was given up before its response had ended.
+    is_cut: AtomicBool,
 }
 
 impl Activity {
     fn begin(self: &Arc<Self>) -> Busy {
         self.under_way.fetch_add(1, AcqRel);
         self.begun.fetch_add(1, Relaxed);
-        Busy(Arc::clone(self))
+        Busy {
+            of: Arc::clone(self),
+            is_finished: false,
+        }
     }
 }
 
 /// A request that is under way, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy {
+    of: Arc<Activity>,
+    is_finished: bool,
+}
+
+impl Busy {
+    /// Its response has ended.
+    pub(super) fn finish(mut self) {
+        self.is_finished = true;
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let reads = self.0.reads.load(Relaxed);
-        self.0.settled.store(reads, Relaxed);
-        self.0.under_way.fetch_sub(1, AcqRel);
+        if !self.is_finished {
+            self.of.is_cut.store(true, Relaxed);
+        }
+        let reads = self.of.reads.load(Relaxed);
+        self.of.settled.store(reads, Relaxed);
+        self.of.under_way.fetch_sub(1, AcqRel);
     }
 }
 
@@ -253,6 +281,16 @@ async fn quiet(activity: &Activity, settings: &Settings, head: Option<Duration>)
 struct Watched {
     io: Io,
     activity: Arc<Activity>,
+}
+
+/// hyper drops a stream without a word where a client asked for another protocol and did not get it. A stream that is dropped is
+/// reset, and with it goes the answer that waits to be sent; so what is whole is ended here.
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.activity.is_cut.load(Relaxed) && self.activity.under_way.load(Acquire) == 0 {
+            self.io.end();
+        }
+    }
 }
 
 impl AsyncRead for Watched {

@@ -142,7 +142,14 @@ pub(super) async fn run(listener: StdListener, shared: Arc<Shared>, drain: Cance
     worker.tasks.close();
     // Those that are left are reset when the runtime is dropped.
     let _ = timeout(worker.shared.settings.drain_timeout, worker.tasks.wait()).await;
+    // Endpoints are told, rather than left with connections that end in the middle of nothing.
+    worker.upstreams.clusters.forget(None);
+    worker.tunnels.drain();
+    sleep(FAREWELL).await;
 }
+
+/// What the ends of idle connections may take to be sent.
+const FAREWELL: Duration = Duration::from_millis(50);
 
 async fn take(worker: &Arc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)>) {
     match accepted {

@@ -5,7 +5,7 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
 
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -213,9 +213,15 @@ impl Client {
     /// A connection of which it is not known yet what is spoken in it.
     async fn serve(self, mut io: Io, declared: Option<AppProtocol>, since: Instant) {
         let silence = self.worker().shared.settings.sniff_timeout;
-        let Ok(spoken) = sniff::spoken(&mut io, declared, silence).await else {
-            return;
+        let spoken = tokio::select! {
+            spoken = sniff::spoken(&mut io, declared, silence) => spoken,
+            () = downstream::unused(&self) => {
+                // An end, and no reset: nothing was asked.
+                let _ = io.shutdown().await;
+                return;
+            }
         };
+        let Ok(spoken) = spoken else { return };
         match spoken {
             Spoken::Http1 => downstream::serve(Arc::new(self), io, http::Version::HTTP_11).await,
             Spoken::Http2 => downstream::serve(Arc::new(self), io, http::Version::HTTP_2).await,

@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
     Judged,
@@ -199,7 +199,10 @@ impl Cover {
     /// Of these policies and no others.
     fn of(policies: &Policies, keys: &[PolicyKey]) -> Self {
         let missing = keys.iter().find(|key| policies.get(key).is_none()).cloned();
-        let named: Vec<_> = keys.iter().filter_map(|key| policies.get(key)).cloned().collect();
+        // Once, however often it is named.
+        let mut met = FxHashSet::default();
+        let once = keys.iter().filter(|key| met.insert(*key));
+        let named: Vec<_> = once.filter_map(|key| policies.get(key)).cloned().collect();
         let named = match missing {
             Some(_) => Group::of_nobody(named),
             None => Group::in_force(named),
