@@ -125,7 +125,7 @@ async fn manifests_that_people_copy_are_accepted_and_what_they_need_is_said() {
         (
             "07-booking-ingress",
             &[
-                "info WEFT0601 Gateway default/booking-gateway:6 spec: stands at the edge",
+                "info WEFT0601 Gateway default/booking-gateway:5 spec: stands at the edge",
                 "info WEFT0602 VirtualService default/booking:23 spec.gateways: binds only the gateway booking-gateway",
             ],
         ),
