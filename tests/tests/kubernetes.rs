@@ -240,34 +240,64 @@ fn what_is_in_force_is_said_on_each_object() {
         let mut cluster = Cluster::start(world)?;
         let (_client, _web) = client_and_web(&mut cluster)?;
         let policy = |network: &str| {
-            format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: demo}}\nspec:\n  rules: [{{from: [{{source: {{ipBlocks: [{network}]}}}}]}}]\n")
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: demo}}\nspec:\n  rules: [{{from: [{{source: {{ipBlocks: [{network}]}}}}]}}]\n"
+            )
         };
         let what = ["authorizationpolicies.security.istio.io", "demo", "p"];
         cluster.api.apply_yaml(&policy("nonsense"))?;
         let wrong = condition(&cluster, what, "ZtunnelAccepted", "False")?;
-        ensure!(wrong["reason"] == "InvalidField" && wrong["observedGeneration"] == 1, "{wrong}");
+        ensure!(
+            wrong["reason"] == "InvalidField" && wrong["observedGeneration"] == 1,
+            "{wrong}"
+        );
         // Another controller's condition stays, and ours is one.
         let theirs = json!({"type": "Theirs", "status": "True", "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let mut object = cluster.api.get(what[0], what[1], what[2]).context("the policy")?;
         if let Some(conditions) = object["status"]["conditions"].as_array_mut() {
             conditions.push(theirs.clone());
         }
-        cluster.api.merge(what[0], what[1], what[2], &json!({"status": object["status"]}))?;
+        cluster
+            .api
+            .merge(what[0], what[1], what[2], &json!({"status": object["status"]}))?;
         cluster.api.apply_yaml(&policy("10.0.0.0/8"))?;
         let right = condition(&cluster, what, "ZtunnelAccepted", "True")?;
         ensure!(right["observedGeneration"] == 2, "{right}");
         let object = cluster.api.get(what[0], what[1], what[2]).context("the policy")?;
         let conditions = object["status"]["conditions"].as_array().context("conditions")?;
-        ensure!(conditions.len() == 2 && conditions.contains(&theirs), "{conditions:?}");
+        ensure!(
+            conditions.len() == 2 && conditions.contains(&theirs),
+            "{conditions:?}"
+        );
         // Nobody captures anything yet.
         let label = json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "none-such"}}});
         cluster.api.merge("namespaces", "", "demo", &label)?;
-        let missing = condition(&cluster, ["namespaces", "", "demo"], "weft.dev/PodsCaptured", "False")?;
-        ensure!(missing["message"].as_str().is_some_and(|it| it.contains("no agent has seen it")), "{missing}");
-        let bound = condition(&cluster, ["services", "demo", "web"], "istio.io/WaypointBound", "False")?;
+        let missing = condition(
+            &cluster,
+            ["namespaces", "", "demo"],
+            "weft.dev/PodsCaptured",
+            "False",
+        )?;
+        ensure!(
+            missing["message"]
+                .as_str()
+                .is_some_and(|it| it.contains("no agent has seen it")),
+            "{missing}"
+        );
+        let bound = condition(
+            &cluster,
+            ["services", "demo", "web"],
+            "istio.io/WaypointBound",
+            "False",
+        )?;
         ensure!(bound["reason"] == "WaypointMissing", "{bound}");
         cluster.start_agents()?;
-        condition(&cluster, ["namespaces", "", "demo"], "weft.dev/PodsCaptured", "True")?;
+        condition(
+            &cluster,
+            ["namespaces", "", "demo"],
+            "weft.dev/PodsCaptured",
+            "True",
+        )?;
         // What is not to be said any more is taken away.
         let none = json!({"metadata": {"labels": {"istio.io/use-waypoint": null}}});
         cluster.api.merge("namespaces", "", "demo", &none)?;
