@@ -168,6 +168,13 @@ fn a_gateway_becomes_a_waypoint_and_says_when_it_takes_requests() -> Result<()> 
     );
     let args = pod["containers"][0]["args"].as_array().context("arguments")?;
     ensure!(args.contains(&json!(controller)), "{args:?}");
+    let args = args.iter().filter_map(Value::as_str);
+    let args = args.map(|arg| arg.replace("$(POD_IPS)", "10.244.1.2,fd00::2"));
+    let parsed = Cli::try_parse_from(["weft".to_owned()].into_iter().chain(args))?;
+    ensure!(
+        matches!(parsed.command, Command::Waypoint(_)),
+        "its pods run something else"
+    );
     let roots = &deployment["spec"]["template"]["metadata"]["annotations"]["weft.dev/root-cert"];
     ensure!(
         roots
@@ -396,7 +403,8 @@ fn commands_make_show_and_delete_waypoints() -> Result<()> {
             "--wait",
             "60",
         ];
-        let waiting = scope.spawn(|| world.run(&enroll));
+        let world = &world;
+        let waiting = scope.spawn(move || world.run(&enroll));
         world.make_available(1)?;
         let code = waiting
             .join()

@@ -115,23 +115,41 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-fn cases() -> Vec<Case> {
-    let installed = |name, values, kinds, more, notes| Case {
+/// Values with which it installs.
+fn installs(
+    name: &'static str,
+    values: Value,
+    kinds: &'static [&'static str],
+    more: &'static [&'static str],
+    notes: &'static [&'static str],
+) -> Case {
+    Case {
         name,
         values,
         kubernetes: "v1.36.2",
         kinds,
         expect: Expect::Installed(more, notes),
-    };
+    }
+}
+
+/// Values of one's own for waypoints.
+fn own_waypoints() -> Value {
+    json!({"image": {"pullSecrets": ["registry"]}, "waypoints": {
+        "replicas": 3, "drainTimeoutSeconds": 60, "priorityClassName": "mesh", "nodeSelector": {"pool": "mesh"},
+        "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}}})
+}
+
+fn cases() -> Vec<Case> {
     let mut cases = vec![
-        installed(
+        installs(
             "default values",
             json!({}),
             &[],
             &[],
             &["istio.io/dataplane-mode=ambient", "Gateway API", "istio/base"],
         ),
-        installed(
+        installs(
             "with the Gateway API, Istio's kinds and admission policies",
             json!({}),
             &[GATEWAY_API, ISTIO_API, ADMISSION[0], ADMISSION[1]],
@@ -146,17 +164,14 @@ fn cases() -> Vec<Case> {
                 "weft-waypoint",
             ],
         ),
-        installed(
+        installs(
             "waypoints of one's own",
-            json!({"image": {"pullSecrets": ["registry"]}, "waypoints": {
-                "replicas": 3, "drainTimeoutSeconds": 60, "priorityClassName": "mesh", "nodeSelector": {"pool": "mesh"},
-                "tolerations": [{"operator": "Exists"}], "affinity": {"nodeAffinity": {}},
-                "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}}}}),
+            own_waypoints(),
             &[GATEWAY_API],
             &["GatewayClass weft-waypoint"],
             &[],
         ),
-        installed(
+        installs(
             "every value",
             everything(),
             &[
@@ -173,24 +188,19 @@ fn cases() -> Vec<Case> {
             ],
             &[],
         ),
-        installed(
+        installs(
             "a root of one's own",
             json!({"ca": {"existingSecret": "our-root"}}),
             &[],
             &[],
             &[],
         ),
-        Case {
-            kubernetes: "v1.27.3-gke.100",
-            ..installed(
-                "an older one of GKE",
-                json!({}),
-                &[],
-                &["ResourceQuota weft-priority"],
-                &[],
-            )
-        },
     ];
+    let quota: &[_] = &["ResourceQuota weft-priority"];
+    cases.push(Case {
+        kubernetes: "v1.27.3-gke.100",
+        ..installs("an older one of GKE", json!({}), &[], quota, &[])
+    });
     cases.extend(refused());
     cases
 }

@@ -78,10 +78,10 @@ pub struct AnalyzeArgs {
     #[arg(long, env = "NO_COLOR", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub no_color: bool,
     /// The cluster [default: as kubectl has it; in a pod, its service account's]
-    #[arg(long, value_name = "FILE", requires = "cluster")]
+    #[arg(long, value_name = "FILE", requires = "cluster", conflicts_with = "files")]
     pub kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig [default: its current one]
-    #[arg(long, value_name = "NAME", requires = "cluster")]
+    #[arg(long, value_name = "NAME", requires = "cluster", conflicts_with = "files")]
     pub context: Option<String>,
 }
 

@@ -109,12 +109,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let client = connect(&config.access).await?;
     let listener = bind(config.listen, "--listen").await?;
     let pages = bind(config.http, "--http").await?;
-    let place = RootPlace {
-        namespace: config.namespace.clone(),
-        secret: config.ca_secret.clone(),
-        config_map: config.root_config_map.clone(),
-        trust_domain: config.settings.trust_domain.clone(),
-    };
+    let place = root_place(&config);
     let Some(root) = first_root(&place, &client, &shutdown).await else {
         return Ok(());
     };
@@ -126,13 +121,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
     let tls = server_tls(&root.ca, &names)?;
-    let authority = Arc::new(Authority::new(
-        root.ca,
-        config.settings.trust_domain.clone(),
-        config.settings.cluster.clone(),
-        config.agents.clone(),
-        placement.clone(),
-    ));
+    let authority = Arc::new(authority(&config, root.ca, &placement));
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
         authority: Arc::clone(&authority),
@@ -170,18 +159,14 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         trusted,
     };
     tasks.spawn(until(shutdown.clone(), keeping.run()));
-    let leader = lease::Lease::new(&client, &config.namespace, &config.replica);
-    let (leads, leading) = latest::channel(false);
-    tasks.spawn(lease::hold(leader, leads, Arc::clone(&counts), shutdown.clone()));
     let writing = Writing {
         client,
-        leading,
         wrong,
         statuses: to_say,
         waypoints: to_deploy,
         roots,
     };
-    tasks.spawn(until(shutdown.clone(), writing.run(config.waypoints)));
+    writing.spawn(&config, &counts, &tasks, &shutdown);
     let page = {
         let (services, store) = (Arc::clone(&services), store);
         move |request: &http::Request<hyper::body::Incoming>| answer(request.uri().path(), &services, &store)
@@ -196,10 +181,28 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     Ok(())
 }
 
-/// What one replica does for all, and what it hears of.
+fn root_place(config: &ControllerConfig) -> RootPlace {
+    RootPlace {
+        namespace: config.namespace.clone(),
+        secret: config.ca_secret.clone(),
+        config_map: config.root_config_map.clone(),
+        trust_domain: config.settings.trust_domain.clone(),
+    }
+}
+
+fn authority(config: &ControllerConfig, ca: LocalCa, placement: &Placement) -> Authority {
+    Authority::new(
+        ca,
+        config.settings.trust_domain.clone(),
+        config.settings.cluster.clone(),
+        config.agents.clone(),
+        placement.clone(),
+    )
+}
+
+/// What one replica does for all: what it hears of.
 struct Writing {
     client: Client,
-    leading: latest::Receiver<bool>,
     wrong: latest::Receiver<Wrong>,
     statuses: latest::Receiver<Statuses>,
     waypoints: latest::Receiver<Option<Arc<waypoints::Wanted>>>,
@@ -207,8 +210,23 @@ struct Writing {
 }
 
 impl Writing {
-    async fn run(self, settings: Option<waypoints::Settings>) {
-        let Self { client, leading, .. } = self;
+    /// Takes the Lease when it can, and writes while it has it.
+    fn spawn(
+        self,
+        config: &ControllerConfig,
+        counts: &Arc<Counts>,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
+        let lease = lease::Lease::new(&self.client, &config.namespace, &config.replica);
+        let (leads, leading) = latest::channel(false);
+        tasks.spawn(lease::hold(lease, leads, Arc::clone(counts), shutdown.clone()));
+        let writing = self.run(leading, config.waypoints.clone());
+        tasks.spawn(until(shutdown.clone(), writing));
+    }
+
+    async fn run(self, leading: latest::Receiver<bool>, settings: Option<waypoints::Settings>) {
+        let client = self.client;
         let events = status::write(client.clone(), leading.clone(), self.wrong);
         let of_objects = conditions::write(client.clone(), leading.clone(), self.statuses);
         let (statuses, wanted) = latest::channel(Statuses::default());

@@ -423,4 +423,4 @@ impl View<'_> {
 }
 
 /// What is wrong with a route's references, by Gateway API's names.
-const REFERENCES: [&str; 3] = ["BackendNotFound", "RefNotPermitted", "InvalidKind"];
+const REFERENCES: [&str; 2] = ["BackendNotFound", "RefNotPermitted"];

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Reader, gateway::Rank, read::there, words};
 use crate::mesh::{
     Place,
-    http::{DirectResponse, HeaderTest, RequestTest, RouteAction, Rule, RuleName, TextMatch},
+    http::{DirectResponse, HeaderChanges, HeaderTest, RequestTest, RouteAction, Rule, RuleName, TextMatch},
 };
 
 /// A rule, and what a request must be to fall under it.
@@ -59,6 +59,23 @@ pub(super) fn only(value: &Value, known: &[&str], place: &Place<'_>, reader: &mu
         let message = format!("is not known here: write {}", known.join(", "));
         reader.invalid(&place.field(name), message);
     }
+}
+
+/// Leaves out changes of headers that no waypoint changes.
+pub(super) fn only_changeable(changes: &mut HeaderChanges, place: &Place<'_>, reader: &mut Reader<'_>) {
+    let mut told = false;
+    let mut keeps = |name: &str| {
+        let keeps = words::is_changeable(name);
+        if !keeps && !told {
+            told = true;
+            let message = format!("{name} is the connection's own, and not changed: remove it");
+            reader.warn(place, "HeaderNotChanged", message);
+        }
+        keeps
+    };
+    changes.set.retain(|(name, _)| keeps(name));
+    changes.add.retain(|(name, _)| keeps(name));
+    changes.remove.retain(|name| keeps(name));
 }
 
 /// `type` and `value` of a match of the Gateway API.

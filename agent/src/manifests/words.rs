@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::mesh::{http::HostMatch, values};
+use crate::mesh::{
+    http::{self, HostMatch},
+    values,
+};
 
 /// The longest duration that counts, in milliseconds: 30 days.
 const LONGEST_MS: u64 = 30 * 24 * 3_600_000;
 /// The longest text of a header, a path or an expression, in bytes.
 const LONGEST_TEXT: usize = 4096;
-/// How large a compiled expression may be, in bytes.
-const LARGEST_EXPRESSION: usize = 1 << 20;
 
 /// A duration as Kubernetes and Istio write it, `1h30m`, `1.5s`, `250ms`; in milliseconds, rounded up.
 pub(super) fn duration(text: &str) -> Result<u64, String> {
@@ -56,16 +57,21 @@ fn unit_ms(unit: &str) -> Option<f64> {
 
 /// A header's name (RFC 9110 5.1), in lower case.
 pub(super) fn header_name(text: &str) -> Result<Arc<str>, String> {
-    let read = http::HeaderName::from_bytes(text.as_bytes());
+    let read = ::http::HeaderName::from_bytes(text.as_bytes());
     read.map(|name| name.as_str().into()).map_err(|_| {
         let value = values::quoted(text);
         format!("{value} is not the name of a header: use letters, digits and `-`")
     })
 }
 
+/// Whether a waypoint changes a header of this name: those that frame a message are the connection's own.
+pub(super) fn is_changeable(name: &str) -> bool {
+    ::http::HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| http::is_changeable(&name))
+}
+
 /// A header's value.
 pub(super) fn header_value(text: &str) -> Result<Arc<str>, String> {
-    let fits = text.len() <= LONGEST_TEXT && http::HeaderValue::from_str(text).is_ok();
+    let fits = text.len() <= LONGEST_TEXT && ::http::HeaderValue::from_str(text).is_ok();
     fits.then(|| text.into()).ok_or_else(|| {
         let value = values::quoted(text);
         format!("{value} cannot be a header's value: use at most {LONGEST_TEXT} letters, no line ends")
@@ -101,19 +107,19 @@ pub(super) fn path(text: &str) -> Result<Arc<str>, String> {
 /// An expression in RE2's syntax that must match the whole of a text.
 pub(super) fn expression(text: &str) -> Result<Arc<str>, String> {
     let read = self::text(text)?;
-    // By itself, so that no parenthesis ends the group that it is put into where it is asked.
-    let built = regex::RegexBuilder::new(text)
-        .size_limit(LARGEST_EXPRESSION)
-        .build();
-    built.map(|_| read).map_err(|_| {
-        let value = values::quoted(text);
-        format!("{value} is not an expression that can be used: write one of RE2's syntax, and a smaller one")
-    })
+    let why = match http::check_expression(text) {
+        Ok(()) => return Ok(read),
+        Err(why) => why,
+    };
+    let value = values::quoted(text);
+    Err(format!(
+        "{value} is not an expression that can be used, {why}: write a smaller one in RE2's syntax"
+    ))
 }
 
 /// A method (RFC 9110 9.1): case counts.
 pub(super) fn method(text: &str) -> Result<Arc<str>, String> {
-    let read = http::Method::from_bytes(text.as_bytes());
+    let read = ::http::Method::from_bytes(text.as_bytes());
     read.map(|method| method.as_str().into())
         .map_err(|_| format!("{} is not a method: write GET, POST...", values::quoted(text)))
 }
@@ -129,7 +135,7 @@ pub(super) fn scheme(text: &str) -> Result<Arc<str>, String> {
 
 /// A host with or without port, as an authority.
 pub(super) fn authority(text: &str) -> Result<Arc<str>, String> {
-    let fits = text.len() <= 260 && text.parse::<http::uri::Authority>().is_ok() && !text.contains('@');
+    let fits = text.len() <= 260 && text.parse::<::http::uri::Authority>().is_ok() && !text.contains('@');
     fits.then(|| text.to_ascii_lowercase().into())
         .ok_or_else(|| format!("{} is not a host: write a name", values::quoted(text)))
 }

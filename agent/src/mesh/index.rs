@@ -5,12 +5,12 @@
 
 use std::{borrow::Cow, hash::Hash, net::IpAddr, sync::Arc};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::{
-    BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, Match,
-    MtlsMode, MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Refusal, SameNode,
+    BalancingMode, Endpoint, GatewayAddress, GatewayDestination, HealthPolicy, LoadBalancing, MtlsMode,
+    MtlsSetting, PeerAuthentications, Policy, PolicyKey, PortMapping, PortModes, Refusal, SameNode,
     SameNodes, Service, ServiceKey, TrustDomain, TunnelProtocol, Workload,
     authorize::{Cover, Covered, OfServices, Policies},
     endpoints::Endpoints,
@@ -18,6 +18,10 @@ use super::{
     names::Names,
     vips::Vips,
 };
+
+mod canonical;
+
+use canonical::{canonical_net, canonical_policy, canonical_service, canonical_workload};
 
 /// What a mesh is made of: the plain lists that a feed brings.
 #[derive(Clone, Debug)]
@@ -445,74 +449,6 @@ fn endpoint_ports(service: &Service, mapped: &[PortMapping]) -> Vec<PortMapping>
         .filter(|port| port.target_port != 0)
         .collect()
 }
-
-fn canonical_workload(mut workload: Workload) -> Workload {
-    canonical_addresses(&mut workload.addresses);
-    workload.waypoint = workload.waypoint.map(canonical_gateway);
-    workload
-}
-
-fn canonical_service(mut service: Service) -> Service {
-    canonical_addresses(&mut service.vips);
-    for network in &mut service.vip_networks {
-        *network = canonical_net(*network);
-    }
-    service.waypoint = service.waypoint.map(canonical_gateway);
-    service
-}
-
-fn canonical_addresses(addresses: &mut [IpAddr]) {
-    for address in addresses {
-        *address = address.to_canonical();
-    }
-}
-
-fn canonical_gateway(mut gateway: GatewayAddress) -> GatewayAddress {
-    if let GatewayDestination::Address(address) = &mut gateway.destination {
-        *address = address.to_canonical();
-    }
-    gateway
-}
-
-fn canonical_policy(mut policy: Policy) -> Policy {
-    for clause in policy.rules.iter_mut().flat_map(|rule| &mut rule.clauses) {
-        clause.matches.iter_mut().for_each(canonical_match);
-    }
-    policy
-}
-
-fn canonical_match(match_: &mut Match) {
-    let nets = [
-        &mut match_.source_ips,
-        &mut match_.not_source_ips,
-        &mut match_.destination_ips,
-        &mut match_.not_destination_ips,
-    ];
-    for net in nets.into_iter().flatten() {
-        *net = canonical_net(*net);
-    }
-    if let Some(request) = &mut match_.request {
-        let request = Arc::make_mut(request);
-        for net in request.remote_ips.iter_mut().chain(&mut request.not_remote_ips) {
-            *net = canonical_net(*net);
-        }
-    }
-}
-
-/// A network inside `::ffff:0:0/96` is an IPv4 network; any other stays as it is.
-fn canonical_net(net: IpNet) -> IpNet {
-    let IpNet::V6(v6) = net else { return net };
-    let Some(prefix_len) = v6.prefix_len().checked_sub(V4_MAPPED_BITS) else {
-        return net;
-    };
-    let mapped = v6.addr().to_ipv4_mapped();
-    mapped
-        .and_then(|v4| Ipv4Net::new(v4, prefix_len).ok())
-        .map_or(net, IpNet::V4)
-}
-
-/// How many bits of a v4-mapped IPv6 address come before the IPv4 address.
-const V4_MAPPED_BITS: u8 = 96;
 
 #[cfg(test)]
 mod tests;

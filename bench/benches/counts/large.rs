@@ -280,7 +280,7 @@ fn policy((namespace, name): (Arc<str>, String), scope: Scope, action: Action, m
 }
 
 /// Lives as long as the benchmark: what it costs to drop a mesh is not asked.
-fn kept<T>(question: T) -> &'static T {
+pub(crate) fn kept<T>(question: T) -> &'static T {
     Box::leak(Box::new(question))
 }
 
@@ -297,6 +297,18 @@ fn arrival_in(mesh: Mesh, to: Place, peer: Option<Place>, port: u16) -> &'static
         destination: SocketAddr::new(to.address(), port),
     };
     kept(Arrival { mesh, workload, conn })
+}
+
+/// One that is allowed, in a mesh that is different.
+pub(crate) fn arrival_with(change: impl FnOnce(&mut MeshParts)) -> &'static Arrival {
+    let mut parts = parts();
+    change(&mut parts);
+    arrival_in(
+        Mesh::new(parts),
+        COVERED,
+        Some(Place(3, SERVICES / 2 + 6, 1)),
+        8080,
+    )
 }
 
 /// The pod that 30 policies cover.

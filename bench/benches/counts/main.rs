@@ -1,5 +1,5 @@
 //! What the questions of every connection cost, in instructions: `authorize` and `route` in a large mesh, and reading
-//! what a CONNECT says. Run by `cargo xtask counts`, which compares with the committed counts.
+//! what a CONNECT says; and those of every request through a waypoint. Run by `cargo xtask counts`, which compares with the committed counts.
 //!
 //! Instructions and not time: a count is the same on a busy machine and on an idle one. It says nothing of caches, so
 //! no count here stands for a time; what holds is the limit below, and that the count does not grow unseen.
@@ -13,16 +13,23 @@
 )]
 
 mod large;
+mod requests;
 
 use std::hint::black_box;
 
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
+use http::HeaderMap;
 use large::{Arrival, Dial};
+use requests::{Asked, PORT, Request};
 use weft_pure::{
     headers::{Authority, Baggage, Forwarded, HeaderError},
-    mesh::{Route, Verdict, authorize, route},
+    mesh::{
+        Route, Verdict, authorize, authorize_request, authorize_service,
+        http::{Decision, HeaderChanges, Normalization, normalize},
+        route,
+    },
 };
 
 /// One microsecond: the instructions that a core of 3 GHz retires in it at one a cycle, where such code does better.
@@ -91,6 +98,51 @@ fn forwarded(text: &str) -> Result<Forwarded, HeaderError> {
     black_box(text).parse()
 }
 
+// A thousand routes cost what one does.
+#[library_benchmark]
+#[bench::one_path(requests::one_path())]
+#[bench::a_thousand_paths(requests::a_thousand_paths())]
+#[bench::one_exact_path(requests::one_exact_path())]
+#[bench::a_thousand_exact_paths(requests::a_thousand_exact_paths())]
+#[bench::one_beginning(requests::one_beginning())]
+#[bench::a_thousand_beginnings(requests::a_thousand_beginnings())]
+#[bench::one_host(requests::one_host())]
+#[bench::a_thousand_hosts(requests::a_thousand_hosts())]
+fn decided(request: &'static Request) -> Decision<'static> {
+    let Request { routes, head } = black_box(request);
+    routes.decide(PORT, head)
+}
+
+#[library_benchmark]
+#[bench::allowed_by_the_last_of_30(requests::to_workload(large::allowed_by_the_last_of_30()))]
+#[bench::denied_by_the_last_of_16(requests::to_workload(large::denied_by_the_last_of_16()))]
+fn request_authorized(asked: &'static Asked) -> Verdict {
+    let asked = black_box(asked);
+    authorize_request(asked.mesh, asked.workload, asked.conn, &asked.facts)
+}
+
+#[library_benchmark]
+#[bench::allowed_by_the_last_of_10(requests::to_service())]
+fn service_authorized(asked: &'static Asked) -> Verdict {
+    let asked = black_box(asked);
+    authorize_service(asked.mesh, &asked.policies, asked.conn, &asked.facts)
+}
+
+#[library_benchmark]
+#[bench::four(requests::headers())]
+fn headers_changed((mut headers, changes): (HeaderMap, &'static HeaderChanges)) -> HeaderMap {
+    black_box(changes).apply(&mut headers);
+    headers
+}
+
+#[library_benchmark]
+#[bench::normal("/api/v1/route-0999/items/17")]
+#[bench::of_dots_and_slashes("/api//v1/./x/../route-0999%2Fitems/%31%37")]
+fn path_normalized(path: &str) -> usize {
+    let path = normalize(black_box(path), Normalization::MergeSlashes);
+    path.map_or(0, |path| path.len())
+}
+
 library_benchmark_group!(
     name = authorize_,
     config = within_a_microsecond(),
@@ -101,9 +153,20 @@ library_benchmark_group!(
     config = within_a_microsecond(),
     benchmarks = routed
 );
+library_benchmark_group!(
+    name = requests_,
+    config = within_a_microsecond(),
+    benchmarks = [
+        decided,
+        request_authorized,
+        service_authorized,
+        headers_changed,
+        path_normalized
+    ]
+);
 library_benchmark_group!(name = head, benchmarks = [authority, baggage, forwarded]);
 
 main!(
     config = LibraryBenchmarkConfig::default().tool(counting()),
-    library_benchmark_groups = [authorize_, route_, head]
+    library_benchmark_groups = [authorize_, route_, requests_, head]
 );

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, Method};
 use std::sync::Arc;
 use weft_pure::mesh::{
-    Mesh, PolicyKey, ServiceKey, authorize_request, authorize_service,
+    Mesh, PolicyKey, ServiceKey, StringMatch, authorize_request, authorize_service,
     http::{
         Condition, ConditionKey, Decision, DirectResponse, Entry, HeaderChanges, HostMatch, HttpRoutes,
         PathMatch, PathPattern, RequestFacts, RequestHead, RequestMatch, RequestTest, Rewrite, RouteAction,
@@ -15,7 +15,7 @@ use crate::{
     ask,
     draw::Draw,
     oracle::requests as oracle,
-    world::{NAMESPACES, World, patterns},
+    world::{NAMESPACES, World, policy_key},
 };
 
 const PORTS: [u16; 2] = [80, 81];
@@ -76,8 +76,26 @@ impl Request {
     }
 }
 
+pub(crate) fn change_routes(world: &mut World, draw: &mut Draw) {
+    let Some(service) = world.service(draw).map(|service| service.key.clone()) else {
+        return;
+    };
+    world
+        .parts
+        .http
+        .routes
+        .retain(|routes| routes.values().service != service);
+    if draw.percent(80) {
+        // Now and then one that is not there.
+        let there = world.parts.policies.iter().map(|policy| policy.key.clone());
+        let known: Vec<_> = there.chain([policy_key(draw, "demo")]).collect();
+        let policies = draw.some(60, &known);
+        world.parts.http.routes.push(routes(draw, service, policies));
+    }
+}
+
 /// Random routes of a service.
-pub(crate) fn routes(draw: &mut Draw, service: ServiceKey, policies: Vec<PolicyKey>) -> Arc<Routes> {
+fn routes(draw: &mut Draw, service: ServiceKey, policies: Vec<PolicyKey>) -> Arc<Routes> {
     let http = PORTS.iter().filter_map(|port| {
         let of_port = HttpRoutes {
             producer: draw.percent(80).then(|| table(draw, "own")),
@@ -244,4 +262,16 @@ pub(crate) fn whether(world: &World, mesh: &Mesh, draw: &mut Draw) -> Result<(),
     let verdict = request.ask(|facts| authorize_request(mesh, workload, &conn, facts));
     let expect = oracle::of_workload(world, workload, &conn, &request);
     ask::compare(&verdict, &expect).map_err(|what| fault(&workload.uid, what))
+}
+
+/// Each as a whole, as a beginning and as an end; and any.
+pub(crate) fn patterns(texts: &[&str]) -> Vec<StringMatch> {
+    let exact = texts.iter().map(|text| StringMatch::Exact((*text).into()));
+    let prefix = texts.iter().map(|text| StringMatch::Prefix((*text).into()));
+    let suffix = texts.iter().map(|text| StringMatch::Suffix((*text).into()));
+    exact
+        .chain(prefix)
+        .chain(suffix)
+        .chain([StringMatch::Presence])
+        .collect()
 }

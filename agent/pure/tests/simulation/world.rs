@@ -11,10 +11,13 @@ use weft_pure::mesh::{
     Action, BalancingMode, Clause, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
     LoadBalancing, Locality, Match, MeshParts, MtlsMode, PeerAuthentication, PeerAuthentications, Policy,
     PolicyKey, PortMapping, RoutingScope, Rule, SameNode, SameNodes, Scope, Service, ServiceAccountMatch,
-    ServiceKey, SpiffeId, StringMatch, TrustDomain, TunnelProtocol, Workload, WorkloadType,
+    ServiceKey, SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
 };
 
-use crate::{draw::Draw, requests};
+use crate::{
+    draw::Draw,
+    requests::{self, patterns},
+};
 
 pub(crate) const NAMESPACES: [&str; 3] = ["demo", "other", "root"];
 pub(crate) const ACCOUNTS: [&str; 3] = ["a", "b", "c"];
@@ -100,7 +103,7 @@ impl World {
         (count > 0).then(|| &mut self.parts.workloads[draw.of(0..count)])
     }
 
-    fn service(&mut self, draw: &mut Draw) -> Option<&mut Service> {
+    pub(crate) fn service(&mut self, draw: &mut Draw) -> Option<&mut Service> {
         let count = self.parts.services.len();
         (count > 0).then(|| &mut self.parts.services[draw.of(0..count)])
     }
@@ -126,23 +129,8 @@ const CHANGES: [Change; 17] = [
     ("a policy comes", add_policy),
     ("a policy goes", remove_policy),
     ("a peer authentication changes", change_mtls),
-    ("a service's routes change", change_routes),
+    ("a service's routes change", requests::change_routes),
 ];
-
-fn change_routes(world: &mut World, draw: &mut Draw) {
-    let Some(service) = world.service(draw).map(|service| service.key.clone()) else {
-        return;
-    };
-    let routes = &mut world.parts.http.routes;
-    routes.retain(|routes| routes.values().service != service);
-    if draw.percent(80) {
-        // Now and then one that is not there.
-        let there = world.parts.policies.iter().map(|policy| policy.key.clone());
-        let known: Vec<_> = there.chain([policy_key(draw, "demo")]).collect();
-        let policies = draw.some(60, &known);
-        routes.push(requests::routes(draw, service, policies));
-    }
-}
 
 fn add_workload(world: &mut World, draw: &mut Draw) {
     if world.parts.workloads.len() >= MOST_WORKLOADS {
@@ -386,7 +374,7 @@ fn bind_waypoint(world: &mut World, draw: &mut Draw) {
     }
 }
 
-fn policy_key(draw: &mut Draw, namespace: &str) -> PolicyKey {
+pub(crate) fn policy_key(draw: &mut Draw, namespace: &str) -> PolicyKey {
     PolicyKey {
         namespace: namespace.into(),
         name: (*draw.pick(&POLICIES)).into(),
@@ -481,17 +469,6 @@ fn match_(draw: &mut Draw) -> Match {
         request: judged.then(|| requests::match_(draw).into()),
         unreadable: draw.some(SAID / 2, &["ipBlocks".into()]),
     }
-}
-
-pub(crate) fn patterns(texts: &[&str]) -> Vec<StringMatch> {
-    let exact = texts.iter().map(|text| StringMatch::Exact((*text).into()));
-    let prefix = texts.iter().map(|text| StringMatch::Prefix((*text).into()));
-    let suffix = texts.iter().map(|text| StringMatch::Suffix((*text).into()));
-    exact
-        .chain(prefix)
-        .chain(suffix)
-        .chain([StringMatch::Presence])
-        .collect()
 }
 
 /// Of the mesh, of a namespace or of a workload that may not be there.

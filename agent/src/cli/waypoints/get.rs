@@ -8,7 +8,13 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use super::{ClusterArgs, cluster::Cluster, read, read::Waypoint, table};
+use super::{
+    ClusterArgs,
+    cluster::Cluster,
+    read,
+    read::{Replicas, Waypoint},
+    table,
+};
 
 /// The flags of `weft get waypoints`.
 #[derive(Clone, Debug, Args)]
@@ -83,7 +89,10 @@ async fn waypoints(cluster: &Cluster, namespace: Option<&str>) -> anyhow::Result
         waypoint.replicas = deployments.iter().find(is_its).map(|it| {
             let ready = it.status.as_ref().and_then(|it| it.ready_replicas);
             let wanted = it.spec.replicas;
-            (ready.unwrap_or_default(), wanted.unwrap_or(1))
+            Replicas {
+                ready: ready.unwrap_or_default(),
+                wanted: wanted.unwrap_or(1),
+            }
         });
         let key = (waypoint.namespace.clone(), waypoint.name.clone());
         waypoint.services = bound.remove(&key).unwrap_or_default();

@@ -25,10 +25,17 @@ pub(super) struct Waypoint {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) message: String,
     pub(super) addresses: Vec<String>,
-    /// Its pods: ready, and of how many; none where its Deployment is not there.
-    pub(super) replicas: Option<(i32, i32)>,
+    /// None where its Deployment is not there.
+    pub(super) replicas: Option<Replicas>,
     /// `namespace/name` of every service that is sent through it.
     pub(super) services: Vec<String>,
+}
+
+/// The pods of a waypoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Replicas {
+    pub(super) ready: i32,
+    pub(super) wanted: i32,
 }
 
 /// Reads one; none where it is another kind of Gateway.

@@ -42,7 +42,7 @@ pub(super) fn render(waypoints: &[Waypoint], namespace: Option<&str>) -> String 
 
 fn row(it: &Waypoint) -> [String; 8] {
     let replicas = match it.replicas {
-        Some((ready, wanted)) => format!("{ready}/{wanted}"),
+        Some(it) => format!("{}/{}", it.ready, it.wanted),
         None => "-".to_owned(),
     };
     let programmed = match it.programmed {

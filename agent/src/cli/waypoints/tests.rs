@@ -128,7 +128,7 @@ fn a_services_own_label_goes_before_its_namespaces() {
 #[test]
 fn a_table_says_why_one_takes_no_requests() {
     let mut ready = read::waypoint(&gateway(&json!({}))).expect("a waypoint");
-    ready.replicas = Some((2, 2));
+    ready.replicas = Some(read::Replicas { ready: 2, wanted: 2 });
     ready.services = vec!["shop/cart".to_owned()];
     let waiting = json!({"metadata": {"name": "late"}, "status": null});
     let waiting = read::waypoint(&gateway(&waiting)).expect("a waypoint");

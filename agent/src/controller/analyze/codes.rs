@@ -95,10 +95,10 @@ codes! {
     503 TargetMissing(Service): "what a policy is for is not there", "correct the name";
     504 TargetIgnored: "a GatewayClass counts in the root namespace only", "move the policy there";
     505 MeshWide: "it is in the root namespace, and so for the whole mesh", "move it to another namespace if that was not meant";
-    506 AuditIgnored: "AUDIT is not recorded", "use the annotation istio.io/dry-run for a rehearsal";
     507 DisableIgnored: "DISABLE counts as UNSET", "write PERMISSIVE to take plaintext as well";
     508 PortsIgnored: "portLevelMtls counts with a selector only", "add a selector";
     509 Ignored: "an older object says the same for the same workloads, and counts", "remove one of the two";
+    510 Closed: "what a policy is for cannot be read whole, so that everything behind any waypoint of its namespace is denied", "mend targetRefs";
 
     601 AtTheEdge: "it is for a gateway at the edge of the cluster, where weft serves nobody yet", "inside of the mesh use a Service as parent, or gateways: [mesh]";
     602 OnlyGateway: "a VirtualService binds only a gateway, and says nothing inside of the mesh", "add `mesh` to its gateways if it was meant for the mesh";
@@ -117,18 +117,17 @@ codes! {
     615 RetryIgnored: "a condition of a retry is not known", "remove it";
     616 NoMirror: "a mirror leads nowhere", "correct the host";
     617 NoPercentage: "a share is not said", "write a percentage";
-    618 InvalidKind: "a reference is to a kind that can be none", "write a Service";
     619 ShadowedByRoute: "routes of the Gateway API are for the same service, and come first", "remove one of the two";
     620 ConsumerIgnored: "routes of connections count in the service's own namespace only", "write them there";
     621 NotHttp: "a route of requests is for a port that does not speak HTTP", "correct the port's appProtocol or name, or remove the route";
     622 TooMany: "a service has more matches than are looked at", "write fewer";
     623 ExportToIgnored: "exportTo is not asked", "remove it";
 
-    701 SubsetEmpty(Workload): "a subset selects none of the service's pods", "compare its labels with the pods'";
+    701 SubsetSelectsNothing(Workload): "a subset selects none of the service's pods", "compare its labels with the pods'";
     702 TlsIgnored: "client TLS is not switched off inside of the mesh", "remove trafficPolicy.tls";
+    703 Elsewhere: "a DestinationRule is in neither the service's namespace nor the root namespace, and does not count", "move it to the service's namespace";
 
     801 NoRequestAuthentication: "a policy asks for a token that nobody checks", "add a RequestAuthentication for the issuer";
     802 TokensOptional: "bad tokens are refused, and requests without one pass", "add an AuthorizationPolicy with requestPrincipals";
     803 NoRules: "a RequestAuthentication has no rule, and looks at no token", "add jwtRules";
-    804 NoKeys: "a rule has no keys, so that no token is valid", "add jwks or jwksUri";
 }

@@ -16,7 +16,9 @@ mod tests;
 
 pub use codes::{CODES, Code, Missing, code};
 
-use super::compile::{Diagnostic, Resources, Settings, compile};
+use std::collections::BTreeSet;
+
+use super::compile::{Diagnostic, ObjectRef, Resources, Settings, Severity, compile};
 use crate::cluster::objects::Object;
 use view::View;
 
@@ -38,12 +40,29 @@ pub fn analyze(objects: &[Object], settings: &Settings, scope: Scope) -> Vec<Dia
     for check in CHECKS {
         check(&view, &mut found);
     }
-    found.extend(compiled.diagnostics);
+    let told: BTreeSet<_> = found.iter().map(|it| (it.object.clone(), it.reason)).collect();
+    let more = compiled.diagnostics.into_iter();
+    found.extend(more.filter(|it| !is_told(it, &told)));
     scope::soften(&view, scope, &mut found);
     found.sort();
     found.dedup();
     found
 }
+
+/// Whether a check has said it already, with more in view. Of a route that `compile` finds no waypoint for, a check says which
+/// parent or host has none.
+fn is_told(it: &Diagnostic, told: &BTreeSet<(ObjectRef, &str)>) -> bool {
+    let as_told = match it.reason {
+        // Each rule of a policy has its own.
+        UNSEEN => return false,
+        "NoWaypoint" if it.severity == Severity::Warning => UNSEEN,
+        reason => reason,
+    };
+    told.contains(&(it.object.clone(), as_told))
+}
+
+/// What only a waypoint sees.
+const UNSEEN: &str = "NeedsWaypoint";
 
 type Check = fn(&View<'_>, &mut Vec<Diagnostic>);
 

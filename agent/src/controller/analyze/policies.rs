@@ -122,7 +122,7 @@ fn has_tokens(view: &View<'_>, object: &ObjectRef, spec: &Value) -> bool {
         .collect();
     let targeted = is_targeted(spec);
     let everybody = |it: &&Value| !is_targeted(it) && selector(it).is_empty();
-    if authentications.iter().any(|it| everybody(it)) {
+    if authentications.iter().any(everybody) {
         return true;
     }
     if targeted {

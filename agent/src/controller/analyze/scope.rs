@@ -63,7 +63,11 @@ fn among_files(view: &View<'_>, missing: Missing, diagnostic: &mut Diagnostic) {
         false => Severity::Info,
     };
     diagnostic.severity = diagnostic.severity.max(softest);
-    if softest == Severity::Info && missing != Missing::Status {
-        diagnostic.message.push_str(" (not among these files)");
+    if softest == Severity::Info {
+        diagnostic.message.push_str(match missing {
+            Missing::Status => "",
+            Missing::Label => " (whether there is one, these files do not say)",
+            _ => " (not among these files)",
+        });
     }
 }

@@ -223,6 +223,33 @@ fn what_only_a_waypoint_sees_is_said_where_there_is_none() {
 }
 
 #[test]
+fn routes_need_a_waypoint_and_a_weight() {
+    let route = |parent: &str, backends: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\nspec: {{parentRefs: [{parent}], rules: [{{backendRefs: [{backends}]}}]}}\n"
+        )
+    };
+    let (web, good) = ("{group: '', kind: Service, name: web}", "{name: web, port: 80}");
+    check(Cluster, &[BOUND, POD, SERVICE, WAYPOINT, &route(web, good)], &[]);
+    check(
+        Cluster,
+        &[SHOP, POD, SERVICE, &route(web, good)],
+        &["warning NeedsWaypoint HTTPRoute/r: spec.parentRefs[0]: "],
+    );
+    let zero = route(web, "{name: web, port: 80, weight: 0}");
+    check(
+        Cluster,
+        &[BOUND, POD, SERVICE, WAYPOINT, &zero],
+        &["warning NoWeight HTTPRoute/r: spec.rules[0].backendRefs: "],
+    );
+    check(
+        Cluster,
+        &[SHOP, POD, SERVICE, &route("{name: edge}", good)],
+        &["info AtTheEdge HTTPRoute/r: spec.parentRefs[0]: Gateway shop/edge"],
+    );
+}
+
+#[test]
 fn what_files_do_not_have_may_be_in_the_cluster() {
     let missing = "error WaypointMissing Namespace/shop: ";
     check(Cluster, &[BOUND, SERVICE], &[missing]);

@@ -37,9 +37,24 @@ pub(super) fn check(view: &View<'_>, found: &mut Vec<Diagnostic>) {
     for kind in ROUTES {
         for (object, it) in view.customs(kind) {
             parents(view, &object, it, found);
+            weights(&object, &it.spec, found);
         }
     }
     at_the_edge(view, found);
+}
+
+/// A rule whose requests nobody gets. What is wrong with a VirtualService's, `compile` says.
+fn weights(object: &ObjectRef, spec: &Value, found: &mut Vec<Diagnostic>) {
+    for (i, rule) in list(spec, "rules").iter().enumerate() {
+        let backends = list(rule, "backendRefs");
+        let is_zero = |it: &Value| it.get("weight").and_then(Value::as_u64) == Some(0);
+        if !backends.is_empty() && backends.iter().all(is_zero) {
+            let message = format!(
+                "spec.rules[{i}].backendRefs: all weights are 0, so that requests are answered with 500: give one of them a weight"
+            );
+            tell(found, object, Severity::Warning, "NoWeight", message);
+        }
+    }
 }
 
 fn is_for_mesh(spec: &Value) -> bool {
@@ -86,7 +101,7 @@ fn parents(view: &View<'_>, object: &ObjectRef, it: &Custom, found: &mut Vec<Dia
                 let service = view.service(namespace, name);
                 needs_waypoint(object, &field, &format!("{namespace}/{name}"), service, found);
             }
-            "Gateway" => {
+            "Gateway" if !is_waypoint(view, namespace, name) => {
                 let message = format!(
                     "{field}: Gateway {namespace}/{name} stands at the edge of the cluster, where weft serves nobody yet: inside \
                      of the mesh this has no effect; for that, name a Service"
@@ -106,12 +121,21 @@ fn at_the_edge(view: &View<'_>, found: &mut Vec<Diagnostic>) {
         tell(found, &object, Severity::Info, "AtTheEdge", message);
     }
     for (object, it) in view.customs(Kind::Gateway) {
-        let class = text(&it.spec, "gatewayClassName").unwrap_or_default();
-        let speaks_hbone = |listener: &Value| text(listener, "protocol") == Some("HBONE");
-        let is_waypoint =
-            labels::WAYPOINT_CLASSES.contains(&class) || list(&it.spec, "listeners").iter().any(speaks_hbone);
-        if !is_waypoint {
+        if !is_of_mesh(it) {
             tell(found, &object, Severity::Info, "AtTheEdge", message);
         }
     }
+}
+
+fn is_waypoint(view: &View<'_>, namespace: &str, name: &str) -> bool {
+    let is_it = |object: &ObjectRef| object.namespace == namespace && object.name == name;
+    view.customs(Kind::Gateway)
+        .any(|(object, it)| is_it(&object) && is_of_mesh(it))
+}
+
+/// Whether a Gateway is a waypoint, whoever's.
+fn is_of_mesh(it: &Custom) -> bool {
+    let class = text(&it.spec, "gatewayClassName").unwrap_or_default();
+    let speaks_hbone = |listener: &Value| text(listener, "protocol") == Some("HBONE");
+    labels::WAYPOINT_CLASSES.contains(&class) || list(&it.spec, "listeners").iter().any(speaks_hbone)
 }

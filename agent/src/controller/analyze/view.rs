@@ -69,9 +69,16 @@ impl<'a> View<'a> {
         self.objects.get(&kind).into_iter().flatten().copied()
     }
 
-    /// Whether there is any object of these kinds in the namespace.
+    /// Whether there is any object of these kinds in the namespace, or the namespace itself.
     pub(super) fn has_any(&self, namespace: &str, kinds: &[Kind]) -> bool {
-        let is_in = |object: &Object| object.metadata().namespace.as_deref() == Some(namespace);
+        let is_in = |object: &Object| {
+            let metadata = object.metadata();
+            let its = match object.kind() {
+                Kind::Namespace => &metadata.name,
+                _ => &metadata.namespace,
+            };
+            its.as_deref() == Some(namespace)
+        };
         kinds.iter().any(|kind| self.objects(*kind).any(is_in))
     }
 

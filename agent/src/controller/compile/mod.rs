@@ -7,6 +7,7 @@
 
 mod authentications;
 mod bound;
+mod changes;
 mod claims;
 mod compiler;
 mod destination_rules;

@@ -133,14 +133,14 @@ fn only(
         // A waypoint of ours has asked all of them with the client's identity.
         let ours = principals(pass, &bound, |waypoint| waypoint.is_ours);
         let let_in = !covering.is_empty() && !ours.is_empty();
-        return let_in.then(|| vec![guards::let_in(&pass.namespace, ours)]);
+        return let_in.then(|| vec![guards::let_in(pass.namespace, ours)]);
     }
     let waypoints = principals(pass, &bound, |_| true);
     let mut named = Named::default();
     covering.iter().for_each(|read| named.add(&read.policy));
-    let mut policies = vec![guards::deny_others(&pass.namespace, &waypoints, named)];
+    let mut policies = vec![guards::deny_others(pass.namespace, &waypoints, named)];
     if !covering.is_empty() && !waypoints.is_empty() {
-        policies.push(guards::let_in(&pass.namespace, waypoints));
+        policies.push(guards::let_in(pass.namespace, waypoints));
     }
     Some(policies)
 }

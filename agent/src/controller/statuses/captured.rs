@@ -22,7 +22,11 @@ pub(super) fn captured<'a>(
 ) -> impl Iterator<Item = (ObjectRef, Status)> + use<'a> {
     let all = resources.namespaces();
     all.filter_map(|(namespace, pods)| {
-        let object = ObjectRef::new(Kind::Namespace, &namespace.metadata);
+        // A namespace's condition has no `observedGeneration`.
+        let object = ObjectRef {
+            generation: 0,
+            ..ObjectRef::new(Kind::Namespace, &namespace.metadata)
+        };
         let none = *object.name == *settings.own_namespace;
         let pods = pods.filter(|pod| !none && is_expected(namespace, pod));
         let condition = condition(pods);

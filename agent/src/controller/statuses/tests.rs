@@ -238,7 +238,7 @@ fn routes_answer_at_each_parent_in_the_mesh() {
 fn pods_that_are_not_captured_are_said_on_their_namespace() {
     let pod = |name: &str, annotations: &str, phase: &str| {
         format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, annotations: {{{annotations}}}}}\nspec: {{nodeName: n}}\nstatus: {{phase: {phase}}}\n"
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, annotations: {{{annotations}}}}}\nspec: {{nodeName: n1}}\nstatus: {{phase: {phase}}}\n"
         )
     };
     let is = pod("a", "ambient.istio.io/redirection: enabled", "Running");
@@ -253,7 +253,7 @@ fn pods_that_are_not_captured_are_said_on_their_namespace() {
     check(
         &[SHOP, &is, &unseen, &at_it],
         &[
-            "Namespace/shop weft.dev/PodsCaptured=false NotCaptured: 2 of 3 pods are not captured: b on node n (no agent has seen it), c on node n (its agent",
+            "Namespace/shop weft.dev/PodsCaptured=false NotCaptured: 2 of 3 pods are not captured: b on node n1 (no agent has seen it), c on node n1 (its agent",
         ],
     );
     let unlabelled = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n";

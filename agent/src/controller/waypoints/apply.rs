@@ -48,6 +48,9 @@ struct Blocked {
 pub(super) struct Applier {
     client: Client,
     blocked: BTreeMap<Key, Blocked>,
+    /// What was applied last, and the version that came of it: what the API writes in a form of its own is not applied again and
+    /// again.
+    applied: BTreeMap<Key, (Value, Option<String>)>,
 }
 
 impl Applier {
@@ -55,6 +58,7 @@ impl Applier {
         Self {
             client,
             blocked: BTreeMap::new(),
+            applied: BTreeMap::new(),
         }
     }
 
@@ -68,6 +72,7 @@ impl Applier {
     /// What nobody wants any more is no trouble.
     pub(super) fn forget_others(&mut self, desired: &BTreeMap<Key, Value>) {
         self.blocked.retain(|key, _| desired.contains_key(key));
+        self.applied.retain(|key, _| desired.contains_key(key));
     }
 
     /// Does one thing, and notes what came of it.
@@ -97,7 +102,9 @@ impl Applier {
                     Err(error) => self.refused(key, wanted, error, now),
                 }
             }
-            Action::Apply(key, wanted, uid) if !self.is_blocked(&key, &wanted, now) => {
+            Action::Apply(key, wanted, uid)
+                if !self.is_blocked(&key, &wanted, now) && !self.is_applied(&key, &wanted, actual) =>
+            {
                 self.patch(key, wanted, Some(uid), actual, now).await
             }
             Action::Create(..) | Action::Apply(..) => Ok(()),
@@ -117,6 +124,14 @@ impl Applier {
     fn is_blocked(&self, key: &Key, wanted: &Value, now: Instant) -> bool {
         let blocked = self.blocked.get(key);
         blocked.is_some_and(|it| it.wanted == *wanted && now < it.until)
+    }
+
+    /// Whether the object is as the API made it of this very text.
+    fn is_applied(&self, key: &Key, wanted: &Value, actual: &Actual) -> bool {
+        let (Some((text, version)), Some(there)) = (self.applied.get(key), actual.get(key)) else {
+            return false;
+        };
+        text == wanted && *version == there.metadata.resource_version
     }
 
     fn block(&mut self, key: Key, wanted: Value, trouble: Trouble, now: Instant) {
@@ -174,6 +189,8 @@ impl Applier {
             Ok(object) => {
                 tracing::info!(object = %key, new = uid.is_none(), "applied");
                 self.blocked.remove(&key);
+                let version = object.metadata.resource_version.clone();
+                self.applied.insert(key.clone(), (wanted, version));
                 actual.insert(key, object);
                 Ok(())
             }

@@ -1,6 +1,8 @@
 //! PURE. The Kubernetes objects of one waypoint, as they are applied: every field here is ours to decide, and every other one is
 //! left to whoever sets it.
 
+use std::net::SocketAddr;
+
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -199,6 +201,7 @@ impl Making<'_> {
                 field("NODE_NAME", "spec.nodeName"),
                 field("POD_NAME", "metadata.name"),
                 field("POD_IP", "status.podIP"),
+                field("POD_IPS", "status.podIPs"),
             ],
             "ports": [port("hbone", self.it.hbone_port), port("metrics", 15020), port("ready", 15021)],
             "readinessProbe": {
@@ -238,19 +241,12 @@ impl Making<'_> {
             format!("--ca-root={ROOTS_DIR}/root-cert.pem"),
         ];
         args.extend(mesh.iter().cloned());
-        if self.it.hbone_port != crate::mesh::HBONE_PORT {
-            args.push(format!("--port={}", self.it.hbone_port));
-        }
         args.push(format!("--drain-timeout={}", self.settings.drain_timeout));
-        let any = self.settings.listen_address;
-        args.push(format!(
-            "--metrics-address={}",
-            std::net::SocketAddr::new(any, 15020)
-        ));
-        args.push(format!(
-            "--ready-address={}",
-            std::net::SocketAddr::new(any, 15021)
-        ));
+        let at = |port| SocketAddr::new(self.settings.listen_address, port);
+        args.push("--address=$(POD_IPS)".to_owned());
+        args.push(format!("--listen={}", at(self.it.hbone_port)));
+        args.push(format!("--metrics-address={}", at(15020)));
+        args.push(format!("--ready-address={}", at(15021)));
         args.extend(self.settings.log.iter().cloned());
         args
     }

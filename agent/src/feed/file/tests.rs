@@ -421,7 +421,7 @@ fn files_of_another_shape() {
         &["`` : is empty: for a mesh without workloads write `workloads: []`"],
     );
     let known = "expected one of trustDomain, cluster, clusterDomain, rootNamespace, clusterCidrs, sameNode, namespaces, workloads, services, policies, \
-                 peerAuthentications";
+                 peerAuthentications, manifests";
     check(
         "\nworkload: []",
         &[&format!(
@@ -896,7 +896,9 @@ fn policies_that_say_too_little_or_too_much() {
     check_policy(
         "rules: [{to: [{paths: [], methods: ['']}]}]",
         &[
-            &format!("`''` {at}.to[0].methods[0]: is empty: write something, or remove it"),
+            &format!(
+                "`''` {at}.to[0].methods[0]: \"\" is not a pattern: write a whole name, `start*`, `*end` or `*`"
+            ),
             &format!("`[` {at}.to[0].paths: is an empty list: name something, or remove it"),
         ],
     );

@@ -58,13 +58,7 @@ pub(super) fn pod<'a>(
         tunnel_protocol: problems
             .optional(&entry.tunnel_protocol, place, "tunnelProtocol", tunnel_protocol)
             .unwrap_or_default(),
-        workload_type: problems
-            .optional(&entry.workload_type, place, "workloadType", workload_type)
-            .unwrap_or(if workload_name.is_some() {
-                WorkloadType::Deployment
-            } else {
-                WorkloadType::Pod
-            }),
+        workload_type: type_of(entry, place, problems),
         canonical_name,
         canonical_revision,
         workload_name: workload_name.unwrap_or_else(|| name.clone()),
@@ -92,7 +86,6 @@ pub(super) fn pod<'a>(
         namespace,
     };
     check_labels(entry.labels.as_ref(), &place.field("labels"), problems);
-    check_native(entry, &workload, at, place, problems);
     let netns = capture(entry, &workload, place, problems);
     Some(Pod {
         workload,
@@ -170,6 +163,15 @@ fn tunnel_protocol(text: &str) -> Result<TunnelProtocol, String> {
     }
 }
 
+/// Where it is not written, a pod that has a workload's name is a Deployment's.
+fn type_of(entry: &WorkloadEntry, place: &Place<'_>, problems: &mut Problems) -> WorkloadType {
+    let written = problems.optional(&entry.workload_type, place, "workloadType", workload_type);
+    written.unwrap_or(match entry.workload_name {
+        Some(_) => WorkloadType::Deployment,
+        None => WorkloadType::Pod,
+    })
+}
+
 fn workload_type(text: &str) -> Result<WorkloadType, String> {
     match text.to_ascii_lowercase().as_str() {
         "deployment" => Ok(WorkloadType::Deployment),
@@ -207,6 +209,7 @@ fn capture(
     problems: &mut Problems,
 ) -> Option<(PathBuf, Location)> {
     check_capture(entry, workload, place, problems);
+    check_native(entry, workload, place, problems);
     let netns = problems.optional(&entry.netns, place, "netns", netns);
     netns.zip(entry.netns.as_ref().map(|text| text.referenced))
 }
@@ -251,18 +254,13 @@ fn check_capture(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, 
 }
 
 /// What speaks HBONE itself is reached by it.
-fn check_native(
-    entry: &WorkloadEntry,
-    workload: &Workload,
-    at: Location,
-    place: &Place<'_>,
-    problems: &mut Problems,
-) {
-    if workload.native_tunnel && workload.tunnel_protocol != TunnelProtocol::Hbone {
-        let at = entry.tunnel_protocol.as_ref().map_or(at, |it| it.referenced);
+fn check_native(entry: &WorkloadEntry, workload: &Workload, place: &Place<'_>, problems: &mut Problems) {
+    let written = entry.tunnel_protocol.as_ref().or(entry.name.as_ref());
+    let speaks = workload.tunnel_protocol == TunnelProtocol::Hbone;
+    if let Some(written) = written.filter(|_| workload.native_tunnel && !speaks) {
         let message =
             "a pod with nativeTunnel speaks HBONE: write tunnelProtocol: HBONE, or remove nativeTunnel";
-        problems.add(at, &place.field("tunnelProtocol"), message);
+        problems.add(written.referenced, &place.field("tunnelProtocol"), message);
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{
     rpc::authorization as wire,
 };
 
+/// The extensions of a match.
+const KNOWN: [&str; 4] = [UNSEEN, UNREADABLE, TRUST_DOMAINS, REQUEST];
 /// The value of [`AUDIT`] for a policy that is a rehearsal as well.
 const DRY_RUN: &[u8] = b"dry-run";
 
@@ -76,17 +78,7 @@ fn rule(it: &wire::Rule, action: Action, sees: Sees) -> Rule {
 fn read_match(it: &wire::Match, action: Action, sees: Sees) -> Match {
     let mut unreadable = lines(it, UNREADABLE);
     let mut unseen = lines(it, UNSEEN);
-    let request = match (decode::value(&it.extensions, REQUEST), sees) {
-        (None, _) => None,
-        (Some(value), Sees::Requests) => request(value, &mut unreadable),
-        (Some(_), Sees::Connections) => {
-            // Nobody may take a match for wider than it is, also where nothing is named that is not seen.
-            if unseen.is_empty() {
-                unseen.push(REQUEST.into());
-            }
-            None
-        }
-    };
+    let request = request(it, sees, &mut unseen, &mut unreadable);
     let (not, yes): (Vec<_>, Vec<_>) = lines(it, TRUST_DOMAINS)
         .into_iter()
         .partition(|line| line.starts_with('!'));
@@ -115,10 +107,7 @@ fn read_match(it: &wire::Match, action: Action, sees: Sees) -> Match {
     note("ports", failed);
     let (not_destination_ports, failed) = all(&it.not_destination_ports, port);
     note("notPorts", failed);
-    let known = it
-        .extensions
-        .iter()
-        .all(|extension| [UNSEEN, UNREADABLE, TRUST_DOMAINS, REQUEST].contains(&extension.name.as_str()));
+    let known = it.extensions.iter().all(|it| KNOWN.contains(&it.name.as_str()));
     note("extensions", !known);
     let account = |it: &wire::ServiceAccountMatch| {
         Some(ServiceAccountMatch {
@@ -151,8 +140,21 @@ fn read_match(it: &wire::Match, action: Action, sees: Sees) -> Match {
     read
 }
 
-/// What a match says of requests, or a note that it cannot be read.
-fn request(value: &[u8], unreadable: &mut Vec<Arc<str>>) -> Option<Arc<RequestMatch>> {
+/// What a match says of requests, for whoever sees any, or a note that it cannot be read.
+fn request(
+    it: &wire::Match,
+    sees: Sees,
+    unseen: &mut Vec<Arc<str>>,
+    unreadable: &mut Vec<Arc<str>>,
+) -> Option<Arc<RequestMatch>> {
+    let value = decode::value(&it.extensions, REQUEST)?;
+    if sees == Sees::Connections {
+        // Nobody may take a match for wider than it is, also where nothing is named that is not seen.
+        if unseen.is_empty() {
+            unseen.push(REQUEST.into());
+        }
+        return None;
+    }
     let read = serde_json::from_slice(value).ok().map(Arc::new);
     if read.is_none() {
         unreadable.push(REQUEST.into());

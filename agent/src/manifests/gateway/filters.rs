@@ -6,7 +6,7 @@ use super::{Whose, backends};
 use crate::{
     manifests::{
         Reader,
-        rule::{only, within},
+        rule::{only, only_changeable, within},
         there, words,
     },
     mesh::{
@@ -123,6 +123,7 @@ fn changes(value: &Value, into: &mut HeaderChanges, place: &Place<'_>, reader: &
     into.add.extend(pairs("add", reader));
     into.remove
         .extend(reader.all(value, "remove", place, words::header_name));
+    only_changeable(into, place, reader);
 }
 
 fn path(value: &Value, place: &Place<'_>, reader: &mut Reader<'_>) -> Option<PathRewrite> {

@@ -101,7 +101,13 @@ fn method(value: &Value, place: &Place<'_>, reader: &mut Reader<'_>) -> (Option<
                 Some(part) => format!("(?:{part})"),
             };
             let (service, method) = (part(service), part(method));
-            Some(PathMatch::Regex(format!("/{service}/{method}").into()))
+            match words::expression(&format!("/{service}/{method}")) {
+                Ok(path) => Some(PathMatch::Regex(path)),
+                Err(message) => {
+                    reader.invalid(place, message);
+                    None
+                }
+            }
         }
     };
     (path, of_any_service)

@@ -62,7 +62,7 @@ pub(in crate::manifests) fn table(routes: &[(&Route, &[HttpRule])]) -> RouteTabl
         }
     }
     // Stable: within a rule the order is that of its matches.
-    entries.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+    entries.sort_by_key(|(key, ..)| *key);
     let entries = entries.into_iter();
     table.entries = entries
         .map(|(_, test, rule)| Entry {

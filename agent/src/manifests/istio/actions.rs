@@ -8,7 +8,7 @@ use super::matches::text_match;
 use crate::{
     manifests::{
         Reader, port,
-        rule::{only, within},
+        rule::{only, only_changeable, within},
         there, words,
     },
     mesh::{
@@ -88,6 +88,7 @@ fn changes(
     }
     into.remove
         .extend(reader.all(value, "remove", place, words::header_name));
+    only_changeable(into, place, reader);
 }
 
 /// Reads `rewrite`; nothing where there is none.

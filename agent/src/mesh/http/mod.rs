@@ -9,6 +9,7 @@ mod authentication;
 mod balance;
 mod cors;
 mod endpoints;
+mod filters;
 mod flow;
 mod headers;
 mod path;
@@ -26,6 +27,7 @@ pub use authentication::{ClaimHeader, Jwks, JwtRule, RequestAuthentication, Toke
 pub use balance::{Load, pick};
 pub use cors::{CorsAnswer, put_cors};
 pub use endpoints::{HttpEndpoint, http_endpoints};
+pub use filters::{Cors, CorsOrigin, Fault, FaultAbort, FaultDelay, Mirror};
 pub use flow::{Protocol, RequestFlow, ResponseFlag, TraceId};
 pub use headers::is_changeable;
 pub(in crate::mesh) use path::canonical_escapes;
@@ -39,8 +41,8 @@ pub use routes::{Decision, Index, Matched, Parts, Routes, RoutesError, TlsDecisi
 pub use text::check_expression;
 pub use traffic::{Balancer, OutlierDetection, Subset, Traffic, TrafficPolicy};
 pub use values::{
-    Action as RouteAction, Backend, Cors, CorsOrigin, Destination, DirectResponse, Entry, Fault, FaultAbort,
-    FaultDelay, HeaderChanges, HeaderMatch, HeaderTest, HostMatch, HttpRoutes, Mirror, PathMatch,
-    PathRewrite, QueryMatch, Redirect, RedirectPort, RequestTest, Retry, RetryBudget, RetryOn, Rewrite,
-    RouteTable, Rule, RuleName, ServiceRoutes, TcpRoute, TextMatch, Timeouts, TlsRule,
+    Action as RouteAction, Backend, Destination, DirectResponse, Entry, HeaderChanges, HeaderMatch,
+    HeaderTest, HostMatch, HttpRoutes, PathMatch, PathRewrite, QueryMatch, Redirect, RedirectPort,
+    RequestTest, Retry, RetryBudget, RetryOn, Rewrite, RouteTable, Rule, RuleName, ServiceRoutes, TcpRoute,
+    TextMatch, Timeouts, TlsRule,
 };

@@ -151,7 +151,7 @@ pub(super) struct Asked<'a> {
     pub(super) head: &'a RequestHead<'a>,
     pub(super) host: Cow<'a, str>,
     lower_path: OnceCell<String>,
-    query: OnceCell<FxHashMap<Cow<'a, [u8]>, Cow<'a, [u8]>>>,
+    query: OnceCell<Parameters<'a>>,
 }
 
 impl<'a> Asked<'a> {
@@ -176,7 +176,10 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn parameters(query: Option<&str>) -> FxHashMap<Cow<'_, [u8]>, Cow<'_, [u8]>> {
+/// Those of a query, percent-decoded; the first of each name.
+type Parameters<'a> = FxHashMap<Cow<'a, [u8]>, Cow<'a, [u8]>>;
+
+fn parameters(query: Option<&str>) -> Parameters<'_> {
     let mut parameters = FxHashMap::default();
     for pair in query
         .unwrap_or_default()

@@ -49,6 +49,19 @@ impl Place {
         headers.chain(params).chain(cookies).chain(usual).collect()
     }
 
+    /// Whether a token that is found here and there is one: rules write the same place in different ways.
+    fn is_where(&self, other: &Self) -> bool {
+        let header = |place: &Self| match place {
+            Self::Bearer => Some(AUTHORIZATION),
+            Self::Header(name, _) => Some(name.clone()),
+            Self::Param(_) | Self::Cookie(_) => None,
+        };
+        match header(self) {
+            Some(name) => header(other) == Some(name),
+            None => self == other,
+        }
+    }
+
     /// The tokens that are here.
     fn tokens<'a>(&'a self, request: &'a Parts) -> Box<dyn Iterator<Item = Cow<'a, str>> + 'a> {
         match self {
@@ -98,7 +111,7 @@ fn note<'a>(
     place: &'a Place,
     text: &str,
 ) -> Result<(), Unauthenticated> {
-    let same = |found: &&mut Found<'_>| found.place == place && found.text == text;
+    let same = |found: &&mut Found<'_>| found.place.is_where(place) && found.text == text;
     if let Some(found) = all.iter_mut().find(same) {
         found.rules.push(rule);
         return Ok(());

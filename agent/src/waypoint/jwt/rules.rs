@@ -40,7 +40,11 @@ impl Known {
                 next.fetch(self, rule, fetcher);
             }
             let prepared = match self.prepared(source) {
-                Some(prepared) => prepared.clone(),
+                // Under the new reference, by which requests find it without comparing values.
+                Some(Prepared { rules, .. }) => Prepared {
+                    source: source.clone(),
+                    rules: rules.clone(),
+                },
                 None => Prepared::new(source, &next.remotes),
             };
             next.rules.entry(source.key.clone()).or_insert(prepared);

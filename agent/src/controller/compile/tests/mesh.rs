@@ -87,11 +87,11 @@ fn a_target_that_nobody_knows_closes_what_may_be_meant() {
         namespace: "slip".into(),
         hostname: format!("{name}.slip.svc.cluster.local").into(),
     };
-    let routes = mesh.http_routes(&key("behind")).unwrap();
+    let routes = mesh.http_routes(&key("behind")).expect("they can be read");
     let routes = routes.expect("something is said of it");
     let policies: Vec<_> = routes.values().policies.iter().map(ToString::to_string).collect();
     assert_eq!(policies, ["slip/slip"]);
-    assert!(mesh.http_routes(&key("free")).unwrap().is_none());
+    assert!(mesh.http_routes(&key("free")).is_ok_and(|it| it.is_none()));
 }
 
 /// Where the pod at an address is sent.

@@ -37,6 +37,7 @@ fn parsed(mesh: &str, manifests: &[&str]) -> MeshFile {
     read(mesh, manifests).unwrap_or_else(|err| panic!("{err}"))
 }
 
+/// A seed for the service `app`, of which it calls it something else.
 fn seed(name: &str, app: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/seeds")
@@ -106,13 +107,13 @@ fn seeds_are_taken_unchanged() {
         "06-require-jwt.yaml",
         "07-booking-ingress.yaml",
     ] {
-        parsed(MESH, &[&seed(name, "-")]);
+        parsed(MESH, &[&seed(name, "app")]);
     }
 }
 
 #[test]
 fn mutual_tls_of_the_mesh() {
-    let file = parsed(MESH, &[&seed("05-strict-mtls.yaml", "-")]);
+    let file = parsed(MESH, &[&seed("05-strict-mtls.yaml", "app")]);
     assert_eq!(
         file.mesh.mtls_mode(workload(&file, "free-1"), 80),
         MtlsMode::Strict
@@ -246,10 +247,10 @@ fn problems_name_file_line_object_and_field() {
         "0.yaml:5: AuthorizationPolicy default/x: spec.targetRefs: service default/free has no waypoint",
     );
     let strict = manifest("PeerAuthentication", "  mtls: {mode: STRICT}\n");
-    let other = strict.replace("name: x", "name: y");
+    let other = strict.replace("name: x", "name: z");
     check(
         &[&strict, &other],
-        "1.yaml:1: PeerAuthentication default/y: namespace default has two",
+        "1.yaml:1: PeerAuthentication default/z: namespace default has two",
     );
     let unnamed = rule.replace("name: x", "name: 'A b'");
     check(

@@ -187,7 +187,10 @@ fn an_issuer_is_believed_where_its_rule_looks() {
     for_shop.audiences = vec!["shop".into()];
     let runtime = Runtime::new().unwrap();
     let authenticator = Authenticator::new(Fetcher::new(runtime.handle().clone(), []).unwrap());
-    let rules = [rules(vec![for_shop, of_a, of_b])];
+    // The usual place, written out.
+    let mut of_c = inline(&[a.jwk(&json!({}))]);
+    (of_c.issuer, of_c.from_headers) = ("c".into(), vec![header("authorization", "Bearer ")]);
+    let rules = [rules(vec![for_shop, of_a, of_b]), rules(vec![of_c])];
     authenticator.update(&rules);
     let check = |headers: &[(&str, &str)], expect: Result<usize, Unauthenticated>| {
         let verdict = authenticator.authenticate(&rules, &mut request("/", headers), now());
@@ -199,7 +202,13 @@ fn an_issuer_is_believed_where_its_rule_looks() {
             &json!({ "iss": issuer, "sub": "jane" }),
         )
     };
-    let (of_a, of_b) = (token_of(&a, ISSUER), token_of(&b, "b"));
+    let (of_a, of_b, of_c) = (token_of(&a, ISSUER), token_of(&b, "b"), token_of(&a, "c"));
+    check(&[("authorization", &format!("Bearer {of_b}"))], Ok(1));
+    check(&[("authorization", &format!("Bearer {of_c}"))], Ok(1));
+    check(
+        &[("authorization", &format!("bearer {of_c}"))],
+        Err(Unauthenticated::Issuer),
+    );
     check(&[("x-a", &of_a)], Ok(1));
     check(
         &[("x-a", &of_a), ("authorization", &format!("Bearer {of_b}"))],
