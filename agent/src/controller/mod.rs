@@ -113,11 +113,8 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let Some(root) = first_root(&place, &client, &shutdown).await else {
         return Ok(());
     };
-    let (store, placement, counts) = (
-        Store::default(),
-        Placement::default(),
-        Arc::new(Counts::default()),
-    );
+    let (store, placement) = (Store::default(), Placement::default());
+    let counts = Arc::new(Counts::default());
     let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
     let tls = server_tls(&root.ca, &names)?;
@@ -167,10 +164,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         roots,
     };
     writing.spawn(&config, &counts, &tasks, &shutdown);
-    let page = {
-        let (services, store) = (Arc::clone(&services), store);
-        move |request: &http::Request<hyper::body::Incoming>| answer(request.uri().path(), &services, &store)
-    };
+    let page = page(Arc::clone(&services), store);
     tracing::info!(address = %config.listen, "serving the mesh and certificates");
     tokio::join!(
         rpc::serve(listener, tls, services, shutdown.clone()),
@@ -297,6 +291,13 @@ fn server_tls(ca: &LocalCa, names: &[String]) -> anyhow::Result<ServerTls> {
         .server_cert(names)
         .context("make the server's own certificate")?;
     Ok(ServerTls::new(cert.chain, cert.key)?)
+}
+
+fn page(
+    services: Arc<Services>,
+    store: Store,
+) -> impl Fn(&http::Request<hyper::body::Incoming>) -> Page + Clone + Send + Sync + 'static {
+    move |request| answer(request.uri().path(), &services, &store)
 }
 
 fn answer(path: &str, services: &Services, store: &Store) -> Page {
