@@ -7,7 +7,9 @@ use std::{
 
 use rustc_hash::FxHasher;
 
-use crate::mesh::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch};
+use crate::mesh::{
+    Action, Clause, GUARDS, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, StringMatch,
+};
 
 /// Who may come, by name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,7 +70,7 @@ pub fn deny_others(namespace: &Arc<str>, waypoints: &[StringMatch], named: Named
         not_destination_ports: if nobody { vec![0] } else { Vec::new() },
         ..Match::default()
     };
-    policy(namespace, "weft_waypoint_only", Action::Deny, match_)
+    policy(namespace, GUARDS[0], Action::Deny, match_)
 }
 
 /// Lets these waypoints in, which have asked every ALLOW policy with the client's identity.
@@ -77,7 +79,7 @@ pub fn let_in(namespace: &Arc<str>, waypoints: Vec<StringMatch>) -> Policy {
         principals: waypoints,
         ..Match::default()
     };
-    policy(namespace, "weft_from_waypoint", Action::Allow, match_)
+    policy(namespace, GUARDS[1], Action::Allow, match_)
 }
 
 /// Named by what it says, in a form that no object of Kubernetes can have.

@@ -73,6 +73,12 @@ pub fn authorize_service_connection(mesh: &Mesh, policies: &[PolicyKey], conn: &
     verdict(judge_policies(&mesh.cover_of(policies), &conn))
 }
 
+/// Whether a connection that is no request may go on from a waypoint to a workload, as [`authorize_request`] says it of requests.
+pub fn authorize_from_waypoint(mesh: &Mesh, workload: &Workload, conn: &Inbound) -> Verdict {
+    let conn = Judged::of_anybody(mesh, conn);
+    verdict(judge_policies(&mesh.cover(workload), &conn))
+}
+
 /// Whether a request may reach a workload: what every policy says that covers it.
 ///
 /// `conn` has the client's identity and address, not the waypoint's, and the address and port of the workload. STRICT
@@ -166,8 +172,8 @@ fn judge_policies(cover: &Cover, conn: &Judged<'_>) -> Result<Option<PolicyKey>,
     }
     match cover.first_match(Action::Allow, conn) {
         Some(policy) => Ok(Some(policy.clone())),
-        None if cover.enforced(Action::Allow).next().is_none() => Ok(None),
-        None => Err(Refusal::NotAllowed(cover.enforced(Action::Allow).collect())),
+        None if cover.enforced(Action::Allow, conn).next().is_none() => Ok(None),
+        None => Err(Refusal::NotAllowed(cover.enforced(Action::Allow, conn).collect())),
     }
 }
 
@@ -181,7 +187,7 @@ fn check_strict(mesh: &Mesh, workload: &Workload, port: u16) -> Result<(), Refus
 /// What the fields of a match look at.
 struct Judged<'a> {
     mesh: &'a Mesh,
-    /// None where a request is judged for a service.
+    /// None where a waypoint judges.
     workload: Option<&'a Workload>,
     /// Boxed: without one, there is nothing to make room for.
     request: Option<Box<Asked<'a>>>,
@@ -252,6 +258,11 @@ impl<'a> Judged<'a> {
             peer,
             through_waypoint: OnceCell::new(),
         }
+    }
+
+    /// Whether it is a waypoint that judges, and not the workload's agent.
+    fn at_waypoint(&self) -> bool {
+        self.workload.is_none()
     }
 
     /// Whether it comes out of a waypoint that the workload, or a service that it backs, is bound to: there a request

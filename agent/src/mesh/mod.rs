@@ -24,8 +24,8 @@ mod workload;
 mod sample;
 
 pub use authorize::{
-    Verdict, authorize, authorize_request, authorize_service, authorize_service_connection, dry_run_matches,
-    recorded_matches, rehearse,
+    Verdict, authorize, authorize_from_waypoint, authorize_request, authorize_service,
+    authorize_service_connection, dry_run_matches, recorded_matches, rehearse,
 };
 pub use bound::{Bound, Sought, bound};
 pub use endpoints::Endpoint;
@@ -35,8 +35,8 @@ pub use limit::Limit;
 pub use names::{Host, Lookup, Wanted, resolve};
 pub use place::Place;
 pub use policy::{
-    Action, Clause, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy, PolicyKey,
-    PortModes, Rule, Scope, ServiceAccountMatch, StringMatch,
+    Action, Clause, GUARDS, Match, MtlsMode, MtlsSetting, PeerAuthentication, PeerAuthentications, Policy,
+    PolicyKey, PortModes, Rule, Scope, ServiceAccountMatch, StringMatch,
 };
 pub use refusal::{InScope, Refusal};
 pub use route::{Candidate, NextHop, Route, Standing, Tunnel, candidates, choices, reroute, route};

@@ -18,6 +18,17 @@ pub struct PolicyKey {
     pub name: Arc<str>,
 }
 
+/// What the names of guards begin with. No object of Kubernetes has a name with such characters.
+pub const GUARDS: [&str; 2] = ["weft_waypoint_only", "weft_from_waypoint"];
+
+impl PolicyKey {
+    /// Whether it is one of the policies that keep everybody on the way through a waypoint: they are made for agents, which see
+    /// the waypoint's identity, and say nothing of the waypoint's own clients.
+    pub fn is_guard(&self) -> bool {
+        GUARDS.iter().any(|guard| self.name.starts_with(guard))
+    }
+}
+
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

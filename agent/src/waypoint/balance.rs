@@ -60,21 +60,49 @@ pub(super) struct Cluster {
 pub(super) struct UnderWay {
     requests: AtomicUsize,
     retries: AtomicUsize,
+    copies: AtomicUsize,
+}
+
+/// Copies for mirrors that may be under way to one service.
+const MOST_COPIES: usize = 1024;
+
+/// What is under way.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Request,
+    Retry,
+    Copy,
+}
+
+impl UnderWay {
+    fn count(&self, kind: Kind) -> &AtomicUsize {
+        match kind {
+            Kind::Request => &self.requests,
+            Kind::Retry => &self.retries,
+            Kind::Copy => &self.copies,
+        }
+    }
 }
 
 /// One of them, until it is dropped.
 pub(super) struct Place {
     of: Arc<UnderWay>,
-    is_retry: bool,
+    kind: Kind,
+}
+
+impl Place {
+    /// None where there are as many as may be.
+    fn take(of: &Arc<UnderWay>, kind: Kind, most: usize) -> Option<Self> {
+        let before = of.count(kind).fetch_add(1, AcqRel);
+        let of = Arc::clone(of);
+        let place = Self { of, kind };
+        (before < most).then_some(place)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let count = match self.is_retry {
-            true => &self.of.retries,
-            false => &self.of.requests,
-        };
-        count.fetch_sub(1, AcqRel);
+        self.of.count(self.kind).fetch_sub(1, AcqRel);
     }
 }
 
@@ -150,13 +178,11 @@ impl Cluster {
 
     /// A request's place among those that may be under way.
     pub(super) fn begin(&self) -> Option<Place> {
-        let before = self.under_way.requests.fetch_add(1, AcqRel);
-        let place = Place {
-            of: Arc::clone(&self.under_way),
-            is_retry: false,
+        let most = match self.policy.max_requests {
+            0 => usize::MAX,
+            most => most as usize,
         };
-        let most = self.policy.max_requests as usize;
-        (most == 0 || before < most).then_some(place)
+        Place::take(&self.under_way, Kind::Request, most)
     }
 
     /// A retry's place, as the budget has it.
@@ -165,12 +191,12 @@ impl Cluster {
         let requests = self.under_way.requests.load(Acquire);
         let of_percent = requests.saturating_mul(budget.percent as usize) / 100;
         let most = of_percent.max(budget.at_least as usize);
-        let before = self.under_way.retries.fetch_add(1, AcqRel);
-        let place = Place {
-            of: Arc::clone(&self.under_way),
-            is_retry: true,
-        };
-        (before < most).then_some(place)
+        Place::take(&self.under_way, Kind::Retry, most)
+    }
+
+    /// The place of a copy for a mirror.
+    pub(super) fn copy(&self) -> Option<Place> {
+        Place::take(&self.under_way, Kind::Copy, MOST_COPIES)
     }
 }
 

@@ -110,8 +110,7 @@ pub(super) fn end(copies: Vec<Copy>, body: &Sent) {
     let Some(body) = body.whole() else { return };
     for copy in copies {
         let worker = Arc::clone(copy.client.worker());
-        let Some(place) = copy.member.0.retry() else {
-            // As many copies and retries are under way as the service's budget has.
+        let Some(place) = copy.member.0.copy() else {
             return;
         };
         let request = copy

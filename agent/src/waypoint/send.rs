@@ -275,7 +275,8 @@ impl<'a> Tries<'a> {
         if self.retries >= most || !self.retry.again_after(&attempt) || !sending.body.may_repeat() {
             return None;
         }
-        if self.budget.is_none() {
+        // The budget is for what apps have to do twice: not for what none of them has seen.
+        if self.budget.is_none() && !attempt.was_not_seen() {
             self.budget = Some(cluster.retry()?);
         }
         self.retries += 1;

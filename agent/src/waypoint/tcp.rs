@@ -29,8 +29,8 @@ use super::{
 use crate::{
     hbone::{Baggage, Io, Responder},
     mesh::{
-        Bound, FailureKind, Flow, Inbound, Mesh, Outcome, Party, PolicyKey, Refusal, Verdict, authorize,
-        authorize_service_connection,
+        Bound, FailureKind, Flow, Inbound, Mesh, Outcome, Party, PolicyKey, Refusal, Verdict,
+        authorize_from_waypoint, authorize_service_connection,
         http::{Backend, Destination, TlsDecision},
     },
     net::copy::Count as _,
@@ -131,7 +131,7 @@ impl Question {
         let policies = routes.map_or(&[][..], |routes| &routes.values().policies);
         let of_service = allowed(authorize_service_connection(mesh, policies, &self.dialled))?;
         let workload = mesh.workload(&self.uid).ok_or(Refusal::UnknownWorkload)?;
-        Ok(allowed(authorize(mesh, workload, &self.conn))?.or(of_service))
+        Ok(allowed(authorize_from_waypoint(mesh, workload, &self.conn))?.or(of_service))
     }
 }
 

@@ -104,7 +104,9 @@ const PACKAGES: [(&str, Check, &str); 8] = [
 
 /// What only the tests need: a DNS server and its clients, and the languages whose standard clients and servers must work
 /// in a pod. Those are large.
-const TESTS: [(&str, Check, &str); 9] = [
+const TESTS: [(&str, Check, &str); 11] = [
+    WRK,
+    H2LOAD,
     ("dnsmasq", Check::Program("dnsmasq"), "dnsmasq-base"),
     ("dig", Check::Program("dig"), "bind9-dnsutils"),
     (
@@ -269,10 +271,13 @@ pub(crate) fn profiler() -> Vec<Need> {
     ]
 }
 
+const WRK: (&str, Check, &str) = ("wrk (HTTP/1.1 load)", Check::Program("wrk"), "wrk");
+const H2LOAD: (&str, Check, &str) = ("h2load (HTTP/2 load)", Check::Program("h2load"), "nghttp2-client");
+
 /// Name, check, Debian's package.
 const BENCHMARK: [(&str, Check, &str); 4] = [
-    ("wrk (HTTP/1.1 load)", Check::Program("wrk"), "wrk"),
-    ("h2load (HTTP/2 load)", Check::Program("h2load"), "nghttp2-client"),
+    WRK,
+    H2LOAD,
     ("iperf3 (bulk)", Check::Program("iperf3"), "iperf3"),
     ("iptables (sidecar mode)", Check::Program("iptables"), "iptables"),
 ];

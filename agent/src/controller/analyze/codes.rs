@@ -122,6 +122,7 @@ codes! {
     621 NotHttp: "a route of requests is for a port that does not speak HTTP", "correct the port's appProtocol or name, or remove the route";
     622 TooMany: "a service has more matches than are looked at", "write fewer";
     623 ExportToIgnored: "exportTo is not asked", "remove it";
+    624 HeaderNotChanged: "a header is the connection's own, and no route changes it", "remove it from the filter";
 
     701 SubsetSelectsNothing(Workload): "a subset selects none of the service's pods", "compare its labels with the pods'";
     702 TlsIgnored: "client TLS is not switched off inside of the mesh", "remove trafficPolicy.tls";

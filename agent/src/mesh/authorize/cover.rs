@@ -164,6 +164,8 @@ pub(in crate::mesh) struct Cover {
     pub(super) dry_run: bool,
     /// The mesh's, the namespace's, and those that it names: in this order.
     groups: [Arc<Group>; 3],
+    /// Those that keep everybody on the way through its waypoint. The waypoint itself, which judges clients, asks none of them.
+    guards: Arc<Group>,
 }
 
 impl Cover {
@@ -177,12 +179,12 @@ impl Cover {
         let missing = missing.map(|(key, _)| PolicyKey::clone(key));
         let named = named.into_iter().filter_map(|(_, policy)| policy);
         let named = named.filter(|policy| is_named_alone(policy, workload));
-        let named: Vec<_> = named.cloned().collect();
-        let named = if missing.is_some() {
-            Group::of_nobody(named)
-        } else {
-            Group::in_force(named)
+        let (guards, named): (Vec<_>, Vec<_>) = named.cloned().partition(|policy| policy.key.is_guard());
+        let group = match missing {
+            Some(_) => Group::of_nobody,
+            None => Group::in_force,
         };
+        let (guards, named) = (group(guards), group(named));
         let groups = [
             policies.of_mesh.clone(),
             policies.of_namespace(workload).clone(),
@@ -193,6 +195,7 @@ impl Cover {
             missing,
             dry_run: covering.any(|policy| !policy.is_enforced()),
             groups,
+            guards: Arc::new(guards),
         }
     }
 
@@ -211,6 +214,7 @@ impl Cover {
             missing,
             dry_run: named.policies.iter().any(|policy| !policy.is_enforced()),
             groups: [policies.none.clone(), policies.none.clone(), Arc::new(named)],
+            guards: policies.none.clone(),
         }
     }
 
@@ -221,21 +225,26 @@ impl Cover {
             missing: self.missing.clone(),
             dry_run: self.dry_run,
             groups: self.groups.each_ref().map(rehearsed),
+            guards: self.guards.clone(),
         }
     }
 
     /// The first enforced policy of an action that matches.
     pub(super) fn first_match(&self, action: Action, conn: &Judged<'_>) -> Option<&PolicyKey> {
-        let mut rules = self.groups.iter().filter_map(|group| group.of(action));
+        let mut rules = self.asked(conn).filter_map(|group| group.of(action));
         rules.find_map(|rules| rules.first_match(conn))
     }
 
-    /// Every enforced policy of an action.
-    pub(super) fn enforced(&self, action: Action) -> impl Iterator<Item = &PolicyKey> {
-        self.groups
-            .iter()
+    /// Every enforced policy of an action that is asked of a connection.
+    pub(super) fn enforced(&self, action: Action, conn: &Judged<'_>) -> impl Iterator<Item = &PolicyKey> {
+        self.asked(conn)
             .filter_map(move |group| group.of(action))
             .flat_map(|rules| &rules.policies)
+    }
+
+    fn asked(&self, conn: &Judged<'_>) -> impl Iterator<Item = &Arc<Group>> {
+        let guards = (!conn.at_waypoint()).then_some(&self.guards);
+        self.groups.iter().chain(guards)
     }
 }
 

@@ -1,11 +1,14 @@
 //! How a waypoint ends, and how its clients' connections do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::Response;
 use tokio::sync::Notify;
 
-use super::world::{App, Plan, World, body, get, soon, text, whole};
+use super::world::{App, Plan, World, body, get, soon, text, until, whole};
 
 /// A world with an app that answers when it is told.
 async fn world(settings: impl FnOnce(&mut crate::waypoint::Settings)) -> (App, Arc<Notify>, World) {
@@ -30,7 +33,7 @@ async fn a_request_under_way_goes_on_and_the_worker_ends_with_it() {
     let (app, go, world) = world(|_| {}).await;
     let mut sender = world.http1().await;
     let asked = tokio::spawn(sender.send_request(get("/")));
-    super::world::until(|| app.count() == 1).await;
+    until(|| app.count() == 1).await;
     world.drain.cancel();
     go.notify_one();
     let response = soon(asked).await.unwrap().unwrap();
@@ -44,7 +47,7 @@ async fn what_goes_on_after_the_deadline_is_cut() {
     let (app, _go, world) = world(|settings| settings.drain_timeout = Duration::from_millis(100)).await;
     let mut sender = world.http1().await;
     let asked = tokio::spawn(sender.send_request(get("/")));
-    super::world::until(|| app.count() == 1).await;
+    until(|| app.count() == 1).await;
     world.drain.cancel();
     soon(world.worker).await.unwrap();
     assert!(soon(asked).await.unwrap().is_err());
@@ -55,7 +58,8 @@ async fn an_old_connection_is_told_to_go_elsewhere_with_its_next_response() {
     let (_app, go, world) = world(|settings| settings.max_connection_age = Duration::from_millis(100)).await;
     let mut sender = world.http1().await;
     let asked = tokio::spawn(sender.send_request(get("/")));
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    let begun = Instant::now();
+    until(|| begun.elapsed() > Duration::from_millis(150)).await;
     go.notify_one();
     let response = soon(asked).await.unwrap().unwrap();
     assert_eq!(response.headers()["connection"], "close");

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::mesh::{
     Action, Inbound, Match, Mesh, MeshParts, Policy, PolicyKey, Refusal, Rule, Scope, Verdict, Workload,
-    authorize, authorize_request, authorize_service,
+    authorize, authorize_from_waypoint, authorize_request, authorize_service,
     http::RequestHead,
     recorded_matches,
     sample::{self, any_of, policy, policy_key},
@@ -550,6 +550,61 @@ fn what_cannot_be_judged_never_widens() {
         authorize(&mesh(&policies), &web(), &conn("demo/curl")),
         Verdict::Deny(_)
     ));
+}
+
+#[test]
+fn what_keeps_everybody_on_the_way_through_a_waypoint_is_not_asked_at_the_waypoint() {
+    let (waypoint, client) = (conn("demo/waypoint"), conn("demo/curl"));
+    let named = |conn: &Inbound, not: bool| {
+        let name = StringMatch::Exact(conn.peer.as_ref().unwrap().principal().into());
+        let names = vec![name];
+        match not {
+            true => Match {
+                not_principals: names,
+                ..Match::default()
+            },
+            false => Match {
+                principals: names,
+                ..Match::default()
+            },
+        }
+    };
+    let guards = ["demo/weft_waypoint_only_1", "demo/weft_from_waypoint_1"];
+    let policies = [
+        policy(
+            guards[0],
+            Scope::Selector,
+            Action::Deny,
+            vec![any_of([named(&waypoint, true)])],
+        ),
+        policy(
+            guards[1],
+            Scope::Selector,
+            Action::Allow,
+            vec![any_of([named(&waypoint, false)])],
+        ),
+    ];
+    let workload = Workload {
+        policies: guards.map(policy_key).to_vec(),
+        ..web()
+    };
+    let mesh = mesh(&policies);
+    // The agent sees who dials: the waypoint, or somebody who goes around it.
+    assert_eq!(
+        shown(authorize(&mesh, &workload, &waypoint)),
+        format!("allowed by {}", guards[1])
+    );
+    assert_eq!(
+        shown(authorize(&mesh, &workload, &client)),
+        format!("denied by policy {}", guards[0])
+    );
+    let asked = Request::new("GET shop/");
+    let verdict = asked.ask(|facts| authorize_request(&mesh, &workload, &client, facts));
+    assert_eq!(shown(verdict), "allowed");
+    assert_eq!(
+        shown(authorize_from_waypoint(&mesh, &workload, &client)),
+        "allowed"
+    );
 }
 
 fn deny_by_path(key: &str, path: &str) -> Policy {
