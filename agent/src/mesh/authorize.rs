@@ -224,28 +224,34 @@ impl<'a> Peer<'a> {
 
 impl<'a> Judged<'a> {
     fn new(mesh: &'a Mesh, workload: &'a Workload, conn: &'a Inbound) -> Self {
-        Self {
-            workload: Some(workload),
-            ..Self::of_anybody(mesh, conn)
-        }
+        Self::of(mesh, conn, Some(workload), None)
     }
 
     /// Nothing is spared what a waypoint judges: this is the waypoint.
     fn of_request(mesh: &'a Mesh, conn: &'a Inbound, request: &'a RequestFacts<'a>) -> Self {
-        Self {
-            request: Some(Box::new(Asked::new(request, conn.source_ip.to_canonical()))),
-            ..Self::of_anybody(mesh, conn)
-        }
+        let request = Asked::new(request, conn.source_ip.to_canonical());
+        Self::of(mesh, conn, None, Some(Box::new(request)))
     }
 
     fn of_anybody(mesh: &'a Mesh, conn: &'a Inbound) -> Self {
+        Self::of(mesh, conn, None, None)
+    }
+
+    /// Inline: it is made where it lies, once for every connection.
+    #[inline]
+    fn of(
+        mesh: &'a Mesh,
+        conn: &'a Inbound,
+        workload: Option<&'a Workload>,
+        request: Option<Box<Asked<'a>>>,
+    ) -> Self {
         let peer = conn.peer.as_ref().map(Peer::new);
         let of_peer = |value: fn(&Peer<'_>) -> u64| peer.as_ref().map(value);
         let destination_port = conn.destination.port();
         Self {
             mesh,
-            workload: None,
-            request: None,
+            workload,
+            request,
             source_ip: conn.source_ip.to_canonical(),
             destination_ip: conn.destination.ip().to_canonical(),
             destination_port,

@@ -35,10 +35,11 @@ use weft_pure::{
 /// One microsecond: the instructions that a core of 3 GHz retires in it at one a cycle, where such code does better.
 const MICROSECOND: u64 = 3_000;
 
-/// A question that takes longer than a microsecond fails, whatever the committed counts say.
-fn within_a_microsecond() -> LibraryBenchmarkConfig {
+/// A question of a connection that takes longer than a microsecond fails, whatever the committed counts say; of a request, that
+/// takes longer than two.
+fn within(limit: u64) -> LibraryBenchmarkConfig {
     let mut callgrind = counting();
-    callgrind.hard_limits([(EventKind::Ir, MICROSECOND)]);
+    callgrind.hard_limits([(EventKind::Ir, limit)]);
     let mut config = LibraryBenchmarkConfig::default();
     config.tool(callgrind);
     config
@@ -145,17 +146,13 @@ fn path_normalized(path: &str) -> usize {
 
 library_benchmark_group!(
     name = authorize_,
-    config = within_a_microsecond(),
+    config = within(MICROSECOND),
     benchmarks = authorized
 );
-library_benchmark_group!(
-    name = route_,
-    config = within_a_microsecond(),
-    benchmarks = routed
-);
+library_benchmark_group!(name = route_, config = within(MICROSECOND), benchmarks = routed);
 library_benchmark_group!(
     name = requests_,
-    config = within_a_microsecond(),
+    config = within(2 * MICROSECOND),
     benchmarks = [
         decided,
         request_authorized,

@@ -243,8 +243,9 @@ impl Cover {
     }
 
     fn asked(&self, conn: &Judged<'_>) -> impl Iterator<Item = &Arc<Group>> {
-        let guards = (!conn.at_waypoint()).then_some(&self.guards);
-        self.groups.iter().chain(guards)
+        let [of_mesh, of_namespace, named] = &self.groups;
+        let all = [of_mesh, of_namespace, named, &self.guards];
+        all.into_iter().take(if conn.at_waypoint() { 3 } else { 4 })
     }
 }
 
