@@ -34,6 +34,8 @@ pub struct Bound {
     pub authentications: Vec<PolicyKey>,
     /// Whether its endpoints expect what is not done, so that nothing may be sent to them.
     pub refused: bool,
+    /// Whether a waypoint judges what is sent to it, or is it: then it is said as well that nothing is asked.
+    pub judged: bool,
 }
 
 /// What one namespace says of a service.
@@ -45,7 +47,7 @@ struct Source<'r> {
     virtual_service: Option<&'r VirtualService>,
 }
 
-/// Everything that a waypoint does with what is sent to a service; none where nothing is said.
+/// Everything that a waypoint does with what is sent to a service; none where nothing is said and no waypoint waits for it.
 pub fn link<'r>(
     service: &Service,
     all: impl IntoIterator<Item = (&'r str, &'r Routings)>,
@@ -86,7 +88,8 @@ pub fn link<'r>(
             .tcp
             .extend(tcp(port, &sources, service).map(|it| (port, it)));
     }
-    let says = !routes.http.is_empty()
+    let says = bound.judged
+        || !routes.http.is_empty()
         || !routes.tls.is_empty()
         || !routes.tcp.is_empty()
         || routes.traffic != Traffic::default()

@@ -4,7 +4,12 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::{Mesh, Refusal, Service, Workload, is_own_port, route::is_pod_of};
+use super::{
+    Mesh, PolicyKey, Refusal, Service, Workload,
+    http::{Routes, ServiceRoutes},
+    is_own_port,
+    route::is_pod_of,
+};
 
 /// What is asked for, as the CONNECT names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +60,62 @@ impl Bound {
             Self::Workload { addr, of: None, .. } => addr.port(),
         }
     }
+}
+
+/// What a waypoint asks of whoever goes there, besides what it asks for the workload that is chosen in the end.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// What is done with requests to the service, where it is of one.
+    pub routes: Option<Arc<Routes>>,
+    /// The policies that name the service, the waypoint or its class.
+    pub policies: Vec<PolicyKey>,
+    /// Whose tokens are believed.
+    pub authentications: Vec<PolicyKey>,
+}
+
+impl Demands {
+    fn add(&mut self, routes: &ServiceRoutes) {
+        push_new(&mut self.policies, &routes.policies);
+        push_new(&mut self.authentications, &routes.authentications);
+    }
+}
+
+fn push_new(keys: &mut Vec<PolicyKey>, more: &[PolicyKey]) {
+    for key in more {
+        if !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+}
+
+impl Bound {
+    /// What is asked of whoever goes there. The feed says something, if only that it is nothing, of every service that is
+    /// bound to a waypoint, and of the waypoint's own, whose demands are those on whoever dials a workload itself.
+    ///
+    /// # Errors
+    /// Where it has not arrived or cannot be read: nobody knows then what is to be refused.
+    pub fn demands(&self, mesh: &Mesh) -> Result<Demands, Refusal> {
+        let mut demands = Demands::default();
+        if let Some(service) = self.service() {
+            let routes = said_of(mesh, service)?;
+            demands.add(routes.values());
+            demands.routes = Some(Arc::clone(routes));
+        }
+        if let Self::Workload { workload, .. } = self {
+            let gateway = workload.waypoint.as_ref();
+            let gateway = gateway.or_else(|| self.service()?.waypoint.as_ref());
+            if let Some(own) = gateway.and_then(|gateway| mesh.gateway_service(gateway)) {
+                demands.add(said_of(mesh, own)?.values());
+            }
+            push_new(&mut demands.authentications, &workload.authentications);
+        }
+        Ok(demands)
+    }
+}
+
+fn said_of<'m>(mesh: &'m Mesh, service: &Service) -> Result<&'m Arc<Routes>, Refusal> {
+    let routes = mesh.usable_routes(&service.key)?;
+    routes.ok_or_else(|| Refusal::RoutesMissing(service.key.clone()))
 }
 
 /// What a waypoint whose own pod is `waypoint` is asked for.

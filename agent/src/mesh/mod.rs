@@ -27,7 +27,7 @@ pub use authorize::{
     Verdict, authorize, authorize_from_waypoint, authorize_request, authorize_service,
     authorize_service_connection, dry_run_matches, recorded_matches, rehearse,
 };
-pub use bound::{Bound, Sought, bound};
+pub use bound::{Bound, Demands, Sought, bound};
 pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, Security};
 pub use index::{Mesh, MeshParts};

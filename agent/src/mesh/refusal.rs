@@ -30,6 +30,9 @@ pub enum Refusal {
     /// The service's routes cannot be read: nobody knows what they were to refuse.
     #[error("the routes of service {0} cannot be read")]
     RoutesUnreadable(ServiceKey),
+    /// What a waypoint does for the service has not arrived: nobody knows what it is to refuse.
+    #[error("the routes of service {0} have not arrived")]
+    RoutesMissing(ServiceKey),
     /// The destination is bound to a waypoint that the mesh does not know or that has no healthy endpoint.
     #[error("the waypoint of {0} is not available")]
     WaypointUnavailable(String),
@@ -98,6 +101,7 @@ impl Refusal {
             | Self::UnknownDestination(_)
             | Self::NoSuchPort(..)
             | Self::RoutesUnreadable(_)
+            | Self::RoutesMissing(_)
             | Self::NoHealthyEndpoint(_)
             | Self::NoEndpointInScope(_)
             | Self::WaypointUnavailable(_)

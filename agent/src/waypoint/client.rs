@@ -15,7 +15,7 @@ use super::{
 use crate::{
     hbone::Authority,
     mesh::{
-        Bound, Mesh, PolicyKey, Refusal, SpiffeId, Workload, bound,
+        Bound, Demands, Mesh, PolicyKey, Refusal, SpiffeId, Workload, bound,
         http::{RequestAuthentication, Routes},
     },
 };
@@ -88,19 +88,19 @@ impl Client {
     fn look(&self, seen: &Arc<Seen>) -> Result<Here, Refusal> {
         let mesh = &seen.mesh;
         let bound = bound(mesh, &seen.own, sought(&self.authority))?;
-        let routes = match bound.service() {
-            Some(service) => mesh.usable_routes(&service.key)?,
-            None => None,
-        };
-        let named = named(&bound, routes);
+        let Demands {
+            routes,
+            policies,
+            authentications: named,
+        } = bound.demands(mesh)?;
         let found = |key: &PolicyKey| mesh.request_authentication(key).cloned();
         Ok(Here {
             seen: Arc::clone(seen),
             source: source(mesh, self.addr, self.identity()),
             authentications: named.iter().filter_map(found).collect(),
             missing: named.iter().find(|key| found(key).is_none()).cloned(),
-            policies: routes.map_or_else(Vec::new, |routes| routes.values().policies.clone()),
-            routes: routes.cloned(),
+            policies,
+            routes,
             dialled: dialled(&self.authority, &bound),
             bound,
         })
@@ -123,13 +123,4 @@ fn dialled(authority: &Authority, bound: &Bound) -> SocketAddr {
 fn source(mesh: &Mesh, addr: SocketAddr, identity: &SpiffeId) -> Option<Arc<Workload>> {
     let there = mesh.workload_at(addr.ip())?;
     (there.identity == *identity).then(|| Arc::clone(there))
-}
-
-/// The request authentications that requests are checked with.
-fn named<'a>(bound: &'a Bound, routes: Option<&'a Arc<Routes>>) -> &'a [PolicyKey] {
-    match (routes, bound) {
-        (Some(routes), _) => &routes.values().authentications,
-        (None, Bound::Workload { workload, .. }) => &workload.authentications,
-        (None, Bound::Service { .. }) => &[],
-    }
 }

@@ -115,7 +115,7 @@ struct Reached {
 
 /// What was asked of the mesh when a connection was opened.
 struct Question {
-    service: Option<crate::mesh::ServiceKey>,
+    bound: Bound,
     dialled: Inbound,
     uid: Arc<str>,
     conn: Inbound,
@@ -124,12 +124,8 @@ struct Question {
 impl Question {
     /// What the policies say of the service and of the workload.
     fn ask(&self, mesh: &Mesh) -> Result<Option<PolicyKey>, Refusal> {
-        let routes = match &self.service {
-            Some(service) => mesh.usable_routes(service)?,
-            None => None,
-        };
-        let policies = routes.map_or(&[][..], |routes| &routes.values().policies);
-        let of_service = allowed(authorize_service_connection(mesh, policies, &self.dialled))?;
+        let policies = self.bound.demands(mesh)?.policies;
+        let of_service = allowed(authorize_service_connection(mesh, &policies, &self.dialled))?;
         let workload = mesh.workload(&self.uid).ok_or(Refusal::UnknownWorkload)?;
         Ok(allowed(authorize_from_waypoint(mesh, workload, &self.conn))?.or(of_service))
     }
@@ -192,7 +188,7 @@ async fn reach_once(
         identity: None,
     };
     let question = Question {
-        service: here.bound.service().map(|service| service.key.clone()),
+        bound: here.bound.clone(),
         dialled: inbound(here.dialled),
         uid: Arc::clone(&workload.uid),
         conn: inbound(member.endpoint.addr),

@@ -20,16 +20,15 @@ pub(super) fn bound(pass: &mut Pass<'_>) {
     let mut read = Vec::new();
     for service in &pass.unit.services {
         let said = match &service.value.waypoint {
-            Some(_) => of_service(service, pass),
+            Some(_) => Some(of_service(service, pass)),
             None => of_waypoint(service, pass),
         };
-        if said.iter().any(|keys| !keys.is_empty()) {
-            read.push((service.value.key.clone(), said));
-        }
+        read.extend(said.map(|said| (service.value.key.clone(), said)));
     }
     for (key, [policies, authentications]) in read {
         let bound = pass.unit.bound.entry(key).or_default();
         (bound.policies, bound.authentications) = (policies, authentications);
+        bound.judged = true;
     }
     pass.unit.bound.retain(|_, bound| *bound != Bound::default());
 }
@@ -67,7 +66,8 @@ fn of_service(service: &Owned<Service>, pass: &Pass<'_>) -> [Vec<PolicyKey>; 2] 
     [policies, authentications]
 }
 
-fn of_waypoint(service: &Owned<Service>, pass: &Pass<'_>) -> [Vec<PolicyKey>; 2] {
+/// None for a service that is no waypoint.
+fn of_waypoint(service: &Owned<Service>, pass: &Pass<'_>) -> Option<[Vec<PolicyKey>; 2]> {
     let object = pass.objects.metadata(Kind::Service, &service.owner.name);
     let object = object.filter(|_| service.owner.kind == Kind::Service);
     let gateway = object.and_then(|it| label(it.labels.as_ref(), labels::GATEWAY_NAME));
@@ -78,7 +78,5 @@ fn of_waypoint(service: &Owned<Service>, pass: &Pass<'_>) -> [Vec<PolicyKey>; 2]
             .waypoint(&key)
             .filter(|it| it.key == service.value.key)
     });
-    found.map_or_else(Default::default, |it| {
-        [it.policies.clone(), it.authentications.clone()]
-    })
+    found.map(|it| [it.policies.clone(), it.authentications.clone()])
 }

@@ -13,7 +13,7 @@ use crate::{
         Authentication, Bound, Diagnostic, Grant, Known, Labels, OfService, Reader, Routings, Severity,
         Surroundings, Targets, authentication, destination_rule, is_routing, link, merged_traffic,
     },
-    mesh::{PolicyKey, Service, ServiceKey, http},
+    mesh::{GatewayAddress, GatewayDestination, PolicyKey, Service, ServiceKey, http},
 };
 
 /// Reads them, notes at the workloads of which subsets they are and whose tokens are believed, and guards those behind waypoints.
@@ -47,6 +47,7 @@ pub(super) fn http(
         ..http::Parts::default()
     };
     let mut targeted = Vec::new();
+    let waypoints = waypoints(services, pods);
     for service in services {
         let of_service = traffic.get(&service.key).cloned().unwrap_or_default();
         let is_for =
@@ -63,6 +64,7 @@ pub(super) fn http(
             policies: its,
             authentications: scopes.of_service(&authentications, service, pods),
             refused: of_service.refused,
+            judged: service.waypoint.is_some() || waypoints.contains(&service.key),
         };
         let all = routings.iter().map(|(namespace, its)| (*namespace, its));
         let linked = link(service, all, bound, diagnostics);
@@ -75,6 +77,20 @@ pub(super) fn http(
     }
     guards(&mut policies.policies, &targeted, services, pods);
     parts
+}
+
+/// The services that something is bound to.
+fn waypoints(services: &[Service], pods: &[Pod<'_>]) -> BTreeSet<ServiceKey> {
+    let of_services = services.iter().filter_map(|service| service.waypoint.as_ref());
+    let of_pods = pods.iter().filter_map(|pod| pod.workload.waypoint.as_ref());
+    let key = |gateway: &GatewayAddress| match &gateway.destination {
+        GatewayDestination::Service(key) => Some(key.clone()),
+        GatewayDestination::Address(address) => {
+            let has = |service: &&Service| service.vips.contains(address);
+            services.iter().find(has).map(|service| service.key.clone())
+        }
+    };
+    of_services.chain(of_pods).filter_map(key).collect()
 }
 
 /// What DestinationRules say of each service: those of its own namespace, else the root namespace's.

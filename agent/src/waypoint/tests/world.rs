@@ -191,10 +191,7 @@ impl Plan {
     pub(super) fn routes(&mut self, mut values: Value) {
         values["service"] = serde_json::to_value(key("web")).unwrap();
         let routes = Routes::new(serde_json::from_value(values).unwrap()).unwrap();
-        self.parts.http = Parts {
-            routes: vec![Arc::new(routes)],
-            ..std::mem::take(&mut self.parts.http)
-        };
+        self.parts.http.routes.insert(0, Arc::new(routes));
     }
 
     pub(super) async fn start(self) -> World {
@@ -283,7 +280,12 @@ impl World {
     }
 
     /// Puts a mesh in force.
-    pub(super) fn take(&self, parts: MeshParts) {
+    pub(super) fn take(&self, mut parts: MeshParts) {
+        // As the feed does: of services of which nothing was said, that there is nothing.
+        for service in &parts.services {
+            let nothing = serde_json::from_value(json!({ "service": service.key })).unwrap();
+            parts.http.routes.push(Arc::new(Routes::new(nothing).unwrap()));
+        }
         let mesh = Arc::new(Mesh::new(parts));
         let own = mesh.workload_at(self.waypoint.ip()).cloned().unwrap();
         self.shared.authenticator.update(mesh.request_authentications());
