@@ -91,8 +91,7 @@ fn covers(policy: &Policy, pod: &Pod<'_>) -> bool {
 fn principals(bound: &[&GatewayAddress], services: &[Service], pods: &[Pod<'_>]) -> Vec<StringMatch> {
     let of_waypoints = bound.iter().filter_map(|it| waypoint_service(it, services));
     let behind = of_waypoints.flat_map(|service| {
-        let is_behind =
-            |pod: &&Pod<'_>| pod.workload.native_tunnel && pod.workload.services.contains_key(&service.key);
+        let is_behind = |pod: &&Pod<'_>| pod.workload.services.contains_key(&service.key);
         pods.iter().filter(is_behind)
     });
     let principals: BTreeSet<_> = behind.map(|pod| pod.workload.identity.principal()).collect();
