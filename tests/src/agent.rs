@@ -1,6 +1,8 @@
 //! A node's agent: the real `weft agent`, in the node's namespace and cgroup, and what it says about itself. A waypoint, which
 //! answers on the same ports, is one in a pod.
 
+mod arguments;
+
 use std::{
     env, fmt,
     fs::{self, File, OpenOptions},
@@ -152,7 +154,7 @@ impl Agent {
                 // Not to be replaced by a person's own build, which would have the usual layout.
                 other => machine::binary(other, "WEFT_BIN_OF_ANOTHER_LAYOUT")?,
             },
-            args: arguments(world, node, &options)?,
+            args: arguments::of_agent(world, node, &options)?,
             envs: options.envs,
             log: world
                 .dir()
@@ -168,7 +170,7 @@ impl Agent {
             node: node.node_name(),
             place: pod.place().clone(),
             binary: machine::binary("weft", "WEFT_BIN")?,
-            args: waypoint_arguments(world, pod, &options)?,
+            args: arguments::of_waypoint(world, pod, &options)?,
             envs: options.envs,
             log: world.dir().join(format!("{}.log", pod.name())),
             process: Mutex::new(None),
@@ -451,66 +453,6 @@ impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "agent {} ({:?})", self.node(), self.pid())
     }
-}
-
-/// The arguments of `weft` for a node's agent.
-fn arguments(world: &World, node: &Node, options: &AgentOptions) -> Result<Vec<String>> {
-    let ca = match &options.ca {
-        Some(dir) => dir.clone(),
-        None => world.ca()?.to_owned(),
-    };
-    let pairs = [
-        ("--node", PathBuf::from(node.node_name())),
-        ("--mesh-file", world.mesh_file(node.node_name())),
-        ("--ca-cert", ca.join("root.pem")),
-        ("--ca-key", ca.join("root-key.pem")),
-        ("--cgroup-root", node.cgroup_root().to_owned()),
-        ("--pods-cgroup", node.pods_cgroup()),
-        ("--node-netns", node.netns().path()),
-        ("--pin-dir", node.pin_dir().to_owned()),
-    ];
-    let mut args = vec!["agent".to_owned()];
-    args.extend(
-        pairs
-            .into_iter()
-            .filter(|(flag, _)| !options.without.contains(flag))
-            .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]),
-    );
-    if options.json_log {
-        args.extend(["--log-format", "json"].map(str::to_owned));
-    }
-    args.extend(options.args.iter().cloned());
-    Ok(args)
-}
-
-/// The arguments of `weft` for a waypoint.
-fn waypoint_arguments(world: &World, pod: &Pod, options: &AgentOptions) -> Result<Vec<String>> {
-    let ca = match &options.ca {
-        Some(dir) => dir.clone(),
-        None => world.ca()?.to_owned(),
-    };
-    let addresses = pod.addresses().map(|address| address.to_string()).join(",");
-    let pairs = [
-        ("--gateway", pod.gateway()),
-        ("--address", addresses),
-        ("--mesh-file", path(&world.mesh_file(pod.node()))),
-        ("--ca-cert", path(&ca.join("root.pem"))),
-        ("--ca-key", path(&ca.join("root-key.pem"))),
-    ];
-    let pairs = pairs
-        .into_iter()
-        .filter(|(flag, _)| !options.without.contains(flag));
-    let mut args = vec!["waypoint".to_owned()];
-    args.extend(pairs.flat_map(|(flag, value)| [flag.to_owned(), value]));
-    if options.json_log {
-        args.extend(["--log-format", "json"].map(str::to_owned));
-    }
-    args.extend(options.args.iter().cloned());
-    Ok(args)
-}
-
-fn path(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// A node's first agent is `agent`, one beside it `agent-2`.

@@ -410,6 +410,9 @@ fn told<'a>(said: &'a GatewayStatus, type_: &str) -> (bool, &'a str) {
     (found.holds == Some(true), &found.reason)
 }
 
+/// What there is, what went wrong, and what is said of it.
+type Case<'a> = (Actual, &'a [(Part, &'a Trouble)], (bool, &'a str));
+
 #[test]
 fn a_gateway_is_programmed_when_a_pod_of_it_takes_requests() {
     let plain = waypoint(&json!({}));
@@ -424,7 +427,7 @@ fn a_gateway_is_programmed_when_a_pod_of_it_takes_requests() {
     };
     let refused = Trouble::Refused("no".to_owned());
     let foreign = Trouble::Foreign;
-    let cases: [(Actual, &[(Part, &Trouble)], (bool, &str)); 7] = [
+    let cases: [Case<'_>; 7] = [
         (Actual::new(), &[], (false, "Pending")),
         (with(0, "10.96.0.9"), &[], (false, "Pending")),
         (with(1, "None"), &[], (false, "AddressNotAssigned")),

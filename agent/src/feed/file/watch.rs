@@ -186,10 +186,8 @@ impl FileWatch {
                 Ok((Ok(document), _)) => manifests::named(document, &path),
                 _ => Vec::new(),
             };
-            let now = look_at_all(&path, &named).or_else(|| {
-                std::thread::sleep(SETTLED_AFTER);
-                look_at_all(&path, &named)
-            })?;
+            // Manifests that somebody is just about to write are looked at again in a moment.
+            let now = look_at_all(&path, &named)?;
             let files = manifests::read(&named);
             // The mesh file as it was before it was read, and each manifest likewise.
             if now.first() != seen.first() || look_at_all(&path, &named).as_ref() != Some(&now) {
