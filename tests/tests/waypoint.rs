@@ -591,6 +591,54 @@ fn one_waypoint_of_two_ends_and_no_request_is_lost() {
 }
 
 #[test]
+fn connections_go_to_the_waypoint_that_has_fewer_of_them() {
+    with_world(|world| {
+        let mut scene = Scene::prepare(world, "shop", &[WEIGHTS])?;
+        let second = PodSpec::new("waypoint-2")
+            .namespace("default")
+            .service_account("waypoint");
+        let second = world.pod("a", second.label("gateway", "waypoint").native())?;
+        scene.start(world, AgentOptions::default())?;
+        let waypoints = [
+            scene.waypoint()?.clone(),
+            world.start_waypoint(&second, AgentOptions::default())?,
+        ];
+        scene.wait_for("/", 200)?;
+        let at = |target: &str| {
+            let has = || {
+                waypoints
+                    .iter()
+                    .position(|waypoint| waypoint.log().contains(target))
+            };
+            wait_until(&format!("the line of {target}"), LIMIT, has)
+        };
+        // One request on each, and then they stay open.
+        let mut open = Vec::new();
+        for nth in 0..6 {
+            let (target, mut requests) = (format!("/first-{nth}-"), scene.requests()?);
+            requests.get(&target)?;
+            open.push((at(&target)?, requests));
+        }
+        let of_second = open.iter().filter(|(at, _)| *at == 1).count();
+        ensure!(of_second == 3, "{of_second} of 6 went to the second");
+        // One loses all that it had; what comes next is its.
+        let lines = scene.agents[0].access_lines().len();
+        open.retain(|(at, _)| *at == 0);
+        wait_until("the connections to end", LIMIT, || {
+            (scene.agents[0].access_lines().len() >= lines + 3).then_some(())
+        })?;
+        for nth in 0..3 {
+            let (target, mut requests) = (format!("/then-{nth}-"), scene.requests()?);
+            requests.get(&target)?;
+            let went = at(&target)?;
+            ensure!(went == 1, "{target} went to the one that is busy");
+            open.push((went, requests));
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_request_leaves_one_line_and_is_counted_once() {
     with_world(|world| {
         let scene = Scene::set(world, "shop", &[WEIGHTS])?;

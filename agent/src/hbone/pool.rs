@@ -152,6 +152,13 @@ impl Pool {
         Err(turned_away)
     }
 
+    /// How many streams are open in the tunnels that fit `key`.
+    pub fn streams(&self, key: &TunnelKey) -> usize {
+        let tunnels = self.shared.lock();
+        let fitting = tunnels.get(key).into_iter().flatten();
+        fitting.map(|tunnel| tunnel.streams()).sum()
+    }
+
     /// No tunnel is picked any more; each ends with its last stream.
     pub fn drain(&self) {
         for tunnel in self.shared.lock().drain().flat_map(|(_, tunnels)| tunnels) {

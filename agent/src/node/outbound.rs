@@ -1,6 +1,11 @@
 //! A connection that an app in a captured pod makes: from the steered socket to the other node's agent.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use tokio::net::TcpStream;
 
@@ -21,7 +26,7 @@ use crate::{
     limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Security,
-        Tunnel, reroute, route,
+        Tunnel, Workload, reroute, route,
     },
     net::{
         copy::copy_tcp,
@@ -131,8 +136,10 @@ pub(super) async fn reach(
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
-    let (mesh, question, mut next) = ask_or_look_up(worker, pod, destination, draw).await?;
+    let (mesh, question, answer) = ask_or_look_up(worker, pod, destination, draw).await?;
     flow.source.workload = Some(Arc::clone(&question.source));
+    let client = flow.source.addr.unwrap_or(destination).ip();
+    let mut next = less_busy((worker, pod, client), (&mesh, &question, draw), answer);
     let mut tried = Vec::with_capacity(ATTEMPTS);
     loop {
         tried.extend(next.next.addr());
@@ -184,6 +191,33 @@ fn ask(worker: &Worker, pod: &Pod, destination: SocketAddr, draw: u64) -> Result
     };
     let answer = route(&mesh, &question, draw);
     Ok((mesh, question, answer))
+}
+
+/// Of two pods of a waypoint, the one to which this pod has fewer streams open. What goes through a waypoint often stays open
+/// for long, and turns alone would leave idle whichever pod has lost its connections.
+fn less_busy(
+    (worker, pod, client): (&Worker, &Pod, IpAddr),
+    (mesh, question, draw): (&Mesh, &Outbound, u64),
+    first: Route,
+) -> Route {
+    let streams = |route: &Route| match &route.next {
+        NextHop::Tunnel(tunnel) if tunnel.via_waypoint => {
+            let svid = worker.shared.svids.current(&question.source.identity)?;
+            let key = tunnel_key(&question.source, svid.generation, tunnel, pod, client);
+            Some(worker.tunnels.streams(&key))
+        }
+        _ => None,
+    };
+    match streams(&first) {
+        None | Some(0) => first,
+        Some(busy) => {
+            let second = route(mesh, question, draw.wrapping_add(1));
+            match streams(&second) {
+                Some(other) if other < busy => second,
+                _ => first,
+            }
+        }
+    }
 }
 
 fn is_unknown((_, _, route): &Asked) -> bool {
@@ -291,14 +325,7 @@ async fn dial_tunnel(
             retry: false,
         })?;
     let client = flow.source.addr.unwrap_or(question.destination);
-    let key = TunnelKey {
-        source: source.identity.clone(),
-        generation: svid.generation,
-        accept: Arc::clone(&tunnel.identities),
-        netns: pod.netns.cookie(),
-        source_ip: client.ip(),
-        gateway: tunnel.addr,
-    };
+    let key = tunnel_key(source, svid.generation, tunnel, pod, client.ip());
     let request = ConnectRequest {
         authority: Authority::Addr(tunnel.authority),
         baggage: Some(Baggage::of(source).header()),
@@ -327,6 +354,24 @@ async fn dial_tunnel(
     flow.source.identity = Some(source.identity.clone());
     flow.destination.identity = stream.session().map(|session| session.peer.clone());
     Ok(stream)
+}
+
+/// Which tunnels lead there from a pod.
+fn tunnel_key(
+    source: &Workload,
+    generation: u64,
+    tunnel: &Tunnel,
+    pod: &Pod,
+    source_ip: IpAddr,
+) -> TunnelKey {
+    TunnelKey {
+        source: source.identity.clone(),
+        generation,
+        accept: Arc::clone(&tunnel.identities),
+        netns: pod.netns.cookie(),
+        source_ip,
+        gateway: tunnel.addr,
+    }
 }
 
 /// Copies until both sides have ended.
