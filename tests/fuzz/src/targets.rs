@@ -1,27 +1,33 @@
 //! One function for each thing that weft reads and somebody else wrote. Each takes any bytes, panics on none, and asserts
 //! what must hold of whatever it understood. Called by the fuzzer, and with every seed by `tests/tests/fuzz_seeds.rs`.
 
-use std::{fmt::Display, path::Path, str::FromStr};
+use std::{fmt::Display, path::Path, str::FromStr, sync::LazyLock};
 
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use weft::{
     dns::{self, Forward, Frames, Protocol},
     feed,
     hbone::{Authority, Baggage, Forwarded, Head, TraceParent},
-    mesh::{Host, Limit, Refusal, SpiffeId, TrustDomain},
+    mesh::{
+        Host, Limit, Refusal, SpiffeId, TrustDomain,
+        http::{Decision, Normalization, RequestHead, RouteAction, Routes, normalize},
+    },
     net::tls::peer_identity,
+    waypoint::{grpc::MessageCounter, headers as rewriting},
 };
 
 /// A target by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const ALL: [Target; 6] = [
+pub const ALL: [Target; 7] = [
     ("connect_head", connect_head),
     ("headers", headers),
     ("mesh_file", mesh_file),
     ("dns_message", dns_message),
     ("spiffe_uri", spiffe_uri),
     ("certificate_san", certificate_san),
+    ("request_head", request_head),
 ];
 
 /// The head of a request as HTTP/2 hands it over. The first line is method and authority; each other one is a header.
@@ -191,6 +197,79 @@ fn with_names(names: &[u8]) -> Vec<u8> {
         ],
     );
     tlv(0x30, &[&body, &algorithm, b"\x03\x02\x00\x00"])
+}
+
+/// Routes with one of each kind of match and change.
+static ROUTES: LazyLock<Routes> = LazyLock::new(|| {
+    let values = include_str!("routes.json");
+    Routes::new(serde_json::from_str(values).expect("routes")).expect("routes that can be used")
+});
+
+/// A request's head as a waypoint treats it: normalised, matched, rewritten, passed on. The first line is method, path and
+/// authority; each other one is a header.
+pub fn request_head(data: &[u8]) {
+    let mut counter = MessageCounter::default();
+    counter.data(data);
+    let Ok(text) = str::from_utf8(data) else { return };
+    let mut lines = text.lines();
+    let mut words = lines.next().unwrap_or_default().split(' ');
+    let mut word = || words.next().unwrap_or_default();
+    let Ok(method) = Method::from_bytes(word().as_bytes()) else {
+        return;
+    };
+    let (target, authority) = (word(), word());
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines.filter_map(|line| line.split_once(':')).take(100) {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    }
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    for how in [
+        Normalization::None,
+        Normalization::Base,
+        Normalization::MergeSlashes,
+        Normalization::DecodeAndMergeSlashes,
+    ] {
+        let Ok(path) = normalize(path, how) else { continue };
+        assert_eq!(normalize(&path, how).as_deref(), Ok(&*path), "not the same when done twice");
+        let head = RequestHead {
+            method: &method,
+            path: &path,
+            query,
+            authority,
+            scheme: "http",
+            headers: &headers,
+            source_namespace: None,
+        };
+        decide(&head);
+    }
+    rewriting::strip_hop_by_hop(&mut headers);
+    rewriting::continue_trace(&mut headers, (1, 2), false);
+    assert!(!headers.contains_key("connection"));
+}
+
+fn decide(head: &RequestHead<'_>) {
+    let Decision::Rule(matched) = ROUTES.decide(80, head) else {
+        return;
+    };
+    let rule = matched.rule();
+    if let Ok(Some(path)) = matched.rewritten_path(head) {
+        assert!(path.starts_with('/'), "{path}");
+    }
+    match &rule.action {
+        RouteAction::Redirect(redirect) => {
+            let _ = matched.location(redirect, head, 80);
+        }
+        RouteAction::Forward(_) => assert!(matched.backend(7).is_some()),
+        RouteAction::Respond(_) => {}
+    }
+    let mut headers = head.headers.clone();
+    rule.request_headers.apply(&mut headers);
 }
 
 /// What was understood is printed as something that is understood the same.
