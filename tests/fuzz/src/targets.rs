@@ -236,7 +236,11 @@ pub fn request_head(data: &[u8]) {
         Normalization::DecodeAndMergeSlashes,
     ] {
         let Ok(path) = normalize(path, how) else { continue };
-        assert_eq!(normalize(&path, how).as_deref(), Ok(&*path), "not the same when done twice");
+        assert_eq!(
+            normalize(&path, how).as_deref(),
+            Ok(&*path),
+            "not the same when done twice"
+        );
         let head = RequestHead {
             method: &method,
             path: &path,
