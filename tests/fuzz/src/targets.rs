@@ -48,7 +48,7 @@ pub fn connect_head(data: &[u8]) {
     let (parts, ()) = request.into_parts();
     match Head::read(&parts).target {
         Ok(authority) => {
-            assert_eq!(parts.method, http::Method::CONNECT);
+            assert_eq!(parts.method, Method::CONNECT);
             reads_back(&authority);
         }
         Err(Refusal::BadAuthority(shown)) => assert!(shown.chars().count() <= 128),
