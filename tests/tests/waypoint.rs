@@ -199,6 +199,53 @@ fn the_token_seed_lets_in_whom_it_names_and_nobody_else() {
     });
 }
 
+/// The second version for whoever is alice.
+const BY_CLAIM: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop}
+spec:
+  hosts: [shop]
+  http:
+  - match: [{headers: {x-subject: {exact: alice}}}]
+    route: [{destination: {host: shop, subset: v2, port: {number: 80}}}]
+  - route: [{destination: {host: shop, subset: v1, port: {number: 80}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: shop}
+spec:
+  host: shop
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+";
+
+#[test]
+fn routes_go_by_what_a_token_says_and_not_by_what_a_client_writes_in_its_place() {
+    with_world(|world| {
+        let issuer = Issuer::new()?;
+        let beside = request_authentication(&issuer).replace("booking-service", "shop");
+        let beside = format!("{beside}    outputClaimToHeaders: [{{header: x-subject, claim: sub}}]\n");
+        let scene = Scene::set(world, "shop", &[BY_CLAIM, &beside])?;
+        scene.wait_for("/", 200)?;
+        let mut requests = scene.requests()?;
+        let forged = requests.ask("GET", "/", &[("x-subject", "alice")], b"")?;
+        ensure!(
+            forged.by() == "v1" && forged.app_saw("x-subject").is_empty(),
+            "{forged:?}"
+        );
+        for (subject, version) in [("alice", "v2"), ("bob", "v1")] {
+            let token = format!("Bearer {}", issuer.of("testing@secure.istio.io", subject)?);
+            let headers = [("authorization", token.as_str()), ("x-subject", "alice")];
+            let answer = requests.ask("GET", "/", &headers, b"")?;
+            ensure!(
+                answer.by() == version && answer.app_saw("x-subject") == subject,
+                "{answer:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn an_app_sees_who_the_client_is_and_no_client_can_pretend() {
     with_world(|world| {

@@ -1,6 +1,6 @@
 //! One request, from its head to its response: the phases, top to bottom.
 //!
-//! match, authenticate, authorize the service's policies, pick, authorize what depends on the chosen workload, send with retries
+//! authenticate, match, authorize the service's policies, pick, authorize what depends on the chosen workload, send with retries
 //! (`send`), record (`record`, with the response's end). The questions are `mesh::http`'s and pure; the clock and the draws are
 //! made here and in `send`. Whoever calls it has the request from a listener, whichever that is.
 
@@ -63,11 +63,12 @@ async fn answer(
     let here = client.here().map_err(|refusal| unknown(&refusal))?;
     exchange.found(&here);
     let (mut asked, body) = Asked::read(client, request, exchange)?;
+    // First: routes may go by headers that tokens become, and those are not the client's to write.
+    authenticate(client, &here, &mut asked)?;
     let decision = match_(&here, &asked);
     if let Decision::Rule(matched) = &decision {
         exchange.flow.route = Some(matched.rule().name.clone());
     }
-    authenticate(client, &here, &mut asked)?;
     authorize(client, &here, &asked, exchange)?;
     let (matched, to) = match &decision {
         Decision::NotFound => return Err(no_route("no rule is for this request")),
