@@ -500,6 +500,16 @@ fn a_websocket_passes_and_so_do_curl_h2load_and_wrk() {
             !said.contains("Non-2xx") && !said.contains("Socket errors"),
             "{said}"
         );
+        // A connection for each request, thousands of them: what ends early at one side costs no tunnel.
+        let mut command = scene.client.command("wrk");
+        let close = ["-t1", "-c8", "-d3s", "-H", "Connection: close"];
+        let said = run(command.args(close).arg(format!("http://{SERVICE}/")), "wrk")?;
+        ensure!(
+            !said.contains("Non-2xx") && !said.contains("Socket errors"),
+            "{said}"
+        );
+        let log = scene.waypoint()?.log();
+        ensure!(!log.contains("ended before its time"), "a tunnel broke");
         let mut command = scene.client.command("h2load");
         let load = ["-n500", "-c4", "-m10", &format!("http://{SERVICE}/")];
         let said = run(command.args(load), "h2load")?;

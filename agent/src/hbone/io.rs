@@ -11,11 +11,16 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    runtime::Handle,
+    time::timeout,
+};
 
 use super::{
     Stream,
@@ -28,11 +33,19 @@ use crate::net::{tls::Session, turn};
 /// What one write may carry: a frame that nobody waits long behind.
 const LONGEST_WRITE: usize = 64 * 1024;
 
-/// An open stream. Dropping it before both ways have ended resets it (RST_STREAM CANCEL).
+/// How long the other side may take to end, once ours has ended and nobody reads on.
+const LINGER: Duration = Duration::from_secs(1);
+/// What it may still say until then.
+const MOST_DROPPED: usize = 256 * 1024;
+
+/// An open stream. Dropping it before our way has ended resets it (RST_STREAM CANCEL). Once that has ended, the other way gets a
+/// moment to end as well (RFC 9112 9.6): it is about to, and what it sends to a stream that was reset costs the whole tunnel, as
+/// h2 counts such frames against the peer.
 #[derive(Debug)]
 pub struct Io {
     send: SendStream<Bytes>,
-    recv: RecvStream,
+    /// There until it is dropped.
+    recv: Option<RecvStream>,
     /// Taken, and not read yet.
     arrived: VecDeque<Bytes>,
     buffered: usize,
@@ -51,7 +64,7 @@ impl From<Stream> for Io {
     fn from(stream: Stream) -> Self {
         Self {
             send: stream.send,
-            recv: stream.recv,
+            recv: Some(stream.recv),
             arrived: VecDeque::new(),
             buffered: 0,
             unread: stream.unread.part(),
@@ -119,7 +132,8 @@ impl Io {
 
     fn take_arrived(&mut self, cx: &mut Context<'_>) {
         while !self.ended && self.failed.is_none() {
-            match self.recv.poll_data(cx) {
+            let Some(recv) = &mut self.recv else { return };
+            match recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
                     self.total += chunk.len() as u64;
                     self.weigh(chunk.len());
@@ -158,7 +172,9 @@ impl Io {
         self.buffered -= read;
         self.unread.acknowledged(read);
         // It fails on a stream that has ended, which needs no window.
-        let _ = self.recv.flow_control().release_capacity(read);
+        if let Some(recv) = &mut self.recv {
+            let _ = recv.flow_control().release_capacity(read);
+        }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -180,6 +196,33 @@ impl Io {
         self.send.send_data(chunk.freeze(), false).map_err(broken)?;
         self.weigh(sent);
         Poll::Ready(Ok(sent))
+    }
+}
+
+impl Drop for Io {
+    fn drop(&mut self) {
+        if !self.shut || self.ended || self.failed.is_some() {
+            return;
+        }
+        if let (Some(recv), Ok(runtime)) = (self.recv.take(), Handle::try_current()) {
+            let held = (self.slot.take(), self._served.take());
+            runtime.spawn(async move {
+                // It may also take too long, or say too much.
+                let _ = timeout(LINGER, drain(recv)).await;
+                drop(held);
+            });
+        }
+    }
+}
+
+/// Drops what still comes, until the other side ends.
+async fn drain(mut recv: RecvStream) {
+    let mut left = MOST_DROPPED;
+    while let Some(Ok(chunk)) = recv.data().await
+        && chunk.len() <= left
+    {
+        left -= chunk.len();
+        let _ = recv.flow_control().release_capacity(chunk.len());
     }
 }
 

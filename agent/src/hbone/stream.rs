@@ -164,8 +164,11 @@ impl ToStream {
                 match ready!(poll_room(cx, send, self.waiting.len())) {
                     Ok(room) => {
                         let chunk = self.waiting.split_to(room.min(self.waiting.len()));
-                        count(chunk.len() as u64);
-                        send.send_data(chunk, false).map_err(CopyError::Stream)?;
+                        let sent = chunk.len() as u64;
+                        match send.send_data(chunk, false) {
+                            Ok(()) => count(sent),
+                            Err(err) => self.stopped(cx, send, err)?,
+                        }
                     }
                     Err(err) => self.stopped(cx, send, err)?,
                 }
@@ -174,7 +177,9 @@ impl ToStream {
             match self.inlet.poll_read(cx, app).map_err(CopyError::App)? {
                 Poll::Ready(Some(chunk)) => self.waiting = chunk,
                 Poll::Ready(None) => {
-                    send.send_data(Bytes::new(), true).map_err(CopyError::Stream)?;
+                    if let Err(err) = send.send_data(Bytes::new(), true) {
+                        self.stopped(cx, send, err)?;
+                    }
                     self.done = true;
                 }
                 Poll::Pending => match ready!(send.poll_reset(cx)).map_err(CopyError::Stream)? {
