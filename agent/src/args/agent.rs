@@ -180,6 +180,7 @@ impl AgentArgs {
             source: self.from.config(
                 &Who {
                     role: "ztunnel",
+                    sees_requests: false,
                     namespace: &self.from.link.own_namespace,
                     node: &self.node,
                 },

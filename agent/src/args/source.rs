@@ -93,6 +93,8 @@ pub struct LinkArgs {
 pub(super) struct Who<'a> {
     /// As istiod calls it: `ztunnel` or `waypoint`.
     pub(super) role: &'static str,
+    /// Whether it sees requests, and needs to know what becomes of them.
+    pub(super) sees_requests: bool,
     /// The pod's namespace.
     pub(super) namespace: &'a str,
     /// The node that it is of; empty for one that is of none.
@@ -157,7 +159,7 @@ impl SourceArgs {
                     ..SameNodes::default()
                 },
             },
-            subscribe_http: who.role == "waypoint",
+            subscribe_http: who.sees_requests,
         }
     }
 }

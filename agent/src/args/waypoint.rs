@@ -130,6 +130,7 @@ impl WaypointArgs {
     pub fn config(&self, open_files: usize, roots: Roots) -> WaypointConfig {
         let who = Who {
             role: "waypoint",
+            sees_requests: true,
             namespace: &self.gateway.namespace,
             node: "",
         };

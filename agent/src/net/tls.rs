@@ -29,7 +29,7 @@ use thiserror::Error;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use crate::mesh::{SpiffeId, TrustDomain};
+use crate::mesh::{FailureKind, SpiffeId, TrustDomain};
 
 pub use identity::{IdentityError, is_identity_error, peer_identity};
 pub use read_ahead::ReadAhead;
@@ -304,6 +304,15 @@ impl TlsError {
     /// Whether the peer's certificate has been revoked.
     pub fn is_revoked(&self) -> bool {
         matches!(self, Self::Rejected(Rejected::Revoked { .. }))
+    }
+
+    /// What a record of the connection says of it.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            _ if self.is_identity() => FailureKind::Identity,
+            _ if self.is_revoked() => FailureKind::Revoked,
+            _ => FailureKind::Tls,
+        }
     }
 
     fn of_handshake(err: io::Error) -> Self {

@@ -156,16 +156,7 @@ async fn accept_tunnel(
     let (server, replaced) = server(worker, pod)?;
     tune_tunnel(&tcp);
     let accepted = tls::accept(tcp, server, worker.tunnel_settings.handshake_timeout).await;
-    let (stream, session) = accepted.map_err(|error| {
-        let kind = if error.is_identity() {
-            FailureKind::Identity
-        } else if error.is_revoked() {
-            FailureKind::Revoked
-        } else {
-            FailureKind::Tls
-        };
-        Outcome::Failed(kind, chain(&error))
-    })?;
+    let (stream, session) = accepted.map_err(|error| Outcome::Failed(error.kind(), chain(&error)))?;
     Ok(Accepted {
         stream,
         session,

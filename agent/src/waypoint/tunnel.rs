@@ -71,16 +71,7 @@ async fn accept(worker: &Worker, tcp: TcpStream, peer: SocketAddr) -> Result<Acc
     let (server, replaced) = server(worker)?;
     tune_tunnel(&tcp);
     let accepted = tls::accept(tcp, server, worker.shared.tunnel_settings.handshake_timeout).await;
-    let (stream, session) = accepted.map_err(|error| {
-        let kind = if error.is_identity() {
-            FailureKind::Identity
-        } else if error.is_revoked() {
-            FailureKind::Revoked
-        } else {
-            FailureKind::Tls
-        };
-        Outcome::Failed(kind, chain(&error))
-    })?;
+    let (stream, session) = accepted.map_err(|error| Outcome::Failed(error.kind(), chain(&error)))?;
     Ok(Accepted {
         stream,
         session,

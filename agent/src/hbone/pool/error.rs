@@ -80,9 +80,7 @@ impl ConnectError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Certificate { .. } => FailureKind::Identity,
-            Self::Tls { source, .. } if source.is_identity() => FailureKind::Identity,
-            Self::Tls { source, .. } if source.is_revoked() => FailureKind::Revoked,
-            Self::Tls { .. } => FailureKind::Tls,
+            Self::Tls { source, .. } => source.kind(),
             Self::H2 { .. } | Self::Closed { .. } => FailureKind::H2Handshake,
             Self::Refused { status: 401, .. } => FailureKind::Denied,
             Self::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
