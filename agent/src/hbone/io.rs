@@ -28,7 +28,7 @@ use super::{
     stream::poll_room,
     window::{Part, Unread},
 };
-use crate::net::{tls::Session, turn};
+use crate::net::{tls::Session, turn, weight::Weight};
 
 /// What one write may carry: a frame that nobody waits long behind.
 const LONGEST_WRITE: usize = 64 * 1024;
@@ -56,6 +56,7 @@ pub struct Io {
     shut: bool,
     session: Option<Arc<Session>>,
     slot: Option<Slot>,
+    weight: Weight,
     _unread: Unread,
     _served: Option<Arc<()>>,
 }
@@ -74,6 +75,7 @@ impl From<Stream> for Io {
             shut: false,
             session: stream.session,
             slot: stream.slot,
+            weight: Weight::new(Some(stream.load)),
             _unread: stream.unread,
             _served: stream.served,
         }
@@ -136,7 +138,7 @@ impl Io {
             match recv.poll_data(cx) {
                 Poll::Ready(Some(Ok(chunk))) => {
                     self.total += chunk.len() as u64;
-                    self.weigh(chunk.len());
+                    self.weight.add(chunk.len());
                     self.unread.taken(chunk.len());
                     self.buffered += chunk.len();
                     if turn::arrived(chunk.len(), self.total) {
@@ -149,10 +151,6 @@ impl Io {
                 Poll::Pending => return,
             }
         }
-    }
-
-    fn weigh(&self, bytes: usize) {
-        self.slot.iter().for_each(|slot| slot.weigh(bytes));
     }
 
     /// Hands out as much of what has arrived as there is room for.
@@ -194,7 +192,7 @@ impl Io {
         }
         let sent = chunk.len();
         self.send.send_data(chunk.freeze(), false).map_err(broken)?;
-        self.weigh(sent);
+        self.weight.add(sent);
         Poll::Ready(Ok(sent))
     }
 }

@@ -26,7 +26,10 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers};
 use crate::{
     mesh::SpiffeId,
-    net::tls::{self, TlsError},
+    net::{
+        lanes::Lanes,
+        tls::{self, TlsError},
+    },
 };
 
 pub use error::ConnectError;
@@ -88,6 +91,8 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
+    /// Where tunnels run.
+    lanes: Lanes,
     /// Tunnels that may be picked. The lock is held for a few lines and never across an await.
     tunnels: Mutex<HashMap<TunnelKey, Vec<Arc<Tunnel>>>>,
 }
@@ -96,11 +101,12 @@ struct Shared {
 const ATTEMPTS: usize = 3;
 
 impl Pool {
-    /// An empty pool.
-    pub fn new(settings: Settings) -> Self {
+    /// An empty pool, whose tunnels run in `lanes`.
+    pub fn new(settings: Settings, lanes: Lanes) -> Self {
         Self {
             shared: Arc::new(Shared {
                 settings,
+                lanes,
                 tunnels: Mutex::default(),
             }),
         }
@@ -206,7 +212,7 @@ impl Shared {
         let (tunnel, slot) = Tunnel::new((key.gateway, key.source_ip));
         self.lock().entry(key.clone()).or_default().push(tunnel.clone());
         let (shared, key) = (self.clone(), key.clone());
-        tokio::spawn(async move {
+        self.lanes.spawn(async move {
             tunnel
                 .run(&shared.settings, client, dial, || shared.remove(&key, &tunnel))
                 .await;
@@ -260,6 +266,7 @@ impl Shared {
             peer: baggage.map(Box::new),
             session: Some(Arc::clone(&session)),
             unread: slot.unread(),
+            load: slot.load(),
             slot: Some(slot),
             served: None,
         })

@@ -28,7 +28,7 @@ use super::{
     headers, keepalive,
     window::{Unread, Window},
 };
-use crate::mesh::Refusal;
+use crate::{mesh::Refusal, net::weight::Load};
 
 /// A request on a tunnel, to be answered through `respond`.
 #[derive(Debug)]
@@ -50,8 +50,31 @@ pub struct Request {
 pub struct Responder {
     respond: SendResponse<Bytes>,
     recv: RecvStream,
+    tunnel: Part,
+}
+
+/// What requests and streams hold of their tunnel.
+#[derive(Clone, Debug)]
+struct Part {
     unread: Unread,
+    load: Load,
+    /// Tells that somebody is still there.
     served: Arc<()>,
+}
+
+impl Part {
+    fn new() -> Self {
+        Self {
+            unread: Unread::default(),
+            load: Load::new(),
+            served: Arc::new(()),
+        }
+    }
+
+    /// Whether this is the only one: the tunnel's own.
+    fn is_last(&self) -> bool {
+        Arc::strong_count(&self.served) == 1
+    }
 }
 
 impl Responder {
@@ -70,9 +93,10 @@ impl Responder {
             recv: self.recv,
             peer: None,
             session: None,
-            unread: self.unread,
+            unread: self.tunnel.unread,
+            load: self.tunnel.load,
             slot: None,
-            served: Some(self.served),
+            served: Some(self.tunnel.served),
         })
     }
 
@@ -168,24 +192,22 @@ where
     };
     tokio::pin!(deadline);
     let mut draining = false;
-    // Held by every request and stream.
-    let served = Arc::new(());
-    let unread = Unread::default();
-    let mut window = Window::new(unread.clone(), growth, settings);
+    let tunnel = Part::new();
+    let mut window = Window::new(tunnel.unread.clone(), growth, settings);
     let taken = AtomicUsize::new(0);
     // The side that dialled goes first, where it is one of ours.
     let idle = settings.idle_timeout + settings.idle_timeout / 5;
-    let unused = keepalive::idle(idle, || (Arc::strong_count(&served) == 1, taken.load(Relaxed)));
+    let unused = keepalive::idle(idle, || (tunnel.is_last(), taken.load(Relaxed)));
     tokio::pin!(unused);
     loop {
         tokio::select! {
-            request = accept(connection, &mut window) => match request {
+            request = accept(connection, &mut window, &tunnel.load) => match request {
                 Some(Ok((request, respond))) => {
                     taken.fetch_add(1, Relaxed);
-                    on_request(read(request, respond, unread.clone(), served.clone()));
+                    on_request(read(request, respond, tunnel.clone()));
                 }
                 // A client that is done with us need not say good-bye.
-                Some(Err(err)) if err.is_io() && Arc::strong_count(&served) == 1 => return Ok(()),
+                Some(Err(err)) if err.is_io() && tunnel.is_last() => return Ok(()),
                 Some(Err(err)) => return Err(name_error(err)),
                 None => return Ok(()),
             },
@@ -222,7 +244,11 @@ fn name_error(err: h2::Error) -> ServeError {
 }
 
 /// The next request; meanwhile the connection is driven.
-async fn accept<S>(connection: &mut Connection<S, Bytes>, window: &mut Window) -> Option<Accepted>
+async fn accept<S>(
+    connection: &mut Connection<S, Bytes>,
+    window: &mut Window,
+    load: &Load,
+) -> Option<Accepted>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -230,6 +256,7 @@ where
         if let Some(size) = window.change() {
             connection.set_target_window_size(size);
         }
+        load.choose_lane();
         connection.poll_accept(cx)
     })
     .await
@@ -237,12 +264,7 @@ where
 
 type Accepted = Result<(http::Request<RecvStream>, SendResponse<Bytes>), h2::Error>;
 
-fn read(
-    request: http::Request<RecvStream>,
-    respond: SendResponse<Bytes>,
-    unread: Unread,
-    served: Arc<()>,
-) -> Request {
+fn read(request: http::Request<RecvStream>, respond: SendResponse<Bytes>, tunnel: Part) -> Request {
     let (parts, recv) = request.into_parts();
     let head = Head::read(&parts);
     Request {
@@ -253,8 +275,7 @@ fn read(
         respond: Responder {
             respond,
             recv,
-            unread,
-            served,
+            tunnel,
         },
     }
 }

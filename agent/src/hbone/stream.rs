@@ -23,6 +23,7 @@ use crate::net::{
     copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
     tls::Session,
     turn,
+    weight::{Load, Weight},
 };
 
 /// An open stream: both ways, after the CONNECT was answered with 200.
@@ -40,6 +41,8 @@ pub struct Stream {
     pub(super) slot: Option<Slot>,
     /// Where what is not acknowledged yet is counted.
     pub(super) unread: Unread,
+    /// What the tunnel carries.
+    pub(super) load: Load,
     /// On the side that was dialled: tells the connection that a stream is still there.
     pub(super) served: Option<Arc<()>>,
 }
@@ -80,25 +83,31 @@ pub fn copy(
     run(Closing::new(app), stream, side, counters)
 }
 
-async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count) -> Result<(), CopyError> {
+async fn run(
+    mut app: Closing,
+    stream: Stream,
+    side: AppSide,
+    counters: &impl Count,
+) -> Result<(), CopyError> {
     let Stream {
         mut send,
         recv,
         unread,
-        slot,
+        load,
+        slot: _slot,
         served: _served,
         ..
     } = stream;
-    let weigh = |n: u64| slot.iter().for_each(|slot| slot.weigh(n as usize));
+    let weight = Weight::new(Some(load));
     let sent = |n| {
-        weigh(n);
+        weight.add(n as usize);
         match side {
             AppSide::Dialled => counters.up(n),
             AppSide::Answered => counters.down(n),
         }
     };
     let received = |n| {
-        weigh(n);
+        weight.add(n as usize);
         match side {
             AppSide::Dialled => counters.down(n),
             AppSide::Answered => counters.up(n),
@@ -113,18 +122,29 @@ async fn run(app: Closing, stream: Stream, side: AppSide, counters: &impl Count)
         ended: false,
         done: false,
     };
-    let copied = {
-        let mut broken = pin!(app.broken());
-        poll_fn(|cx| {
-            // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
-            let up = to_stream.poll(cx, &app.socket, &mut send, sent);
-            let down = to_app.poll(cx, &app.socket, received);
-            if up?.is_ready() & down?.is_ready() {
-                return Poll::Ready(Ok(()));
+    let copied = loop {
+        let here = app.follow();
+        let mut broken = pin!(here.broken());
+        let stage = poll_fn(|cx| {
+            if here.is_left() {
+                return Poll::Ready(None);
             }
-            broken.as_mut().poll(cx).map(|err| Err(CopyError::App(err)))
-        })
-        .await
+            // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
+            let up = to_stream.poll(cx, &here.socket, &mut send, sent);
+            let down = to_app.poll(cx, &here.socket, received);
+            weight.choose_lane();
+            match (up, down) {
+                (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Some(Err(error))),
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Some(Ok(()))),
+                _ => broken
+                    .as_mut()
+                    .poll(cx)
+                    .map(|error| Some(Err(CopyError::App(error)))),
+            }
+        });
+        if let Some(copied) = stage.await {
+            break copied;
+        }
     };
     match copied {
         Ok(()) => app.finish(),

@@ -19,7 +19,7 @@ use socket2::SockRef;
 use thiserror::Error;
 use tokio::{io::Interest, net::TcpStream};
 
-use super::turn;
+use super::{lanes::Berth, turn, weight::Weight};
 
 /// Counts bytes while they are copied.
 pub trait Count {
@@ -82,26 +82,53 @@ pub fn copy_tcp(
     run(Closing::new(app), Closing::new(upstream), counters)
 }
 
-async fn run(app: Closing, upstream: Closing, counters: &impl Count) -> Result<(), CopyError> {
+async fn run(mut app: Closing, mut upstream: Closing, counters: &impl Count) -> Result<(), CopyError> {
     let (mut up, mut down) = (Leg::default(), Leg::default());
     let (of_app, of_upstream): (Name, Name) = (CopyError::App, CopyError::Upstream);
-    let copied = {
-        let mut app_broke = pin!(app.broken());
-        let mut upstream_broke = pin!(upstream.broken());
-        poll_fn(|cx| {
-            let (near, far) = (&app.socket, &upstream.socket);
+    let weight = Weight::new(None);
+    let weigh = |n: u64| {
+        weight.add(n as usize);
+        n
+    };
+    let copied = loop {
+        let (near, far) = (app.follow(), upstream.follow());
+        let (mut near_broke, mut far_broke) = (pin!(near.broken()), pin!(far.broken()));
+        let stage = poll_fn(|cx| {
+            if near.is_left() {
+                return Poll::Ready(None);
+            }
             // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
-            let up = up.poll(cx, near, far, |n| counters.up(n), (of_app, of_upstream));
-            let down = down.poll(cx, far, near, |n| counters.down(n), (of_upstream, of_app));
-            if up?.is_ready() & down?.is_ready() {
-                return Poll::Ready(Ok(()));
+            let (app, upstream) = (&near.socket, &far.socket);
+            let up = up.poll(
+                cx,
+                app,
+                upstream,
+                |n| counters.up(weigh(n)),
+                (of_app, of_upstream),
+            );
+            let down = down.poll(
+                cx,
+                upstream,
+                app,
+                |n| counters.down(weigh(n)),
+                (of_upstream, of_app),
+            );
+            weight.choose_lane();
+            match (up, down) {
+                (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Some(Ok(()))),
+                _ => {}
             }
-            if let Poll::Ready(err) = app_broke.as_mut().poll(cx) {
-                return Poll::Ready(Err(of_app(err)));
+            if let Poll::Ready(err) = near_broke.as_mut().poll(cx) {
+                return Poll::Ready(Some(Err(of_app(err))));
             }
-            upstream_broke.as_mut().poll(cx).map(|err| Err(of_upstream(err)))
-        })
-        .await
+            far_broke.as_mut().poll(cx).map(|err| Some(Err(of_upstream(err))))
+        });
+        if let Some(copied) = stage.await {
+            break copied;
+        }
     };
     copied?;
     app.finish();
@@ -154,13 +181,28 @@ impl Leg {
 /// start: it closes our sockets for us when the process is killed, and that is no clean end either.
 pub(crate) struct Closing {
     pub(crate) socket: TcpStream,
+    berth: Berth,
 }
 
 impl Closing {
     pub(crate) fn new(socket: TcpStream) -> Self {
         // Fails only on a socket that is gone already.
         let _ = socket.set_zero_linger();
-        Self { socket }
+        Self {
+            socket,
+            berth: Berth::new(),
+        }
+    }
+
+    /// Goes with the task, if that has moved to another thread ([`super::lanes`]).
+    pub(crate) fn follow(&mut self) -> &Self {
+        self.berth.follow(&mut self.socket);
+        self
+    }
+
+    /// Whether the task has moved since.
+    pub(crate) fn is_left(&self) -> bool {
+        self.berth.is_left()
     }
 
     /// Both directions have ended: from here on a drop is an ordinary close.

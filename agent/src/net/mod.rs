@@ -3,6 +3,7 @@
 use std::error::Error;
 
 pub mod copy;
+pub mod lanes;
 pub mod netlink;
 pub mod netns;
 pub mod socket;
@@ -10,6 +11,7 @@ pub mod tls;
 pub(crate) mod turn;
 pub mod udp;
 pub mod veth;
+pub(crate) mod weight;
 
 /// An error and its causes in one line, as log lines and a failed [`Flow`](crate::mesh::Flow) have them.
 pub fn chain(error: &dyn Error) -> String {

@@ -209,7 +209,7 @@ impl InboundTunnel {
         };
         let here = self.gateway.map_or(self.peer.ip(), |gateway| gateway.ip());
         let pair = (self.peer.ip(), here);
-        let each = |request| drop(tokio::spawn(Arc::clone(&self).serve_stream(request)));
+        let each = |request| self.worker.lanes.spawn(Arc::clone(&self).serve_stream(request));
         // New streams are for a tunnel with the new certificate; open ones go on.
         let renewed = async {
             self.replaced.cancelled().await;

@@ -1,5 +1,5 @@
-//! A worker of the data plane: one thread with a runtime of its own. It accepts in every pod, and what it accepts it
-//! keeps: tunnels, apps and their buffers never change threads.
+//! A worker of the data plane: a thread with a runtime of its own. It accepts in every pod, and what it accepts it keeps:
+//! tunnels, apps and their buffers never change threads, but for what carries bulk, which has a second one (`net::lanes`).
 
 use std::{
     io,
@@ -33,6 +33,7 @@ use crate::{
         slice,
     },
     mesh::Flow,
+    net::lanes::Lanes,
 };
 
 /// For how long nothing must have come before a listener that gets no more SYNs is closed: a client that had its answer
@@ -70,6 +71,8 @@ pub(super) struct Drain {
 pub(super) struct Worker {
     pub(super) shared: Shared,
     pub(super) sockets: SocketStates,
+    /// Where connections and tunnels run.
+    pub(super) lanes: Lanes,
     pub(super) tunnels: hbone::Pool,
     /// Of tunnels, in both directions.
     pub(super) tunnel_settings: hbone::Settings,
@@ -122,6 +125,7 @@ pub(super) fn start(
         .event_interval(TURNS)
         .build()?;
     let (commands, inbox) = mpsc::channel(COMMANDS);
+    let lanes = Lanes::new(runtime.handle().clone(), format!("weft-bulk-{number}"));
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
@@ -131,7 +135,8 @@ pub(super) fn start(
             let worker = Worker {
                 shared,
                 sockets,
-                tunnels: hbone::Pool::new(tunnel_settings.clone()),
+                tunnels: hbone::Pool::new(tunnel_settings.clone(), lanes.clone()),
+                lanes: lanes.clone(),
                 tunnel_settings,
                 dns: dns::Dns::new(servers),
                 drain,
@@ -139,6 +144,8 @@ pub(super) fn start(
                 draws: Draws::new(),
             };
             runtime.block_on(run(Arc::new(worker), inbox));
+            // First: what is left there has timers here.
+            lanes.stop();
         })?;
     Ok((commands, thread))
 }
@@ -218,19 +225,16 @@ impl Accepting {
     fn spawn(&self, stream: TcpStream, peer: SocketAddr, released: CancellationToken) {
         let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
         match self.kind {
-            ListenerKind::Outbound => {
-                self.connections.spawn(outbound::serve(worker, pod, stream, peer));
-            }
-            ListenerKind::Plaintext => {
-                self.connections
-                    .spawn(inbound::serve_plaintext(worker, pod, stream, peer));
-            }
+            ListenerKind::Outbound => self.keep(outbound::serve(worker, pod, stream, peer)),
+            ListenerKind::Plaintext => self.keep(inbound::serve_plaintext(worker, pod, stream, peer)),
             ListenerKind::Dns => {}
-            ListenerKind::Hbone => {
-                self.connections
-                    .spawn(inbound::serve_tunnel(worker, pod, stream, peer, released));
-            }
+            ListenerKind::Hbone => self.keep(inbound::serve_tunnel(worker, pod, stream, peer, released)),
         }
+    }
+
+    /// Runs a connection, for which the worker waits when it ends.
+    fn keep(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        self.worker.lanes.spawn(self.connections.track_future(connection));
     }
 }
 

@@ -16,7 +16,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Shared, WaypointConfig, tunnel, upstream::Upstreams};
-use crate::{hbone, kernel::slice, net::socket::listen_shared};
+use crate::{
+    hbone,
+    kernel::slice,
+    net::{lanes::Lanes, socket::listen_shared},
+};
 
 /// Tasks that have their turn before the sockets are looked at again, as the agent's workers have it.
 const TURNS: u32 = 8;
@@ -118,7 +122,7 @@ pub(super) async fn run(listener: StdListener, shared: Arc<Shared>, drain: Cance
         Err(error) => return tracing::error!(%error, "a worker cannot listen"),
     };
     let worker = Arc::new(Worker {
-        tunnels: hbone::Pool::new(shared.tunnel_settings.clone()),
+        tunnels: hbone::Pool::new(shared.tunnel_settings.clone(), Lanes::default()),
         upstreams: Upstreams::default(),
         tasks: TaskTracker::new(),
         drain,

@@ -8,12 +8,11 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicU64, AtomicUsize,
-            Ordering::{AcqRel, Acquire, Relaxed},
+            AtomicUsize,
+            Ordering::{AcqRel, Acquire},
         },
     },
     task::{Context, Poll, Waker},
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -31,6 +30,7 @@ use super::{
 use crate::net::{
     socket::tune_tunnel,
     tls::{self, Session},
+    weight::Load,
 };
 
 /// What opens streams on a tunnel.
@@ -45,9 +45,7 @@ pub(super) struct Tunnel {
     /// Places taken: streams, and those that wait for the handshake to open one.
     streams: AtomicUsize,
     unread: Unread,
-    born: Instant,
-    /// Until when it counts as used by a bulk stream, in ms of its life.
-    heavy_until: AtomicU64,
+    load: Load,
     /// Places ever taken: tells a tunnel of short streams from an idle one.
     taken: AtomicUsize,
 }
@@ -76,41 +74,18 @@ impl std::fmt::Debug for State {
 #[derive(Debug)]
 pub(in crate::hbone) struct Slot {
     tunnel: Arc<Tunnel>,
-    /// When the span began that bytes are counted over, in ms of the tunnel's life, and those bytes.
-    span: AtomicU64,
-    carried: AtomicUsize,
 }
-
-/// Pieces below this are not bulk's, and cost nothing to look at.
-const PIECE: usize = 4096;
-/// So many bytes in a span make a stream bulk: 40 MB/s. A page of a web site is none.
-const BULK: usize = 4 << 20;
-const SPAN_MS: u64 = 100;
-/// For how long a bulk stream keeps others off.
-const HEAVY_MS: u64 = 1000;
 
 impl Slot {
     fn new(tunnel: &Arc<Tunnel>) -> Self {
         Self {
             tunnel: tunnel.clone(),
-            span: 0.into(),
-            carried: 0.into(),
         }
     }
 
-    /// The stream has carried a piece, either way. Only its own task says so.
-    pub(in crate::hbone) fn weigh(&self, piece: usize) {
-        if piece < PIECE {
-            return;
-        }
-        let now = self.tunnel.age_ms();
-        if now - self.span.load(Relaxed) > SPAN_MS {
-            self.span.store(now, Relaxed);
-            self.carried.store(0, Relaxed);
-        }
-        if self.carried.fetch_add(piece, Relaxed) + piece >= BULK {
-            self.tunnel.heavy_until.store(now + HEAVY_MS, Relaxed);
-        }
+    /// What the tunnel carries.
+    pub(super) fn load(&self) -> Load {
+        self.tunnel.load.clone()
     }
 
     /// Where the tunnel's streams count what they have not acknowledged.
@@ -147,8 +122,7 @@ impl Tunnel {
             state: watch::Sender::new(State::Opening),
             streams: 1.into(),
             unread: Unread::default(),
-            born: Instant::now(),
-            heavy_until: 0.into(),
+            load: Load::new(),
             taken: 1.into(),
         });
         let slot = Slot::new(&tunnel);
@@ -175,11 +149,7 @@ impl Tunnel {
 
     /// Whether a bulk stream goes on: what is small would wait behind what it has under way.
     pub(super) fn is_heavy(&self) -> bool {
-        self.age_ms() < self.heavy_until.load(Relaxed)
-    }
-
-    fn age_ms(&self) -> u64 {
-        self.born.elapsed().as_millis() as u64
+        self.load.is_heavy()
     }
 
     /// A place, if there is one; `most` or what the other end allows. Called under the pool's lock.
@@ -296,6 +266,7 @@ impl Tunnel {
             if let Some(size) = window.change() {
                 connection.set_target_window_size(size);
             }
+            self.load.choose_lane();
             Pin::new(&mut connection).poll(cx)
         });
         let mut retired = false;

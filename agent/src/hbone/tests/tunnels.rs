@@ -15,7 +15,7 @@ use super::world::{CLIENT, World, dial, echo, listen, relay, request, soon, unti
 use crate::{
     hbone::{Authority, ConnectError, Forwarded, Pool, Request, ServeError, Settings, Stream, TraceParent},
     mesh::{FailureKind, Refusal},
-    net::tls,
+    net::{lanes::Lanes, tls},
 };
 
 /// Accepts every CONNECT and holds it open.
@@ -401,7 +401,7 @@ async fn attempt(
 ) -> ConnectError {
     let mut key = world.key();
     key.gateway = gateway;
-    let pool = Pool::new(Settings::default());
+    let pool = Pool::new(Settings::default(), Lanes::default());
     soon(pool.connect(key, config, move || dial(gateway), request(nowhere())))
         .await
         .unwrap_err()

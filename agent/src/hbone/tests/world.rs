@@ -25,6 +25,7 @@ use crate::{
     },
     net::{
         copy::{CopyError, Counters},
+        lanes::Lanes,
         tls::{self, Sessions, sample::Ca},
     },
 };
@@ -96,7 +97,7 @@ impl World {
             server_cert,
             presented: Mutex::default(),
             server,
-            pool: Pool::new(settings),
+            pool: Pool::new(settings, Lanes::default()),
             dials: Arc::default(),
         }
     }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::net::turn;
+use crate::net::{lanes::Berth, turn};
 
 /// The first read ahead; each that is answered in full doubles the next.
 const FIRST: usize = 64 * 1024;
@@ -31,6 +31,7 @@ const QUIET: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct ReadAhead {
     tcp: TcpStream,
+    berth: Berth,
     buffer: BytesMut,
     /// How long the next read ahead is; 0 while calls are handed on.
     next: usize,
@@ -42,16 +43,23 @@ impl ReadAhead {
     pub(super) fn new(tcp: TcpStream) -> Self {
         Self {
             tcp,
+            berth: Berth::new(),
             buffer: BytesMut::new(),
             next: 0,
             last: 0,
         }
     }
 
+    /// The socket, on the thread that the tunnel's task is on now.
+    fn tcp(&mut self) -> Pin<&mut TcpStream> {
+        self.berth.follow(&mut self.tcp);
+        Pin::new(&mut self.tcp)
+    }
+
     /// Hands one call on.
     fn poll_through(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let room = buf.remaining();
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        ready!(self.tcp().poll_read(cx, buf))?;
         self.last = room - buf.remaining();
         if self.last > 0 && self.last == room {
             self.next = FIRST;
@@ -64,6 +72,7 @@ impl ReadAhead {
         self.buffer.clear();
         let piece = turn::piece(self.next);
         self.buffer.reserve(piece);
+        self.berth.follow(&mut self.tcp);
         let mut room = (&mut self.buffer).limit(piece);
         match poll_read_buf(Pin::new(&mut self.tcp), cx, &mut room) {
             Poll::Ready(read) => {
@@ -108,7 +117,7 @@ impl AsyncRead for ReadAhead {
 
 impl AsyncWrite for ReadAhead {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        self.tcp().poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -116,7 +125,7 @@ impl AsyncWrite for ReadAhead {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        self.tcp().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -124,11 +133,11 @@ impl AsyncWrite for ReadAhead {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        self.tcp().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        self.tcp().poll_shutdown(cx)
     }
 }
 

@@ -37,7 +37,7 @@ use crate::{
         TunnelProtocol, Workload, WorkloadType,
         http::{Parts, Routes},
     },
-    net::{socket::listen_shared, tls},
+    net::{lanes::Lanes, socket::listen_shared, tls},
     svid::{LocalCa, Sources, StoreSettings, SvidStore},
     telemetry::{DroppedLines, Metrics},
     waypoint::{
@@ -268,7 +268,7 @@ impl World {
         let worker = tokio::spawn(listen::run(listener, Arc::clone(&shared), drain.clone()));
         let world = Self {
             shared,
-            pool: hbone::Pool::new(tunnel_settings),
+            pool: hbone::Pool::new(tunnel_settings, Lanes::default()),
             drain,
             worker,
             web: SocketAddr::new(web, 80),
