@@ -242,3 +242,20 @@ impl Accepting {
 pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_is_kept_in_little() {
+        eprintln!("outbound {}", size(outbound::serve));
+        eprintln!("flow {}", size_of::<Flow>());
+        eprintln!("stream {}", size_of::<hbone::Stream>());
+        panic!();
+    }
+}

@@ -146,7 +146,7 @@ async fn a_tunnel_that_dies_resets_both_apps() {
     let (mut client, mut app, _copy) = connected(&world).await;
     client.write_all(b"x").await.unwrap();
     assert_eq!(soon(app.read_u8()).await.unwrap(), b'x');
-    world.server.tunnels.lock().unwrap()[0].kill.abort();
+    world.server.tunnels.lock().unwrap()[0].kill.cancel();
     assert_eq!(
         read_all(&mut client).await.unwrap_err().kind(),
         ErrorKind::ConnectionReset

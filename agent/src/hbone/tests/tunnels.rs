@@ -251,7 +251,7 @@ async fn a_tunnel_that_died_is_not_picked_again() {
     let (accept, _held) = hold();
     let world = World::with(Settings::default(), accept).await;
     let _stream = world.connect(nowhere()).await.unwrap();
-    world.server.tunnels.lock().unwrap()[0].kill.abort();
+    world.server.tunnels.lock().unwrap()[0].kill.cancel();
     until(|| world.pool.counts().0 == 0).await;
     world.connect(nowhere()).await.unwrap();
     assert_eq!(world.tunnels(), 2);

@@ -58,6 +58,7 @@ pub(super) struct World {
     /// What the client presented last.
     pub(super) presented: Mutex<Option<Arc<CertifiedKey>>>,
     pub(super) pool: Pool,
+    lanes: Lanes,
     pub(super) server: Server,
     pub(super) dials: Arc<AtomicUsize>,
 }
@@ -72,7 +73,7 @@ pub(super) struct Server {
 /// One tunnel as the server sees it.
 pub(super) struct Tunnel {
     pub(super) drain: CancellationToken,
-    pub(super) kill: tokio::task::AbortHandle,
+    pub(super) kill: CancellationToken,
 }
 
 impl World {
@@ -85,19 +86,29 @@ impl World {
         settings: Settings,
         on_request: impl Fn(Request) + Clone + Send + 'static,
     ) -> Self {
+        Self::among([Lanes::default(), Lanes::default()], settings, on_request).await
+    }
+
+    /// With a worker's two threads, as an agent has them, on the side that dials and on the other one.
+    pub(super) async fn among(
+        [near, far]: [Lanes; 2],
+        settings: Settings,
+        on_request: impl Fn(Request) + Clone + Send + 'static,
+    ) -> Self {
         let ca = Ca::new();
         let sessions = ca.sessions();
         let server_cert = ca.svid(SERVER);
         let domains = ["cluster.local".parse().unwrap()];
         let side = tls::server(&sessions, server_cert.clone(), &domains).unwrap();
-        let server = Server::start(side, settings.clone(), on_request).await;
+        let server = Server::start(far, side, settings.clone(), on_request).await;
         Self {
             ca,
             sessions,
             server_cert,
             presented: Mutex::default(),
             server,
-            pool: Pool::new(settings, Lanes::default()),
+            pool: Pool::new(settings, near.clone()),
+            lanes: near,
             dials: Arc::default(),
         }
     }
@@ -146,6 +157,18 @@ impl World {
         (app, Copy { counters, task })
     }
 
+    /// The same, of which nothing is asked but that it goes on where it belongs.
+    pub(super) async fn roaming_app(&self, target: SocketAddr) -> TcpStream {
+        let stream = self.connect(target).await.unwrap();
+        let (app, agent) = pair().await;
+        self.lanes.spawn(async move {
+            copy(agent, stream, AppSide::Dialled, &Counters::default())
+                .await
+                .unwrap();
+        });
+        app
+    }
+
     /// A TLS connection to the server with nothing on it, to write frames by hand.
     pub(super) async fn raw(&self) -> tls::ClientStream {
         let tcp = dial(self.server.addr).await.unwrap();
@@ -168,6 +191,7 @@ pub(super) struct Copy {
 
 impl Server {
     async fn start(
+        lanes: Lanes,
         side: tls::Server,
         settings: Settings,
         on_request: impl Fn(Request) + Clone + Send + 'static,
@@ -187,16 +211,15 @@ impl Server {
                     begins: drain.clone(),
                     ..Drain::default()
                 };
-                let task = tokio::spawn(async move {
+                let kill = CancellationToken::new();
+                let serving = kill.clone().run_until_cancelled_owned(async move {
                     let Ok((stream, _)) = tls::accept(tcp, side, Duration::from_secs(5)).await else {
                         return;
                     };
                     let _ = ends.try_send(serve(stream, &settings, HERE, token, on_request).await);
                 });
-                accepted.lock().unwrap().push(Tunnel {
-                    drain,
-                    kill: task.abort_handle(),
-                });
+                lanes.spawn(async move { _ = serving.await });
+                accepted.lock().unwrap().push(Tunnel { drain, kill });
             }
         });
         Self { addr, tunnels, ended }
@@ -204,8 +227,13 @@ impl Server {
 }
 
 /// Dials what a request asks for and copies.
-pub(super) fn relay(mut request: Request) {
-    tokio::spawn(async move {
+pub(super) fn relay(request: Request) {
+    relay_among(&Lanes::default(), request);
+}
+
+/// The same, where connections go on where they belong.
+pub(super) fn relay_among(lanes: &Lanes, mut request: Request) {
+    lanes.spawn(async move {
         let Ok(Authority::Addr(target)) = request.target else {
             return request.respond.refuse(400);
         };
