@@ -45,6 +45,13 @@ pub struct Request {
     pub respond: Responder,
 }
 
+impl Request {
+    /// What is left of it once it has been read.
+    pub fn into_responder(self: Box<Self>) -> Responder {
+        self.respond
+    }
+}
+
 /// Answers one request. Dropped without an answer, it resets the stream.
 #[derive(Debug)]
 pub struct Responder {

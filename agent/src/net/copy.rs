@@ -5,6 +5,7 @@
 //! by `hbone::stream` for the tunnel's form of it.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     future::{pending, poll_fn},
     io::{self, ErrorKind, IoSlice},
@@ -234,19 +235,24 @@ pub(crate) fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reading from a socket with a buffer that grows with the connection: 1 KiB, after 128 KiB 16 KiB, after 10 MiB
-/// 512 KiB, or 64 KiB while others talk (see `turn`). What a large read costs (wake-ups, packets that are not full) is paid once for all of its bytes. A connection
-/// that waits for data holds no more than 1 KiB.
+/// Reading from a socket: at most 16 KiB at a time, into a buffer that all connections of the thread share; after 10 MiB 512 KiB,
+/// or 64 KiB while others talk (see `turn`), into one of its own. What a large read costs (wake-ups, packets that are not full)
+/// is paid once for all of its bytes. A connection that waits for data holds nothing.
 #[derive(Default)]
 pub(crate) struct Inlet {
-    buffer: BytesMut,
-    /// The size of the memory behind `buffer`, which also holds the chunks that were split off last.
-    allocated: usize,
+    /// For bulk.
+    own: BytesMut,
     total: u64,
 }
 
-const SMALL: usize = 1024;
-const MEDIUM: usize = 16 * 1024;
+thread_local! {
+    /// What was read last keeps its part of it until it has been passed on: a connection whose bytes wait may keep all of it
+    /// alive, as one with a buffer of its own would.
+    static SHARED: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// The size of the shared buffer.
+const SMALL: usize = 16 * 1024;
 /// The largest read; nothing larger is ever passed on at once.
 pub(crate) const LARGE: usize = 512 * 1024;
 
@@ -259,41 +265,38 @@ impl Inlet {
     ) -> Poll<io::Result<Option<Bytes>>> {
         loop {
             if socket.poll_read_ready(cx)?.is_pending() {
-                if self.allocated > SMALL {
-                    self.buffer = BytesMut::new();
-                    self.allocated = 0;
-                }
+                self.own = BytesMut::new();
                 return Poll::Pending;
             }
-            self.make_room();
-            match read_once(socket, &mut self.buffer) {
-                Ok(0) => return Poll::Ready(Ok(None)),
-                Ok(read) => {
-                    self.total += read as u64;
-                    if turn::arrived(read, self.total) {
-                        turn::took(cx, read);
+            let read = if self.total < turn::BULK {
+                SHARED.with_borrow_mut(|shared| read_chunk(socket, shared, SMALL))
+            } else {
+                read_chunk(socket, &mut self.own, turn::piece(LARGE))
+            };
+            match read {
+                Ok(chunk) if chunk.is_empty() => return Poll::Ready(Ok(None)),
+                Ok(chunk) => {
+                    self.total += chunk.len() as u64;
+                    if turn::arrived(chunk.len(), self.total) {
+                        turn::took(cx, chunk.len());
                     }
-                    return Poll::Ready(Ok(Some(self.buffer.split().freeze())));
+                    return Poll::Ready(Ok(Some(chunk)));
                 }
                 Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 Err(err) => return Poll::Ready(Err(err)),
             }
         }
     }
+}
 
-    /// Uses what is left of the buffer up to its last quarter; `reserve` takes the same memory again once the chunks
-    /// that were split off have been sent.
-    fn make_room(&mut self) {
-        let size = match self.total {
-            0..0x2_0000 => SMALL,
-            0x2_0000..turn::BULK => MEDIUM,
-            _ => turn::piece(LARGE),
-        };
-        if self.buffer.capacity() < size / 4 {
-            self.buffer.reserve(size);
-            self.allocated = size;
-        }
+/// One read; nothing at the end. Uses what is left of the buffer up to its last quarter; `reserve` takes the same memory again
+/// once the chunks that were split off have been sent.
+fn read_chunk(socket: &TcpStream, buffer: &mut BytesMut, size: usize) -> io::Result<Bytes> {
+    if buffer.capacity() < size / 4 {
+        buffer.reserve(size);
     }
+    read_once(socket, buffer)?;
+    Ok(buffer.split().freeze())
 }
 
 /// One `recv` into the spare room of `buffer`. A short read means that the socket is empty: saying so to tokio saves

@@ -91,10 +91,19 @@ impl Lanes {
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         match &self.0 {
             None => drop(tokio::spawn(task)),
-            Some(threads) => threads.talk_to(Roaming {
+            Some(threads) => drop(threads.talk.spawn(Roaming {
                 task: Some(Box::pin(task)),
                 threads: Arc::clone(threads),
-            }),
+            })),
+        }
+    }
+
+    /// Runs `work` on each of the threads that run, between two tasks.
+    pub fn on_each(&self, work: fn()) {
+        let Some(threads) = &self.0 else { return };
+        threads.talk.spawn(async move { work() });
+        if let Bulk::Runs(running) = &*threads.bulk() {
+            running.handle.spawn(async move { work() });
         }
     }
 
@@ -113,10 +122,6 @@ impl Lanes {
 }
 
 impl Threads {
-    fn talk_to(&self, task: Roaming) {
-        self.talk.spawn(task);
-    }
-
     fn runtime(&self, lane: Lane) -> Option<Handle> {
         match lane {
             Lane::Talk => Some(self.talk.clone()),

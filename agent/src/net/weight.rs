@@ -21,10 +21,10 @@ const HEAVY_MS: u64 = 1000;
 
 /// Whether something carries bulk: a tunnel, by any of its streams. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Load(Arc<Shared>);
+pub(crate) struct Load(Arc<Gauge>);
 
 #[derive(Debug)]
-struct Shared {
+struct Gauge {
     born: Instant,
     /// Until when it counts as heavy, in ms of its life; 0 when it never was.
     heavy_until: AtomicU64,
@@ -32,38 +32,52 @@ struct Shared {
 
 impl Load {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Shared {
-            born: Instant::now(),
-            heavy_until: 0.into(),
-        }))
+        Self(Arc::new(Gauge::new()))
     }
 
     /// Whether bulk goes on: what is small would wait behind what it has under way.
     pub(crate) fn is_heavy(&self) -> bool {
-        match self.0.heavy_until.load(Relaxed) {
+        self.0.is_heavy()
+    }
+
+    /// Says where the task that is being polled belongs, if it is this one's.
+    pub(crate) fn choose_lane(&self) {
+        self.0.choose_lane();
+    }
+}
+
+impl Gauge {
+    fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            heavy_until: 0.into(),
+        }
+    }
+
+    fn is_heavy(&self) -> bool {
+        match self.heavy_until.load(Relaxed) {
             0 => false,
             until => self.age_ms() < until,
         }
     }
 
-    /// Says where the task that is being polled belongs, if it is this one's.
-    pub(crate) fn choose_lane(&self) {
+    fn choose_lane(&self) {
         lanes::want(if self.is_heavy() { Lane::Bulk } else { Lane::Talk });
     }
 
     fn age_ms(&self) -> u64 {
-        self.0.born.elapsed().as_millis() as u64
+        self.born.elapsed().as_millis() as u64
     }
 
-    fn is_heavy_from(&self, now: u64) {
-        self.0.heavy_until.store(now + HEAVY_MS, Relaxed);
+    fn carries_bulk(&self) {
+        self.heavy_until.store(self.age_ms() + HEAVY_MS, Relaxed);
     }
 }
 
 /// What one connection carries: alone, or as a stream of a tunnel.
 #[derive(Debug)]
 pub(crate) struct Weight {
-    own: Load,
+    own: Gauge,
     tunnel: Option<Load>,
     /// When the span began that bytes are counted over, in ms of its life, and those bytes.
     span: AtomicU64,
@@ -74,7 +88,7 @@ impl Weight {
     /// Of a stream of `tunnel`, or of a connection that is in none.
     pub(crate) fn new(tunnel: Option<Load>) -> Self {
         Self {
-            own: Load::new(),
+            own: Gauge::new(),
             tunnel,
             span: 0.into(),
             carried: 0.into(),
@@ -92,10 +106,8 @@ impl Weight {
             self.carried.store(0, Relaxed);
         }
         if self.carried.fetch_add(piece, Relaxed) + piece >= BULK {
-            self.own.is_heavy_from(now);
-            if let Some(tunnel) = &self.tunnel {
-                tunnel.is_heavy_from(tunnel.age_ms());
-            }
+            self.own.carries_bulk();
+            self.tunnel.iter().for_each(|tunnel| tunnel.0.carries_bulk());
         }
     }
 

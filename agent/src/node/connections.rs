@@ -41,7 +41,7 @@ pub(super) struct Asked {
 /// One open connection.
 pub(super) struct Connection {
     /// As it was when it was opened; its counts are in `counts`.
-    pub(super) flow: Flow,
+    pub(super) flow: Box<Flow>,
     /// The live counts of bytes.
     pub(super) counts: Arc<ByteCounts>,
     /// When it was accepted.
@@ -111,7 +111,7 @@ impl Carried {
     /// Counts and lists a connection whose way is clear; `asked` for inbound ones, `session` for those in a tunnel.
     pub(super) fn open(
         shared: &Shared,
-        flow: Flow,
+        flow: Box<Flow>,
         since: Instant,
         asked: Option<Asked>,
         session: Option<Arc<Session>>,

@@ -27,7 +27,7 @@ use crate::{
     feed::{FeedError, LocalPod, Lookups},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
-    net::netns::NetnsSource,
+    net::{lanes::Lanes, netns::NetnsSource},
     source::{Source, Update},
     telemetry::chain,
 };
@@ -53,6 +53,8 @@ pub(super) struct Kept {
     pub(super) enrolment: Enrolment,
     pub(super) same_node: SameNode,
     pub(super) exposed: Exposed,
+    /// The workers' threads.
+    pub(super) lanes: Vec<Lanes>,
     /// The node's pods, where the API says which they are, and how they were at first.
     pub(super) pods: Option<(Pods, Arc<View>)>,
 }
@@ -105,7 +107,7 @@ impl Control {
             standing: Standing::Writing,
             local_pods: Vec::new(),
             desired: BTreeMap::new(),
-            memory: Memory::default(),
+            memory: Memory::new(kept.lanes),
         }
     }
 

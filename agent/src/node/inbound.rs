@@ -3,7 +3,7 @@
 //! Both end the same way: `authorize`, dial the app from inside the pod, copy. Policy is enforced here, at the
 //! destination, whatever the other side did or did not do.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Instant};
 
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Settings},
+    hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Responder, Settings},
     limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,
@@ -38,13 +38,14 @@ pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: 
         addr: Some(peer),
         ..Party::default()
     };
-    let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+    let mut flow = Box::new(Flow::new(Direction::Inbound, source, Party::default()));
     match admit_plaintext(&worker, &pod, &client, peer, &mut flow).await {
         Ok(Admitted { app, asked, _places }) => {
             let carried = Carried::open(&worker.shared, flow, since, Some(asked), None);
-            let copied = carried
-                .unless_refused(copy_tcp(client, app, carried.counts()))
-                .await;
+            let copied = {
+                let copy = pin!(copy_tcp(client, app, carried.counts()));
+                carried.unless_refused(copy).await
+            };
             carried.close(copied);
         }
         Err(outcome) => {
@@ -121,7 +122,7 @@ pub(super) async fn serve_tunnel(
                 addr: Some(peer),
                 ..Party::default()
             };
-            let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+            let mut flow = Box::new(Flow::new(Direction::Inbound, source, Party::default()));
             let mesh = worker.shared.mesh.load_full();
             flow.destination.workload = mesh.and_then(|mesh| mesh.workload(&pod.uid).cloned());
             flow.gateway = gateway;
@@ -209,7 +210,10 @@ impl InboundTunnel {
         };
         let here = self.gateway.map_or(self.peer.ip(), |gateway| gateway.ip());
         let pair = (self.peer.ip(), here);
-        let each = |request| self.worker.lanes.spawn(Arc::clone(&self).serve_stream(request));
+        let each = |request| {
+            let stream = Arc::clone(&self).serve_stream(Box::new(request));
+            self.worker.lanes.spawn(stream);
+        };
         // New streams are for a tunnel with the new certificate; open ones go on.
         let renewed = async {
             self.replaced.cancelled().await;
@@ -231,7 +235,7 @@ impl InboundTunnel {
     }
 
     /// One stream, from CONNECT to close, recorded once.
-    async fn serve_stream(self: Arc<Self>, mut request: Request) {
+    async fn serve_stream(self: Arc<Self>, mut request: Box<Request>) {
         let since = Instant::now();
         let client = self.client(request.forwarded.as_ref());
         let source = Party {
@@ -239,7 +243,7 @@ impl InboundTunnel {
             workload: None,
             identity: Some(self.session.peer.clone()),
         };
-        let mut flow = Flow::new(Direction::Inbound, source, Party::default());
+        let mut flow = Box::new(Flow::new(Direction::Inbound, source, Party::default()));
         flow.security = Security::MutualTls;
         flow.gateway = self.gateway;
         let target = request.target.clone();
@@ -254,10 +258,12 @@ impl InboundTunnel {
                 Err(Outcome::Failed(FailureKind::Broken, "the client gave up before the answer".to_owned()))
             }
         };
+        // Of the request nothing else is kept.
+        let respond = request.into_responder();
         match admitted {
-            Ok(admitted) => self.carry(request, admitted, flow, since).await,
+            Ok(admitted) => self.carry(respond, admitted, flow, since).await,
             Err(outcome) => {
-                request.respond.refuse(status_of(&outcome));
+                respond.refuse(status_of(&outcome));
                 flow.outcome = outcome;
                 self.worker.record_refused(flow, since);
             }
@@ -302,29 +308,25 @@ impl InboundTunnel {
         admit(&self.worker, &self.pod, &mesh, workload, question, client, flow).await
     }
 
-    async fn carry(&self, request: Request, admitted: Admitted, flow: Flow, since: Instant) {
+    async fn carry(&self, respond: Responder, admitted: Admitted, flow: Box<Flow>, since: Instant) {
         let Admitted { app, asked, _places } = admitted;
         let baggage = flow
             .destination
             .workload
             .as_ref()
             .map(|workload| Baggage::of(workload).header());
-        let carried = Carried::open(
-            &self.worker.shared,
-            flow,
-            since,
-            Some(asked),
-            Some(Arc::clone(&self.session)),
-        );
-        let stream = match request.respond.accept(baggage.as_ref()) {
-            Ok(stream) => stream,
+        let session = Some(Arc::clone(&self.session));
+        let carried = Carried::open(&self.worker.shared, flow, since, Some(asked), session);
+        let copied = match respond.accept(baggage.as_ref()) {
+            Ok(stream) => {
+                let copy = pin!(hbone::copy(app, stream, AppSide::Answered, carried.counts()));
+                carried.unless_refused(copy).await
+            }
             Err(error) => {
                 abort_on_close(&app);
-                return carried.close(Outcome::Failed(FailureKind::Broken, chain(&error)));
+                Outcome::Failed(FailureKind::Broken, chain(&error))
             }
         };
-        let copy = hbone::copy(app, stream, AppSide::Answered, carried.counts());
-        let copied = carried.unless_refused(copy).await;
         carried.close(copied);
     }
 }
@@ -392,4 +394,12 @@ fn status_of(outcome: &Outcome) -> u16 {
         Outcome::Refused(refusal) => refusal.http_status(),
         Outcome::Complete | Outcome::Failed(..) => 503,
     }
+}
+
+#[cfg(test)]
+pub(super) fn stream_size() -> usize {
+    fn of_two<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+    of_two(InboundTunnel::serve_stream)
 }

@@ -1,6 +1,9 @@
 //! When memory is given back that was needed once: by the start, or by a burst of connections that is over.
 
-use crate::kernel::memory::{give_back, resident};
+use crate::{
+    kernel::memory::{configure, give_back, give_back_end, resident},
+    net::lanes::Lanes,
+};
 
 /// Turns of the control loop, about a second each, between two looks.
 const TURNS: u32 = 5;
@@ -10,15 +13,27 @@ const GROWN: u64 = 4 << 20;
 /// When to give back. The control loop tells it that another turn has come.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
+    /// The workers' threads, each of which has a heap of its own.
+    threads: Vec<Lanes>,
     turns: u32,
     /// What was resident after memory was given back last; none at the start.
     least: Option<u64>,
 }
 
 impl Memory {
+    /// Of an agent with these workers.
+    pub(super) fn new(threads: Vec<Lanes>) -> Self {
+        configure();
+        Self {
+            threads,
+            ..Self::default()
+        }
+    }
+
     /// One turn of the control loop.
     pub(super) fn turn(&mut self) {
         if self.is_due(resident) {
+            self.threads.iter().for_each(|lanes| lanes.on_each(give_back_end));
             give_back();
             self.least = resident();
         }

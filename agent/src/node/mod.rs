@@ -62,7 +62,7 @@ use crate::{
     },
     limits::{LimitSettings, Limits, Places},
     mesh::Mesh,
-    net::netns::Netns,
+    net::{lanes::Lanes, netns::Netns},
     source::{Source, SourceConfig, Update},
     svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
@@ -224,6 +224,7 @@ pub async fn run(
         enrolment,
         same_node,
         exposed: Exposed::new(node, shared.metrics.clone()),
+        lanes: workers.lanes.clone(),
         pods: local,
     };
     let mut control = Control::new(config, shared, kept, state, admin, shutdown);
@@ -322,6 +323,7 @@ async fn bind_ports(config: &NodeConfig) -> Result<Listeners, AdminError> {
 /// The data plane's threads.
 struct Workers {
     commands: Vec<tokio::sync::mpsc::Sender<worker::Serve>>,
+    lanes: Vec<Lanes>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -335,6 +337,7 @@ impl Workers {
     ) -> anyhow::Result<Self> {
         let mut workers = Self {
             commands: Vec::new(),
+            lanes: Vec::new(),
             threads: Vec::new(),
         };
         for number in 0..config.workers.max(1) {
@@ -343,10 +346,11 @@ impl Workers {
                 begins: drain.clone(),
                 timeout: config.drain_timeout,
             };
-            let (commands, thread) = worker::start(number, shared.clone(), sockets, tunnels.clone(), drain)
+            let started = worker::start(number, shared.clone(), sockets, tunnels.clone(), drain)
                 .with_context(|| format!("start worker {number}"))?;
-            workers.commands.push(commands);
-            workers.threads.push(thread);
+            workers.commands.push(started.commands);
+            workers.lanes.push(started.lanes);
+            workers.threads.push(started.thread);
         }
         Ok(workers)
     }

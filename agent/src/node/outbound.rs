@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Instant,
 };
@@ -102,7 +103,8 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
         addr: Some(client),
         ..Party::default()
     };
-    let mut flow = Flow::new(Direction::Outbound, source, Party::default());
+    // Boxed, since it is handed on: see `worker::tests`.
+    let mut flow = Box::new(Flow::new(Direction::Outbound, source, Party::default()));
     let reached = match (&place, destination) {
         // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
         (Ok(_), Some(destination)) => {
@@ -375,16 +377,15 @@ fn tunnel_key(
 }
 
 /// Copies until both sides have ended.
-async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Flow, since: Instant) {
+async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Box<Flow>, since: Instant) {
     let carried = Carried::open(&worker.shared, flow, since, None, upstream.session());
     let copied = match upstream {
         Upstream::Tcp(upstream, _place) => {
-            carried
-                .unless_refused(copy_tcp(app, upstream, carried.counts()))
-                .await
+            let copy = pin!(copy_tcp(app, upstream, carried.counts()));
+            carried.unless_refused(copy).await
         }
         Upstream::Tunnel(stream) => {
-            let copy = hbone::copy(app, stream, AppSide::Dialled, carried.counts());
+            let copy = pin!(hbone::copy(app, stream, AppSide::Dialled, carried.counts()));
             carried.unless_refused(copy).await
         }
     };

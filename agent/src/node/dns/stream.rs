@@ -158,7 +158,7 @@ impl Conversation {
             addr: Some(client),
             ..Party::default()
         };
-        let mut flow = Flow::new(Direction::Outbound, source, Party::default());
+        let mut flow = Box::new(Flow::new(Direction::Outbound, source, Party::default()));
         let reached = timeout(CONNECT_TIMEOUT, reach_server(worker, pod, server, &mut flow)).await;
         let late = |_| Err(unreached(server, "no answer in time"));
         match reached.unwrap_or_else(late) {

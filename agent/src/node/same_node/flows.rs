@@ -132,7 +132,13 @@ impl Flows {
         inbound_flow.direction = Direction::Inbound;
         let open = Open {
             inbound: self.shared.metrics.open(&inbound_flow),
-            carried: Carried::open(&self.shared, flow, instant(connection.since), None, None),
+            carried: Carried::open(
+                &self.shared,
+                Box::new(flow),
+                instant(connection.since),
+                None,
+                None,
+            ),
             inbound_flow,
         };
         self.lock().open.insert(key, open);
