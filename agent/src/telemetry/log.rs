@@ -3,7 +3,7 @@
 //! Lines are formatted where they are logged and written by a thread of their own. The queue between the two is
 //! bounded: when the reader of our stdout stalls, lines are dropped and counted, and no connection waits for them.
 
-use std::{fmt, io};
+use std::{fmt, io, thread, time::Duration};
 
 use thiserror::Error;
 use tracing::{Level, level_filters::LevelFilter};
@@ -30,6 +30,26 @@ pub use requests::request;
 const QUEUED_LINES: usize = 16_384;
 /// Bytes that the writer gathers before it writes, when lines come faster than it takes them.
 const WRITE_BUFFER: usize = 64 * 1024;
+
+/// How long the writer leaves the queue alone once it has written all of it.
+const NAP: Duration = Duration::from_millis(5);
+
+/// A writer that sleeps after each flush, which comes when the queue is empty. Lines that come meanwhile wake nobody and are
+/// written together; otherwise each short connection would cost a wake-up and a system call for its line.
+struct Unhurried<W>(W);
+
+impl<W: io::Write> io::Write for Unhurried<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "on the writer's own thread")]
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        thread::sleep(NAP);
+        flushed
+    }
+}
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -128,7 +148,7 @@ impl From<reload::Handle<EnvFilter, Registry>> for LogFilter {
 /// When `filter` is not a filter, or the log is set up already.
 pub fn init(filter: &str, format: LogFormat) -> Result<LogGuard, LogError> {
     let (filter, handle) = reload::Layer::new(parse(filter)?);
-    let stdout = io::BufWriter::with_capacity(WRITE_BUFFER, io::stdout());
+    let stdout = Unhurried(io::BufWriter::with_capacity(WRITE_BUFFER, io::stdout()));
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(QUEUED_LINES)
         .lossy(true)
