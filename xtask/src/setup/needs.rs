@@ -69,6 +69,7 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
     if dev {
         needs.extend(counting());
         needs.push(helm());
+        needs.extend(runtime());
         needs.extend(DEV.iter().map(|(command, words)| Need {
             name: format!("cargo {command}"),
             check: Check::Cargo(command),
