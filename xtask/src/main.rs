@@ -46,7 +46,7 @@ enum Command {
         /// Print the commands instead of running them; exit 1 if anything is missing
         #[arg(long)]
         no_install: bool,
-        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy, valgrind, Helm, containerd, runc)
+        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy, valgrind, containerd, runc)
         #[arg(long)]
         dev: bool,
     },
