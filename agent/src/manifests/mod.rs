@@ -20,6 +20,7 @@ mod routings;
 mod rule;
 mod rules;
 mod targets;
+pub(crate) mod tree;
 mod words;
 
 use std::{collections::BTreeSet, sync::Arc};
