@@ -212,7 +212,7 @@ impl World {
         let shared = Arc::new(Shared {
             seen: ArcSwapOption::empty(),
             svids,
-            metrics: Metrics::new("test", DroppedLines::default()),
+            metrics: Metrics::of_waypoint("test", DroppedLines::default()),
             settings: plan.settings,
             tunnel_settings: tunnel_settings.clone(),
             places: Places::new(limits).of_pod(),
