@@ -2,6 +2,7 @@
 
 mod agent;
 mod controller;
+mod ports;
 mod source;
 mod waypoint;
 
@@ -14,6 +15,7 @@ use self::source::Who;
 pub use self::{
     agent::{AgentArgs, LimitArgs},
     controller::ControllerArgs,
+    ports::PortArgs,
     source::{LinkArgs, SourceArgs},
     waypoint::{PathNormalization, WaypointArgs},
 };

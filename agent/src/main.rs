@@ -115,7 +115,7 @@ fn controller(args: &ControllerArgs) -> anyhow::Result<ExitCode> {
 fn waypoint(args: &WaypointArgs) -> anyhow::Result<ExitCode> {
     privileges::keep_none().context("give up all capabilities")?;
     let log = log::init(&args.logging.log, args.logging.log_format)?;
-    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), log.dropped());
+    let metrics = Metrics::of_waypoint(env!("CARGO_PKG_VERSION"), log.dropped());
     let shutdown = CancellationToken::new();
     let open_files = raise_file_limit();
     keep_memory_private();

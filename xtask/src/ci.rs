@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{chart, counts, setup, shell, test, tidy};
+use crate::{chart, counts, image, setup, shell, test, tidy};
 
 /// What cargo-deny checks. `advisories` needs a database from the network, and changes without a commit: it is for a
 /// scheduled job and not for this gate.
@@ -19,7 +19,7 @@ struct Step {
     mend: &'static str,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "format",
         run: format,
@@ -49,6 +49,11 @@ const STEPS: [Step; 7] = [
         name: "chart",
         run: chart::check,
         mend: "each finding above says the object and what it does not hold to",
+    },
+    Step {
+        name: "image (of the debug build), started with containerd and runc",
+        run: image::check,
+        mend: "`cargo xtask image --debug --run` does this alone",
     },
     Step {
         name: "instruction counts",

@@ -1,12 +1,18 @@
 //! `image`: the container image, without a container runtime: one static binary, its licence and its bill of materials, FROM
 //! scratch. What is written is an OCI layout that is a `docker save` archive too, for `docker load`, `ctr images import` and
 //! `kind load image-archive`. The same binary, commit and tag make the same bytes. deploy/Dockerfile is the other way to it.
+//! CI makes it of the debug build that tests run, which costs a minute, and starts it; only the release is small.
 
+mod agents;
 mod archive;
 mod run;
+mod runtime;
 mod sbom;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -14,18 +20,23 @@ use crate::{setup, shell, test::step};
 
 /// Statically linked by glibc, whose DNS client and files are inside it since 2.34: names are resolved without NSS modules.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// What the binary may take: every node pulls it.
+/// What the release's binary may take: every node pulls it.
 const LARGEST: u64 = 40 << 20;
 
 /// How the image is made.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The image's name and tag [default: what the chart installs]
+    /// The image's name and tag [default: what the chart installs; with --debug it ends in -debug]
     #[arg(long)]
     tag: Option<String>,
-    /// The archive to write [default: target/weft-image.tar]; the bill of materials goes beside it
+    /// The archive to write [default: target/weft-image.tar, with --debug target/weft-image-debug.tar]; the bill of materials
+    /// goes beside it
     #[arg(long, value_name = "FILE.tar")]
     output: Option<PathBuf>,
+    /// Take the debug build that tests run, linked without libraries: a minute instead of a release build, and larger than
+    /// the limit, which is the release's. For trying the image, not for a cluster
+    #[arg(long, conflicts_with = "binary")]
+    debug: bool,
     /// Take this static binary instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -45,54 +56,93 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.run {
         setup::runtime(!options.no_install)?;
     }
-    let output = options
-        .output
-        .clone()
-        .unwrap_or_else(|| shell::root().join("target/weft-image.tar"));
+    if options.binary.is_none() {
+        setup::run(setup::Options {
+            install: !options.no_install,
+            tests: false,
+            dev: false,
+        })?;
+    }
+    make(options)
+}
+
+/// The image of the debug build, started, where everything that it needs is known to be there.
+///
+/// # Errors
+/// The same.
+pub(crate) fn check() -> Result<()> {
+    make(&Options {
+        tag: None,
+        output: None,
+        debug: true,
+        binary: None,
+        run: true,
+        no_install: true,
+    })
+}
+
+fn make(options: &Options) -> Result<()> {
+    let kind = if options.debug { "-debug" } else { "" };
+    let output = options.output.clone();
+    let output = output.unwrap_or_else(|| shell::target_dir().join(format!("weft-image{kind}.tar")));
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
-        None => build(!options.no_install)?,
+        None if options.debug => debug_build()?,
+        None => build()?,
     };
     let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
-    check(&program).with_context(|| format!("{} cannot be the image's", binary.display()))?;
+    judge(&program, options.debug).with_context(|| format!("{} cannot be the image's", binary.display()))?;
     let created = created()?;
     step("bill of materials");
     let sbom = sbom::of_the_image(&program, created)?;
     let beside = output.with_extension("cdx.json");
     fs::write(&beside, &sbom).with_context(|| format!("write {}", beside.display()))?;
     let tag = options.tag.clone();
-    let tag = tag.unwrap_or_else(|| format!("weft:{}", env!("CARGO_PKG_VERSION")));
-    let name = full_name(&tag);
+    let tag = tag.unwrap_or_else(|| format!("weft:{}{kind}", env!("CARGO_PKG_VERSION")));
     let licence = fs::read(shell::root().join("LICENSE"))?;
-    let files = [
-        ("usr/bin/weft", 0o755, program.as_slice()),
-        ("usr/share/doc/weft/LICENSE", 0o644, licence.as_slice()),
-        ("usr/share/doc/weft/sbom.cdx.json", 0o644, sbom.as_bytes()),
-    ];
-    let made = archive::write(&output, &name, &files, &labels(created), created)?;
-    println!(
-        "{name}: {} MiB binary, image {made}\n  {}\n  {}",
-        program.len() >> 20,
-        output.display(),
-        beside.display()
-    );
-    println!(
-        "load it: `docker load -i FILE`, `ctr -n k8s.io images import FILE`, `kind load image-archive FILE`"
-    );
+    let image = archive::Image {
+        name: &full_name(&tag),
+        user: archive::NOBODY,
+        files: &[
+            ("usr/bin/weft", 0o755, program.as_slice()),
+            ("usr/share/doc/weft/LICENSE", 0o644, licence.as_slice()),
+            ("usr/share/doc/weft/sbom.cdx.json", 0o644, sbom.as_bytes()),
+        ],
+        labels: &labels(created),
+        created,
+    };
+    let made = archive::write(&output, &image)?;
+    tell(&image, &made, [&output, &beside], options.debug);
     if options.run {
-        run::check(&output, &name)?;
+        run::check(&output, &image)?;
     }
     Ok(())
 }
 
+fn tell(image: &archive::Image<'_>, made: &archive::ImageDigest, files: [&Path; 2], debug: bool) {
+    let size = image
+        .files
+        .first()
+        .map_or(0, |(_, _, program)| program.len() >> 20);
+    let limit = match debug {
+        true => format!(
+            "a debug build: the limit of {} MiB is the release's",
+            LARGEST >> 20
+        ),
+        false => format!("of {} MiB that it may have", LARGEST >> 20),
+    };
+    println!("{}: {size} MiB binary ({limit}), image {made}", image.name);
+    for file in files {
+        println!("  {}", file.display());
+    }
+    println!(
+        "load it: `docker load -i FILE`, `ctr -n k8s.io images import FILE`, `kind load image-archive FILE`"
+    );
+}
+
 /// A release build that needs no library of its image's, apart from other builds by its target's folder. Its paths say
 /// nothing of this machine.
-fn build(install: bool) -> Result<PathBuf> {
-    setup::run(setup::Options {
-        install,
-        tests: false,
-        dev: false,
-    })?;
+fn build() -> Result<PathBuf> {
     step("static release build");
     let root = shell::root();
     let flags = format!(
@@ -119,14 +169,33 @@ fn build(install: bool) -> Result<PathBuf> {
     Ok(shell::target_dir().join(TARGET).join("release/weft"))
 }
 
-fn check(program: &[u8]) -> Result<()> {
+/// The program linked from the libraries of the debug build, which are there already: whether it needs others when it starts is
+/// decided where it is linked, so that flags for the last step are enough and nothing else is built again.
+fn debug_build() -> Result<PathBuf> {
+    step("static debug build");
+    let mut cargo = shell::cargo();
+    cargo.args([
+        "rustc",
+        "--locked",
+        "-p",
+        "weft",
+        "--example",
+        "weft-static",
+        "--",
+    ]);
+    cargo.args(["-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    shell::run(&mut cargo)?;
+    Ok(shell::target_dir().join("debug/examples/weft-static"))
+}
+
+fn judge(program: &[u8], debug: bool) -> Result<()> {
     match interpreter(program) {
         Some(false) => {}
         Some(true) => bail!("it is linked to libraries, of which the image has none"),
         None => bail!("it is no 64-bit ELF file"),
     }
     ensure!(
-        program.len() as u64 <= LARGEST,
+        debug || program.len() as u64 <= LARGEST,
         "it has {} MiB, {} is the limit",
         program.len() >> 20,
         LARGEST >> 20

@@ -46,7 +46,7 @@ enum Command {
         /// Print the commands instead of running them; exit 1 if anything is missing
         #[arg(long)]
         no_install: bool,
-        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy, valgrind)
+        /// Also what only `ci` needs (cargo-deny, rustfmt, clippy, valgrind, containerd, runc)
         #[arg(long)]
         dev: bool,
     },
@@ -131,7 +131,7 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seeds: u64,
     },
-    /// Check all that CI checks: format, clippy, dependencies, tidy, counts, then the tests (as root)
+    /// Check all that CI checks: format, clippy, dependencies, tidy, chart, image, counts, then the tests (as root)
     Ci {
         /// Print what is missing instead of installing it
         #[arg(long)]

@@ -1,20 +1,15 @@
 //! Flags of `weft agent`.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args};
 
-use super::{KubeArgs, LogArgs, SourceArgs, Who};
+use super::{KubeArgs, LogArgs, PortArgs, SourceArgs, Who};
 use crate::{
-    admin::AdminAddrs,
     kernel::{load::LoadConfig, pins},
     limits::LimitSettings,
     net::netns,
-    node::{NodeConfig, default_ports},
+    node::NodeConfig,
     rpc::Roots,
 };
 
@@ -88,15 +83,9 @@ pub struct AgentArgs {
     /// What bounds peers and pods
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Where people ask: status, log level, shutdown; keep it on loopback
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().admin)]
-    pub admin_address: SocketAddr,
-    /// Where Prometheus scrapes /metrics
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().metrics)]
-    pub metrics_address: SocketAddr,
-    /// Where the kubelet asks for /healthz/ready
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().ready)]
-    pub ready_address: SocketAddr,
+    /// Where its own ports are
+    #[command(flatten)]
+    pub ports: PortArgs,
     /// What is logged
     #[command(flatten)]
     pub logging: LogArgs,
@@ -201,11 +190,7 @@ impl AgentArgs {
             dns_capture: self.dns_capture,
             limits: self.limits.settings(),
             open_files,
-            admin: AdminAddrs {
-                admin: self.admin_address,
-                metrics: self.metrics_address,
-                ready: self.ready_address,
-            },
+            admin: self.ports.addrs(),
         }
     }
 }

@@ -7,11 +7,9 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use super::{KubeArgs, LimitArgs, LogArgs, SourceArgs, Who};
+use super::{KubeArgs, LimitArgs, LogArgs, PortArgs, SourceArgs, Who};
 use crate::{
-    admin::AdminAddrs,
     mesh::{http::Normalization, values},
-    node::default_ports,
     rpc::Roots,
     waypoint::{GatewayName, Settings, WaypointConfig, default_listen},
 };
@@ -72,15 +70,9 @@ pub struct WaypointArgs {
     /// What bounds peers
     #[command(flatten)]
     pub limits: LimitArgs,
-    /// Where people ask: status, log level, shutdown; keep it on loopback
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().admin)]
-    pub admin_address: SocketAddr,
-    /// Where Prometheus scrapes /metrics
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().metrics)]
-    pub metrics_address: SocketAddr,
-    /// Where the kubelet asks for /healthz/ready
-    #[arg(long, value_name = "ADDR", default_value_t = default_ports().ready)]
-    pub ready_address: SocketAddr,
+    /// Where its own ports are
+    #[command(flatten)]
+    pub ports: PortArgs,
     /// What is logged
     #[command(flatten)]
     pub logging: LogArgs,
@@ -150,11 +142,7 @@ impl WaypointArgs {
             },
             limits: self.limits.settings(),
             open_files,
-            admin: AdminAddrs {
-                admin: self.admin_address,
-                metrics: self.metrics_address,
-                ready: self.ready_address,
-            },
+            admin: self.ports.addrs(),
         }
     }
 

@@ -28,11 +28,12 @@ pub enum AccessError {
     Read { path: PathBuf, source: KubeconfigError },
     #[error("use the kubeconfig: {}", mend(.0))]
     Kubeconfig(#[source] KubeconfigError),
+    /// Its text has the causes in it already.
     #[error(
         "no cluster is known: name one by --kubeconfig FILE or the variable KUBECONFIG, or run this in a pod with a service \
-         account"
+         account ({0})"
     )]
-    Nowhere(#[source] Box<InferConfigError>),
+    Nowhere(Box<InferConfigError>),
     #[error("make a client of the Kubernetes API")]
     Client(#[source] Box<kube::Error>),
 }

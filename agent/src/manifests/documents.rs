@@ -1,14 +1,12 @@
 //! The documents of a YAML or JSON file, each with the line of every field. One that cannot be read takes no other with it.
 //! Pure. Called by mesh files and by `weft analyze`.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Options, Spanned, localizer::Localizer};
+
+use super::tree::Tree;
 
 /// The most bytes of one file.
 pub const LARGEST_FILE: usize = 16 << 20;
@@ -88,7 +86,7 @@ fn read(text: &str, before: usize, line: usize) -> Result<Document, Unreadable> 
     match serde_saphyr::from_str_with_options::<Spanned<Tree>>(text, options()) {
         Ok(tree) => Ok(Document {
             line,
-            value: value(&tree.value),
+            value: tree.value.value(),
             tree: tree.value,
             before,
         }),
@@ -163,85 +161,6 @@ fn find(tree: &Tree, field: &str) -> Option<Location> {
     };
     let rest = rest.strip_prefix('.').unwrap_or(rest);
     find(&child.value, rest).or(Some(at))
-}
-
-fn value(tree: &Tree) -> Value {
-    match tree {
-        Tree::Leaf(value) => value.clone(),
-        Tree::List(items) => Value::Array(items.iter().map(|item| value(&item.value)).collect()),
-        Tree::Map(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, child)| (name.value.clone(), value(&child.value)));
-            Value::Object(fields.collect::<Map<_, _>>())
-        }
-    }
-}
-
-/// A document of any shape, with the position of each of its values.
-#[derive(Debug)]
-enum Tree {
-    Map(Vec<(Spanned<String>, Spanned<Tree>)>),
-    List(Vec<Spanned<Tree>>),
-    Leaf(Value),
-}
-
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TreeVisitor)
-    }
-}
-
-struct TreeVisitor;
-
-impl<'de> Visitor<'de> for TreeVisitor {
-    type Value = Tree;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(Tree::Map(fields))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
-            items.push(item);
-        }
-        Ok(Tree::List(items))
-    }
-
-    fn visit_bool<E>(self, it: bool) -> Result<Tree, E> {
-        Ok(Tree::Leaf(it.into()))
-    }
-
-    fn visit_i64<E>(self, it: i64) -> Result<Tree, E> {
-        Ok(Tree::Leaf(it.into()))
-    }
-
-    fn visit_u64<E>(self, it: u64) -> Result<Tree, E> {
-        Ok(Tree::Leaf(it.into()))
-    }
-
-    fn visit_f64<E: de::Error>(self, it: f64) -> Result<Tree, E> {
-        // Of what JSON has no number for there is the text.
-        let number = Number::from_f64(it).map_or_else(|| Value::String(it.to_string()), Value::Number);
-        Ok(Tree::Leaf(number))
-    }
-
-    fn visit_str<E>(self, it: &str) -> Result<Tree, E> {
-        Ok(Tree::Leaf(it.into()))
-    }
-
-    fn visit_unit<E>(self) -> Result<Tree, E> {
-        Ok(Tree::Leaf(Value::Null))
-    }
 }
 
 #[cfg(test)]

@@ -20,15 +20,18 @@ mod routings;
 mod rule;
 mod rules;
 mod targets;
+pub(crate) mod tree;
 mod words;
 
 use std::{collections::BTreeSet, sync::Arc};
+
+use serde_json::Value;
 
 pub use diagnostic::{Diagnostic, ObjectRef, Severity};
 pub use grant::Grant;
 pub use istio::{
     Authentication, DestinationRule, OfService, SubsetOf, authentication, destination_rule, merged_traffic,
-    needs_token,
+    names_no_host, needs_token,
 };
 pub use link::{Bound, link};
 pub use peer_authentication::peer_authentication;
@@ -51,6 +54,8 @@ pub trait Surroundings {
     fn service_at(&self, hostname: &str, from: &str) -> Option<Known>;
     /// Whether a ReferenceGrant permits objects of a kind and namespace to refer to an object of another namespace.
     fn permits(&self, from: (Kind, &str), to: (Kind, &str, &str)) -> bool;
+    /// What a VirtualService says that names no hosts, for others that delegate to it.
+    fn delegate(&self, namespace: &str, name: &str) -> Option<Arc<Value>>;
 }
 
 /// A service, as far as those know it who refer to it.

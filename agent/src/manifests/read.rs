@@ -34,6 +34,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What is read.
+    pub fn object(&self) -> &ObjectRef {
+        &self.object
+    }
+
     /// How many values could not be read so far.
     pub fn faults(&self) -> usize {
         self.faults

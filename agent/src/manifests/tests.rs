@@ -43,6 +43,10 @@ impl Surroundings for Shop {
     fn permits(&self, _: (Kind, &str), _: (Kind, &str, &str)) -> bool {
         false
     }
+
+    fn delegate(&self, _: &str, _: &str) -> Option<Arc<Value>> {
+        None
+    }
 }
 
 fn linked(objects: Vec<Value>) -> (ServiceRoutes, Vec<Diagnostic>) {

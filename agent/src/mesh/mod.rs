@@ -21,7 +21,7 @@ mod vips;
 mod workload;
 
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 
 pub use authorize::{
     Verdict, authorize, authorize_from_waypoint, authorize_request, authorize_service,

@@ -1,4 +1,4 @@
-//! Small meshes for the tests of this layer.
+//! Small meshes for tests.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::{
 };
 
 /// An empty mesh in which 10.0.0.0/8 and fd00::/8 are the cluster's.
-pub(super) fn parts() -> MeshParts {
+pub(crate) fn parts() -> MeshParts {
     MeshParts {
         trust_domain: TrustDomain::default(),
         cluster: "Kubernetes".into(),
@@ -28,7 +28,7 @@ pub(super) fn parts() -> MeshParts {
 }
 
 /// A healthy pod of the mesh; its namespace is `demo` and its service account has its name without `-1`.
-pub(super) fn pod(name: &str, addresses: &[&str]) -> Workload {
+pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
     let service_account = name
         .split_once('-')
         .map_or(name, |(service_account, _)| service_account);
@@ -70,7 +70,7 @@ pub(super) fn identity(namespace: &str, service_account: &str) -> SpiffeId {
 }
 
 /// A service of namespace `demo` with ports 80 -> 8080 and 443 -> 443.
-pub(super) fn service(name: &str, vips: &[&str]) -> Service {
+pub(crate) fn service(name: &str, vips: &[&str]) -> Service {
     Service {
         key: service_key(name),
         name: name.into(),
@@ -85,7 +85,7 @@ pub(super) fn service(name: &str, vips: &[&str]) -> Service {
     }
 }
 
-pub(super) fn service_key(name: &str) -> ServiceKey {
+pub(crate) fn service_key(name: &str) -> ServiceKey {
     ServiceKey {
         namespace: "demo".into(),
         hostname: format!("{name}.demo.svc.cluster.local").into(),
@@ -105,7 +105,7 @@ pub(super) fn backs(mut pod: Workload, service: &str) -> Workload {
     pod
 }
 
-pub(super) fn waypoint_service(name: &str) -> Option<GatewayAddress> {
+pub(crate) fn waypoint_service(name: &str) -> Option<GatewayAddress> {
     Some(GatewayAddress {
         destination: GatewayDestination::Service(service_key(name)),
         hbone_port: HBONE_PORT,

@@ -66,11 +66,20 @@ struct Registered {
 }
 
 impl Metrics {
-    /// All metrics at zero. `tag` is the version in `istio_build`; `dropped` counts the log lines that were lost.
+    /// An agent's, all at zero. `tag` is the version in `istio_build`; `dropped` counts the log lines that were lost.
     pub fn new(tag: &str, dropped: DroppedLines) -> Self {
+        Self::with(Connections::default(), tag, dropped)
+    }
+
+    /// The same of a waypoint, which says so in what it counts of connections.
+    pub fn of_waypoint(tag: &str, dropped: DroppedLines) -> Self {
+        Self::with(Connections::of_waypoint(), tag, dropped)
+    }
+
+    fn with(connections: Connections, tag: &str, dropped: DroppedLines) -> Self {
         let mut registered = Registered {
             registry: Registry::default(),
-            connections: Arc::default(),
+            connections: Arc::new(connections),
             requests: Arc::default(),
             dns: Dns::default(),
             dry_runs: DryRuns::default(),

@@ -1,7 +1,7 @@
 """Installs, upgrades or uninstalls the chart with Helm's own library: `helm.py ACTION`, the rest as JSON on standard input.
 
 {"kubeconfig": FILE, "namespace": NAME, "release": NAME, "chart": DIR, "values": {...}, "timeout": SECONDS}
-Called by the end-to-end suite; what it waits for, the suite waits for itself.
+It prints the chart's notes. Called by the end-to-end suite and by the chart's own test; what either waits for, it waits for itself.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ async def main(action):
         return
     kind = {"install": helm_sdkpy.Install, "upgrade": helm_sdkpy.Upgrade}[action]
     more = {"create_namespace": True} if action == "install" else {}
-    await kind(config).run(
+    release = await kind(config).run(
         asked["release"],
         asked["chart"],
         values=asked["values"],
@@ -28,6 +28,7 @@ async def main(action):
         server_side_apply=True,
         **more,
     )
+    print(release["info"]["notes"])
 
 
 try:

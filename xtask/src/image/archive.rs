@@ -9,10 +9,23 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 /// Who runs it where nothing else is said: nobody. The chart runs agents as root, with four capabilities.
-const USER: &str = "65532:65532";
+pub(super) const NOBODY: &str = "65532:65532";
 
 /// A file of the image: its path without a slash before it, its mode, and what is in it.
 pub(super) type Entry<'a> = (&'a str, u32, &'a [u8]);
+
+/// What an image is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Image<'a> {
+    /// With registry and tag.
+    pub(super) name: &'a str,
+    /// Who runs it, by numbers: there is no /etc/passwd in it.
+    pub(super) user: &'a str,
+    pub(super) files: &'a [Entry<'a>],
+    pub(super) labels: &'a [(&'a str, String)],
+    /// What all times are, in seconds since 1970.
+    pub(super) created: u64,
+}
 
 /// The digest of an image's manifest, by which registries and runtimes know it.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,16 +37,11 @@ impl fmt::Display for ImageDigest {
     }
 }
 
-/// Writes an image of these files to `output`. All times are `created`, in seconds since 1970.
-pub(super) fn write(
-    output: &Path,
-    name: &str,
-    files: &[Entry<'_>],
-    labels: &[(&str, String)],
-    created: u64,
-) -> Result<ImageDigest> {
-    let layer = layer(files, created)?;
-    let config = config(&sha256(&layer), labels, created).to_string();
+/// Writes an image to `output`.
+pub(super) fn write(output: &Path, image: &Image<'_>) -> Result<ImageDigest> {
+    let Image { name, created, .. } = *image;
+    let layer = layer(image.files, created)?;
+    let config = config(&sha256(&layer), image).to_string();
     let manifest = manifest(&config, &layer).to_string();
     let digest = sha256(manifest.as_bytes());
     let index = index(name, &digest, manifest.len()).to_string();
@@ -117,24 +125,26 @@ fn header(mode: u32, size: u64, created: u64) -> Header {
     header
 }
 
-fn config(layer: &str, labels: &[(&str, String)], created: u64) -> Value {
-    let labels: serde_json::Map<_, _> = labels
+fn config(layer: &str, image: &Image<'_>) -> Value {
+    let created = timestamp(image.created);
+    let labels: serde_json::Map<_, _> = image
+        .labels
         .iter()
         .map(|(key, value)| ((*key).to_owned(), json!(value)))
         .collect();
     json!({
         "architecture": "amd64",
         "os": "linux",
-        "created": timestamp(created),
+        "created": created,
         "config": {
-            "User": USER,
+            "User": image.user,
             "Env": ["PATH=/usr/bin"],
             "Entrypoint": ["/usr/bin/weft"],
             "WorkingDir": "/",
             "Labels": labels,
         },
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{layer}")]},
-        "history": [{"created": timestamp(created), "created_by": "cargo xtask image"}],
+        "history": [{"created": created, "created_by": "cargo xtask image"}],
     })
 }
 
@@ -220,7 +230,15 @@ mod tests {
         let labels = [("org.opencontainers.image.title", "weft".to_owned())];
         let written = |file: &str, files: &[Entry<'_>]| {
             let path = dir.join(file);
-            let digest = write(&path, "docker.io/library/weft:1", files, &labels, 1_000).unwrap();
+            let name = "docker.io/library/weft:1";
+            let image = Image {
+                name,
+                user: NOBODY,
+                files,
+                labels: &labels,
+                created: 1_000,
+            };
+            let digest = write(&path, &image).unwrap();
             (digest, std::fs::read(path).unwrap())
         };
         let (digest, first) = written("a", &files);

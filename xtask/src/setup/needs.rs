@@ -66,9 +66,12 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
         .map(|(name, check, package)| packaged(name, check, package))
         .collect();
     needs.extend([rust_source(), bpf_linker(llvm_version())]);
+    if tests {
+        needs.push(helm());
+    }
     if dev {
         needs.extend(counting());
-        needs.push(helm());
+        needs.extend(runtime());
         needs.extend(DEV.iter().map(|(command, words)| Need {
             name: format!("cargo {command}"),
             check: Check::Cargo(command),

@@ -102,7 +102,7 @@ codes! {
 
     601 AtTheEdge: "it is for a gateway at the edge of the cluster, where weft serves nobody yet", "inside of the mesh use a Service as parent, or gateways: [mesh]";
     602 OnlyGateway: "a VirtualService binds only a gateway, and says nothing inside of the mesh", "add `mesh` to its gateways if it was meant for the mesh";
-    603 NoHost: "a VirtualService names no host, and says nothing", "name the service";
+    603 NoHost: "a VirtualService names no host, and counts only where another delegates to it", "name the service, if it was not meant for that";
     604 UnknownHost(Service): "a host is no service that the mesh knows", "correct the host, or add a Service or a ServiceEntry";
     605 UnknownSubset(Subset): "no DestinationRule of the service has this subset, so that its share of the requests fails", "add the subset, or correct its name";
     606 BackendNotFound(Service): "a backend is not there, so that its share of the requests fails", "correct the name or the port";

@@ -5,12 +5,12 @@
 
 use super::{
     authentications::{all, covering, push_new},
-    namespace::{Pass, label},
+    namespace::Pass,
     unit::Owned,
     waypoint_only::{is_about, targets, waypoint},
 };
 use crate::{
-    cluster::{labels, objects::Kind},
+    cluster::objects::Kind,
     manifests::{Authentication, Bound},
     mesh::{PolicyKey, Service},
 };
@@ -66,17 +66,9 @@ fn of_service(service: &Owned<Service>, pass: &Pass<'_>) -> [Vec<PolicyKey>; 2] 
     [policies, authentications]
 }
 
-/// None for a service that is no waypoint.
+/// None for a service that is no waypoint. By its name: the label of Gateways' services is not on every one that was made by hand.
 fn of_waypoint(service: &Owned<Service>, pass: &Pass<'_>) -> Option<[Vec<PolicyKey>; 2]> {
-    let object = pass.objects.metadata(Kind::Service, &service.owner.name);
-    let object = object.filter(|_| service.owner.kind == Kind::Service);
-    let gateway = object.and_then(|it| label(it.labels.as_ref(), labels::GATEWAY_NAME));
-    let found = gateway.and_then(|name| {
-        let key = (pass.namespace.to_string(), name.to_owned());
-        pass.cx
-            .shared
-            .waypoint(&key)
-            .filter(|it| it.key == service.value.key)
-    });
+    let found = pass.cx.shared.waypoint_of(&service.value.key);
+    let found = found.filter(|_| service.owner.kind == Kind::Service);
     found.map(|it| [it.policies.clone(), it.authentications.clone()])
 }

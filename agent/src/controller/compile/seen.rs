@@ -1,4 +1,5 @@
-//! What objects of other namespaces can see of one: its services, and whom its ReferenceGrants permit to refer to them.
+//! What objects of other namespaces can see of one: its services, whom its ReferenceGrants permit to refer to them, and the
+//! VirtualServices that others may delegate to.
 
 use std::{
     cell::RefCell,
@@ -6,10 +7,12 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+
 use super::{resources::InNamespace, unit::Unit};
 use crate::{
-    cluster::objects::Kind,
-    manifests::{Grant, Known, Surroundings, namespace_of},
+    cluster::objects::{Custom, Kind},
+    manifests::{Grant, Known, Surroundings, names_no_host, namespace_of},
 };
 
 /// It. Services by the kind and name of their object, and then by hostname.
@@ -19,6 +22,8 @@ pub(super) struct Seen {
     /// The object of each hostname.
     hosts: BTreeMap<Arc<str>, (Kind, Arc<str>)>,
     grants: Vec<Grant>,
+    /// What VirtualServices say that others may delegate to, by name.
+    delegates: BTreeMap<Arc<str>, Arc<Value>>,
 }
 
 /// The namespaces that were looked at.
@@ -57,11 +62,17 @@ impl Seen {
             .into_iter()
             .flat_map(|it| it.of_kind(Kind::ReferenceGrant));
         seen.grants = grants.map(|(_, object)| Grant::new(object)).collect();
+        let virtual_services = objects
+            .into_iter()
+            .flat_map(|it| it.of_kind(Kind::VirtualService));
+        let delegates = virtual_services.filter(|(_, object)| names_no_host(&object.spec));
+        let named = |(name, object): (&str, &Custom)| (name.into(), Arc::new(object.spec.clone()));
+        seen.delegates = delegates.map(named).collect();
         seen
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.grants.is_empty()
+        self.services.is_empty() && self.grants.is_empty() && self.delegates.is_empty()
     }
 
     fn host(&self, hostname: &str) -> Option<&Known> {
@@ -125,5 +136,9 @@ impl Surroundings for Around<'_> {
     fn permits(&self, from: (Kind, &str), (kind, namespace, name): (Kind, &str, &str)) -> bool {
         let seen = self.namespace(namespace);
         seen.is_some_and(|seen| seen.grants.iter().any(|it| it.permits(from, (kind, name))))
+    }
+
+    fn delegate(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        self.namespace(namespace)?.delegates.get(name).cloned()
     }
 }

@@ -74,22 +74,24 @@ fn service(name: &str, object: &Service, pass: &mut Pass<'_>) -> Option<mesh::Se
             return None;
         }
     };
-    // A waypoint's own service leads to the waypoint: it is on no way to itself.
+    let key = ServiceKey {
+        namespace: pass.namespace.clone(),
+        hostname,
+    };
+    // A waypoint's own service leads to the waypoint: it is on no way to itself. One that somebody made by hand may lack the label.
     let gateway = label(object.metadata.labels.as_ref(), labels::GATEWAY_NAME);
-    let is_waypoints = gateway.is_some_and(|gateway| {
+    let of_gateway = gateway.and_then(|gateway| {
         let key = (pass.namespace.to_string(), gateway.to_owned());
-        pass.cx.shared.waypoint(&key).is_some()
+        pass.cx.shared.waypoint(&key)
     });
+    let is_waypoints = of_gateway.or_else(|| pass.cx.shared.waypoint_of(&key)).is_some();
     let waypoint = match is_waypoints {
         true => None,
         false => waypoint(pass, Kind::Service, &object.metadata, Consumer::Service),
     };
     let vips = cluster_ips(object).chain(load_balancer_ips(object)).collect();
     Some(mesh::Service {
-        key: ServiceKey {
-            namespace: pass.namespace.clone(),
-            hostname,
-        },
+        key,
         name: name.into(),
         vips,
         vip_networks: Vec::new(),

@@ -6,12 +6,15 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+
 use super::{compile::Globals, guards::guards, objects::Objects, policies, targets, workloads::Pod};
 use crate::{
     cluster::objects::{Custom, Kind},
     manifests::{
         Authentication, Bound, Diagnostic, Grant, Known, Labels, OfService, Reader, Routings, Severity,
         Surroundings, Targets, authentication, destination_rule, is_routing, link, merged_traffic,
+        names_no_host,
     },
     mesh::{GatewayAddress, GatewayDestination, PolicyKey, Service, ServiceKey, http},
 };
@@ -209,6 +212,12 @@ impl Surroundings for Around<'_> {
         let (kind, namespace, name) = to;
         let mut grants = self.objects.of(Kind::ReferenceGrant);
         grants.any(|(key, grant)| key.namespace == namespace && Grant::new(grant).permits(from, (kind, name)))
+    }
+
+    fn delegate(&self, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let mut all = self.objects.of(Kind::VirtualService);
+        let (_, found) = all.find(|(key, _)| key.namespace == namespace && key.name == name)?;
+        names_no_host(&found.spec).then(|| Arc::new(found.spec.clone()))
     }
 }
 

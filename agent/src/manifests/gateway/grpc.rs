@@ -16,21 +16,14 @@ use crate::{
     },
 };
 
-/// Reads them all.
-pub(super) fn rules(
-    spec: &Value,
+/// Reads the rule with this number.
+pub(super) fn rule(
+    i: usize,
+    value: &Value,
     place: &Place<'_>,
     whose: Whose<'_>,
     reader: &mut Reader<'_>,
-) -> Vec<HttpRule> {
-    let rules = reader.list(spec, "rules", place).iter().enumerate();
-    let place = place.field("rules");
-    rules
-        .map(|(i, value)| rule(i, value, &place.index(i), whose, reader))
-        .collect()
-}
-
-fn rule(i: usize, value: &Value, place: &Place<'_>, whose: Whose<'_>, reader: &mut Reader<'_>) -> HttpRule {
+) -> HttpRule {
     let alternatives = http::alternatives(value, place, reader, test);
     let name = whose.rule_name(i);
     let before = reader.faults();

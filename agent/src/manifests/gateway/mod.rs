@@ -88,8 +88,8 @@ pub(super) fn route(
     }
     whose.parents = &parents;
     let says = match kind {
-        Kind::HttpRoute => Says::Http(http::rules(spec, &place, whose, reader)),
-        Kind::GrpcRoute => Says::Http(grpc::rules(spec, &place, whose, reader)),
+        Kind::HttpRoute => Says::Http(rules(spec, &place, whose, reader, http::rule)),
+        Kind::GrpcRoute => Says::Http(rules(spec, &place, whose, reader, grpc::rule)),
         Kind::TlsRoute => {
             let hosts = reader.all(spec, "hostnames", &place, words::host);
             Says::Tls(hosts, whole(spec, &place, whose, reader))
@@ -102,6 +102,21 @@ pub(super) fn route(
         parents,
         says,
     })
+}
+
+/// Reads all rules of a route that looks at requests, each by `rule`.
+fn rules(
+    spec: &Value,
+    place: &Place<'_>,
+    whose: Whose<'_>,
+    reader: &mut Reader<'_>,
+    rule: impl Fn(usize, &Value, &Place<'_>, Whose<'_>, &mut Reader<'_>) -> HttpRule,
+) -> Vec<HttpRule> {
+    let rules = reader.list(spec, "rules", place).iter().enumerate();
+    let place = place.field("rules");
+    rules
+        .map(|(i, value)| rule(i, value, &place.index(i), whose, reader))
+        .collect()
 }
 
 /// The backends of a route without matches: those of its first rule.

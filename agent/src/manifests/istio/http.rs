@@ -2,10 +2,15 @@
 
 use serde_json::Value;
 
-use super::{actions, destinations, matches, retries, virtual_service::Whose};
+use super::{
+    actions,
+    delegates::{self, Delegated},
+    destinations, matches, retries,
+    virtual_service::Whose,
+};
 use crate::{
     manifests::{
-        Reader, Severity,
+        Diagnostic, Reader, Severity,
         rule::{HttpRule, plain, unreadable, within},
         there, words,
     },
@@ -45,12 +50,74 @@ pub(super) fn rules(
 ) -> Vec<HttpRule> {
     let rules = reader.list(spec, "http", place).iter().enumerate();
     let place = place.field("http");
-    rules
-        .map(|(i, value)| HttpRule {
-            alternatives: matches::alternatives(value, &place.index(i), reader),
-            rule: rule(i, value, &place.index(i), whose, reader),
-        })
-        .collect()
+    let (mut read, mut room) = (Vec::new(), delegates::MOST);
+    for (i, value) in rules {
+        let place = place.index(i);
+        match there(value, "delegate") {
+            Some(_) => read.extend(delegated(i, value, &place, whose, (&mut room, reader))),
+            None => read.push(one(i, value, &place, whose, reader)),
+        }
+    }
+    read
+}
+
+fn one(i: usize, value: &Value, place: &Place<'_>, whose: Whose<'_>, reader: &mut Reader<'_>) -> HttpRule {
+    HttpRule {
+        alternatives: matches::alternatives(value, place, reader),
+        rule: rule(i, value, place, whose, reader),
+    }
+}
+
+/// What a rule becomes whose requests are another VirtualService's.
+fn delegated(
+    i: usize,
+    value: &Value,
+    place: &Place<'_>,
+    whose: Whose<'_>,
+    (room, reader): (&mut usize, &mut Reader<'_>),
+) -> Vec<HttpRule> {
+    let (at, own_name) = (place.field("delegate"), rule_name("http", i, value, whose));
+    unknown(value, place, reader);
+    let Delegated {
+        namespace,
+        name,
+        rules,
+    } = match delegates::delegated(value, whose, room) {
+        Ok(delegated) => delegated,
+        Err(message) => {
+            reader.invalid(&at, message);
+            let alternatives = matches::alternatives(value, place, reader);
+            let rule = unreadable(own_name);
+            return vec![HttpRule { alternatives, rule }];
+        }
+    };
+    let mut found = Vec::new();
+    let mut said = Vec::new();
+    let mut theirs = Reader::new(reader.object().clone(), &mut said);
+    let there = Place::ROOT.field("spec");
+    let there = there.field("http");
+    for (nth, rule) in rules {
+        let Some(rule) = rule else {
+            let message = format!("{at}: rule {nth} of {namespace}/{name} never matches what this one does");
+            reader.tell(Severity::Warning, "MatchDropped", message);
+            continue;
+        };
+        let whose = Whose {
+            around: whose.around,
+            namespace: &namespace,
+            name: &name,
+        };
+        let mut read = one(nth, &rule, &there.index(nth), whose, &mut theirs);
+        // The same rule may be reached by several ways.
+        read.rule.name = RuleName(format!("{own_name} by {}", read.rule.name).into());
+        found.push(read);
+    }
+    if theirs.faults() > 0 {
+        let is_fault = |it: &&Diagnostic| it.reason == "InvalidField";
+        let first = said.iter().find(is_fault).map_or("", |it| &it.message);
+        reader.invalid(&at, format!("with {namespace}/{name}, {first}"));
+    }
+    found
 }
 
 /// What a rule is known by: its own name, where it has one.
@@ -111,8 +178,7 @@ fn action(value: &Value, place: &Place<'_>, whose: Whose<'_>, reader: &mut Reade
         return RouteAction::Forward(Vec::new());
     }
     if there(value, "delegate").is_some() {
-        let message =
-            "is not done yet, so that its requests are answered with 500: write the delegate's rules here";
+        let message = "one that is delegated to delegates no further: write the rules here";
         reader.invalid(&place.field("delegate"), message);
         return RouteAction::Forward(Vec::new());
     }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod authentication;
+mod delegates;
 mod destination_rule;
 mod destinations;
 mod http;
@@ -15,4 +16,5 @@ pub use authentication::{Authentication, authentication, needs_token};
 pub use destination_rule::{DestinationRule, OfService, SubsetOf, destination_rule, merged_traffic};
 
 pub(super) use destinations::SAME_PORT;
+pub use virtual_service::names_no_host;
 pub(super) use virtual_service::{ExportTo, VirtualService, virtual_service};

@@ -87,9 +87,13 @@ pub(in crate::manifests) fn virtual_service(
     }
     let hosts = hosts(spec, &place, whose, reader);
     if hosts.is_empty() {
-        let message = "spec.hosts: names no host, so that it is used only where another delegates to it, which is not \
-                       done yet: name a host";
-        reader.tell(Severity::Warning, "NoHost", message);
+        if names_no_host(spec) {
+            // What is wrong with it is said here, not of those that delegate to it.
+            http::rules(spec, &place, whose, reader);
+        }
+        let message =
+            "spec.hosts: names no host, so that it counts only where another VirtualService delegates to it";
+        reader.tell(Severity::Info, "NoHost", message);
         return None;
     }
     Some(VirtualService {
@@ -101,6 +105,19 @@ pub(in crate::manifests) fn virtual_service(
         tcp: passed::tcp(spec, &place, whose, reader),
         object: reference,
     })
+}
+
+/// Whether others can delegate to one that says this.
+pub fn names_no_host(spec: &Value) -> bool {
+    there(spec, "hosts").is_none_or(|it| it.as_array().is_some_and(Vec::is_empty))
+}
+
+/// Whether one of a namespace is there for the objects of another. What is wrong with it, its own namespace says.
+pub(super) fn exports_to(spec: &Value, own: &str, other: &str) -> bool {
+    let nobody = ObjectRef::new(Kind::VirtualService, &Default::default());
+    let mut unheard = Vec::new();
+    let mut reader = Reader::new(nobody, &mut unheard);
+    export_to(spec, &Place::ROOT, own, &mut reader).contains(other)
 }
 
 /// Whether clients of the mesh are among those that it is for.

@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::labels::{Labels, NO_FLAGS, WorkloadLabels, reporter};
+use super::labels::{AT_WAYPOINT, Labels, NO_FLAGS, WorkloadLabels};
 use crate::mesh::{Direction, FailureKind, Flow, Outcome};
 use crate::net::copy::Count;
 
@@ -77,6 +77,8 @@ pub(super) struct Connections {
     open_inbound: AtomicU64,
     revoked_outbound: AtomicU64,
     revoked_inbound: AtomicU64,
+    /// Whether this is a waypoint: a connection of its comes from one agent and goes to another.
+    at_waypoint: bool,
 }
 
 #[derive(Debug)]
@@ -88,8 +90,33 @@ struct Entry {
 }
 
 impl Connections {
+    /// A waypoint's.
+    pub(super) fn of_waypoint() -> Self {
+        Self {
+            at_waypoint: true,
+            ..Self::default()
+        }
+    }
+
+    /// Istio's `reporter`: whose agent counts, the source's or the destination's, or the waypoint.
+    fn reporter(&self, direction: Direction) -> &'static str {
+        match direction {
+            _ if self.at_waypoint => AT_WAYPOINT,
+            Direction::Outbound => "source",
+            Direction::Inbound => "destination",
+        }
+    }
+
+    /// The directions that there are: connections come to a waypoint.
+    fn directions(&self) -> &'static [Direction] {
+        match self.at_waypoint {
+            true => &[Direction::Inbound],
+            false => &[Direction::Outbound, Direction::Inbound],
+        }
+    }
+
     pub(super) fn open(self: &Arc<Self>, flow: &Flow) -> OpenConnection {
-        let series = self.series(Labels::of(flow));
+        let series = self.series(Labels::of(flow, self.reporter(flow.direction)));
         series.opened.fetch_add(1, Relaxed);
         self.open_now(flow.direction).fetch_add(1, Relaxed);
         OpenConnection {
@@ -101,7 +128,7 @@ impl Connections {
     }
 
     pub(super) fn refused(&self, flow: &Flow) {
-        let labels = Labels::of(flow).with_flags(flow.response_flags());
+        let labels = Labels::of(flow, self.reporter(flow.direction)).with_flags(flow.response_flags());
         self.series(labels).failed.fetch_add(1, Relaxed);
         self.count_revoked(flow);
     }
@@ -303,8 +330,8 @@ impl Connections {
             "Connections refused or closed because a certificate of theirs is on a revocation list.",
         );
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for direction in [Direction::Outbound, Direction::Inbound] {
-            let labels = [("reporter", reporter(direction))];
+        for &direction in self.directions() {
+            let labels = [("reporter", self.reporter(direction))];
             ConstCounter::new(self.revoked(direction).load(Relaxed))
                 .encode(metric.encode_family(&labels)?)?;
         }
@@ -314,8 +341,8 @@ impl Connections {
     fn encode_open(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (name, help) = ("istio_tcp_sockets_open", "Connections open now.");
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for direction in [Direction::Outbound, Direction::Inbound] {
-            let labels = [("reporter", reporter(direction))];
+        for &direction in self.directions() {
+            let labels = [("reporter", self.reporter(direction))];
             ConstGauge::new(self.open_now(direction).load(Relaxed)).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())

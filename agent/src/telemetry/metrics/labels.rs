@@ -18,11 +18,14 @@ use crate::mesh::{Direction, Flow, Security, Service, SpiffeId, Workload};
 pub(super) const UNKNOWN: &str = "unknown";
 /// `response_flags` of a connection with which nothing is wrong.
 pub(super) const NO_FLAGS: &str = "-";
+/// Istio's `reporter` of what counts between two agents.
+pub(super) const AT_WAYPOINT: &str = "waypoint";
 
 /// The labels of one series. Two are equal when their texts are.
 #[derive(Clone, Debug)]
 pub(super) struct Labels {
     direction: Direction,
+    reporter: &'static str,
     source: Option<Arc<Workload>>,
     source_identity: Option<SpiffeId>,
     destination: Option<Arc<Workload>>,
@@ -49,9 +52,10 @@ pub(super) fn workload_labels(workload: &Workload) -> WorkloadLabels<'_> {
 
 impl Labels {
     /// The labels of `flow`, with nothing wrong so far.
-    pub(super) fn of(flow: &Flow) -> Self {
+    pub(super) fn of(flow: &Flow, reporter: &'static str) -> Self {
         Self {
             direction: flow.direction,
+            reporter,
             source: flow.source.workload.clone(),
             source_identity: flow
                 .source
@@ -108,7 +112,7 @@ impl Labels {
             .all(|workload| live(&workload_labels(workload)))
     }
 
-    /// Everything that the labels' texts are made of.
+    /// Everything that the labels' texts are made of; one process reports as one for each direction.
     fn texts(&self) -> impl Hash + PartialEq {
         ((self.direction, self.security, self.response_flags), self.ends())
     }
@@ -141,7 +145,7 @@ impl Hash for Labels {
 impl EncodeLabelSet for Labels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let mut label = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
-        label("reporter", reporter(self.direction))?;
+        label("reporter", self.reporter)?;
         self.ends().encode(&mut label)?;
         label("request_protocol", "tcp")?;
         label("response_flags", self.response_flags)?;
@@ -183,14 +187,6 @@ impl Ends<'_> {
         label("destination_app", name)?;
         label("destination_version", revision)?;
         label("destination_cluster", cluster)
-    }
-}
-
-/// Istio's `reporter`: the side whose agent counts.
-pub(super) fn reporter(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outbound => "source",
-        Direction::Inbound => "destination",
     }
 }
 

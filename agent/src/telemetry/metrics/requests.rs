@@ -23,7 +23,7 @@ use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 
 use super::{
     connections::{LINGER, MOST_SERIES},
-    labels::{Ends, UNKNOWN, WorkloadLabels, end, principal, service},
+    labels::{AT_WAYPOINT, Ends, UNKNOWN, WorkloadLabels, end, principal, service},
 };
 use crate::mesh::{
     Party, Security, Service, SpiffeId, Workload,
@@ -36,8 +36,6 @@ mod tests;
 
 use histogram::Histogram;
 
-/// Istio's `reporter`.
-const REPORTER: &str = "waypoint";
 /// gRPC's last status (UNAUTHENTICATED): an app may send any number, but only these are labels.
 const LAST_GRPC_STATUS: u32 = 16;
 
@@ -172,7 +170,7 @@ impl Labels {
 impl EncodeLabelSet for Labels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let mut label = |name: &str, value: &str| (name, value).encode(encoder.encode_label());
-        label("reporter", REPORTER)?;
+        label("reporter", AT_WAYPOINT)?;
         let key = self.key();
         key.ends.encode(&mut label)?;
         key.result.encode(&mut label)

@@ -61,6 +61,19 @@ async fn a_server_that_speaks_first_is_heard() {
         soon(io.read_to_string(&mut rest)).await.unwrap();
         assert_eq!(rest, "QUIT");
         until(|| world.shared.connections.len() == 0).await;
+        let counted = world.shared.metrics.encode();
+        for (name, value) in [
+            ("connections_opened", 1),
+            ("sent_bytes", 15),
+            ("received_bytes", 4),
+        ] {
+            let begins = format!("istio_tcp_{name}_total{{reporter=\"waypoint\",source_workload=\"curl\",");
+            let ends = format!("}} {value}");
+            let line = |line: &str| line.starts_with(&begins) && line.ends_with(&ends);
+            assert!(counted.lines().any(line), "{begins} {ends}\n{counted}");
+        }
+        let agents = ["reporter=\"source\"", "reporter=\"destination\""];
+        assert!(!agents.iter().any(|it| counted.contains(it)), "{counted}");
     }
 }
 

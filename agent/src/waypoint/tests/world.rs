@@ -1,7 +1,7 @@
 //! A waypoint without a kernel: a client's tunnels on one side, apps on the other, on addresses of loopback that no other test has.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     convert::Infallible,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -32,10 +32,8 @@ use crate::{
     hbone::{self, Authority, ConnectError, ConnectRequest, Io, TunnelKey},
     limits::{LimitSettings, Limits, Places},
     mesh::{
-        GatewayAddress, GatewayDestination, HBONE_PORT, IpFamilies, LoadBalancing, Locality, Mesh, MeshParts,
-        PeerAuthentications, PortMapping, SameNodes, Service, ServiceKey, SpiffeId, TrustDomain,
-        TunnelProtocol, Workload, WorkloadType,
-        http::{Parts, Routes},
+        HBONE_PORT, Mesh, MeshParts, PortMapping, Service, SpiffeId, TrustDomain, TunnelProtocol, Workload,
+        http::Routes, sample,
     },
     net::{lanes::Lanes, socket::listen_shared, tls},
     svid::{LocalCa, Sources, StoreSettings, SvidStore},
@@ -75,12 +73,7 @@ pub(super) fn id(account: &str) -> SpiffeId {
     SpiffeId::new(&TrustDomain::default(), "demo", account).unwrap()
 }
 
-pub(super) fn key(name: &str) -> ServiceKey {
-    ServiceKey {
-        namespace: "demo".into(),
-        hostname: format!("{name}.demo.svc.cluster.local").into(),
-    }
-}
+pub(super) use sample::service_key as key;
 
 /// What a test makes of the mesh before it is in force.
 pub(super) struct Plan {
@@ -116,30 +109,10 @@ impl Plan {
     /// A pod that is not in the mesh, at this address.
     pub(super) fn pod(&self, name: &str, host: u8) -> Workload {
         Workload {
-            uid: format!("Kubernetes//Pod/demo/{name}").into(),
-            name: name.into(),
-            namespace: "demo".into(),
             identity: id(name),
             addresses: vec![self.ip(host)],
-            node: "node-a".into(),
             tunnel_protocol: TunnelProtocol::None,
-            workload_name: name.into(),
-            workload_type: WorkloadType::Pod,
-            canonical_name: name.into(),
-            canonical_revision: "latest".into(),
-            cluster: "Kubernetes".into(),
-            network: "".into(),
-            locality: Locality::default(),
-            capacity: 1,
-            healthy: true,
-            host_network: false,
-            waypoint: None,
-            native_tunnel: false,
-            same_node: None,
-            policies: Vec::new(),
-            services: BTreeMap::new(),
-            subsets: Vec::new(),
-            authentications: Vec::new(),
+            ..sample::pod(name, &[])
         }
     }
 
@@ -150,19 +123,10 @@ impl Plan {
             target_port: *port,
         };
         Service {
-            key: key(name),
-            name: name.into(),
             vips: vec![self.ip(host)],
-            vip_networks: Vec::new(),
             ports: ports.iter().map(mapping).collect(),
-            subject_alt_names: Vec::new(),
-            waypoint: Some(GatewayAddress {
-                destination: GatewayDestination::Service(key("waypoint")),
-                hbone_port: HBONE_PORT,
-            }),
-            load_balancing: LoadBalancing::default(),
-            app_protocols: BTreeMap::default(),
-            ip_families: IpFamilies::default(),
+            waypoint: sample::waypoint_service("waypoint"),
+            ..sample::service(name, &[])
         }
     }
 
@@ -199,19 +163,11 @@ impl Plan {
     }
 }
 
+/// An empty mesh that has no addresses of its own: those of loopback are somebody else's.
 fn parts() -> MeshParts {
     MeshParts {
-        trust_domain: TrustDomain::default(),
-        cluster: "Kubernetes".into(),
-        cluster_domain: "cluster.local".into(),
-        root_namespace: "root".into(),
         cluster_cidrs: Vec::new(),
-        workloads: Vec::new(),
-        services: Vec::new(),
-        policies: Vec::new(),
-        peer_authentications: PeerAuthentications::default(),
-        same_nodes: SameNodes::default(),
-        http: Parts::default(),
+        ..sample::parts()
     }
 }
 
@@ -256,7 +212,7 @@ impl World {
         let shared = Arc::new(Shared {
             seen: ArcSwapOption::empty(),
             svids,
-            metrics: Metrics::new("test", DroppedLines::default()),
+            metrics: Metrics::of_waypoint("test", DroppedLines::default()),
             settings: plan.settings,
             tunnel_settings: tunnel_settings.clone(),
             places: Places::new(limits).of_pod(),

@@ -67,3 +67,15 @@ fn write_what_manifests_mean() {
         std::fs::write(manifest.with_extension("mesh"), meaning(&manifest)).unwrap();
     }
 }
+
+#[test]
+fn a_waypoints_own_service_is_known_by_its_name_where_it_has_no_label() {
+    for (file, name) in [("waypoints", "waypoint"), ("request-authentications", "own")] {
+        let path = folder().join(file).with_extension("yaml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let label = format!(", labels: {{gateway.networking.k8s.io/gateway-name: {name}}}}}");
+        let without = text.replace(&label, "}");
+        assert!(text != without, "{file} has no such label");
+        assert_eq!(show(&compiled(&without)), show(&compiled(&text)), "{file}");
+    }
+}

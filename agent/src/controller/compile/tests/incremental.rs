@@ -160,11 +160,17 @@ impl Draw {
         let app = json!({"app": NAMES[self.bits(39, 3)]});
         let export_to = ["*", ".", "bank"][self.bits(40, 3)];
         match kind {
-            Kind::VirtualService => json!({
-                "hosts": [host],
-                "exportTo": [export_to],
-                "http": [{"route": [{"destination": {"host": NAMES[self.bits(41, 3)], "subset": "v1"}}]}],
-            }),
+            Kind::VirtualService => {
+                let route =
+                    json!({"route": [{"destination": {"host": NAMES[self.bits(41, 3)], "subset": "v1"}}]});
+                let (name, namespace) = (NAMES[self.bits(44, 3)], NAMESPACES[self.bits(45, 3)]);
+                let delegates = json!({"delegate": {"name": name, "namespace": namespace}});
+                match self.bits(46, 3) {
+                    0 => json!({"exportTo": [export_to], "http": [route]}),
+                    1 => json!({"hosts": [host], "exportTo": [export_to], "http": [delegates, route]}),
+                    _ => json!({"hosts": [host], "exportTo": [export_to], "http": [route]}),
+                }
+            }
             Kind::DestinationRule => json!({"host": host, "subsets": [{"name": "v1", "labels": app}]}),
             Kind::RequestAuthentication => {
                 let rules = json!([{"issuer": "a", "jwksUri": "https://a/keys"}]);
