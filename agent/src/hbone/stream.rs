@@ -20,7 +20,7 @@ use super::{
     window::{Part, Unread},
 };
 use crate::net::{
-    copy::{Closing, CopyError, Count, Inlet, Outlet, shutdown_write},
+    copy::{Closing, CopyError, Count, Inlet, Outlet, both, shutdown_write},
     tls::Session,
     turn,
     weight::{Load, Weight},
@@ -133,14 +133,11 @@ async fn run(
             let up = to_stream.poll(cx, &here.socket, &mut send, sent);
             let down = to_app.poll(cx, &here.socket, received);
             weight.choose_lane();
-            match (up, down) {
-                (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => Poll::Ready(Some(Err(error))),
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(Some(Ok(()))),
-                _ => broken
-                    .as_mut()
-                    .poll(cx)
-                    .map(|error| Some(Err(CopyError::App(error)))),
+            if let Poll::Ready(copied) = both(up, down) {
+                return Poll::Ready(Some(copied));
             }
+            let broken = broken.as_mut().poll(cx);
+            broken.map(|error| Some(Err(CopyError::App(error))))
         });
         if let Some(copied) = stage.await {
             break copied;
@@ -148,17 +145,19 @@ async fn run(
     };
     match copied {
         Ok(()) => app.finish(),
-        // A reset would discard what is queued. An end that was queued is flushed by h2 when the stream is dropped; for
-        // anything else the tunnel's own task, which has been woken, gets its turn first.
-        Err(CopyError::App(_)) if !to_stream.done => {
-            for _ in 0..FLUSH_TURNS {
-                yield_now().await;
-            }
-            send.send_reset(Reason::CANCEL);
-        }
+        Err(CopyError::App(_)) if !to_stream.done => reset_flushed(send).await,
         Err(_) => {}
     }
     copied
+}
+
+/// A reset would discard what is queued. An end that was queued is flushed by h2 when the stream is dropped; for anything else
+/// the tunnel's own task, which has been woken, gets its turn first.
+async fn reset_flushed(mut send: SendStream<Bytes>) {
+    for _ in 0..FLUSH_TURNS {
+        yield_now().await;
+    }
+    send.send_reset(Reason::CANCEL);
 }
 
 /// From the app into the stream.

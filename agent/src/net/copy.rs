@@ -115,12 +115,8 @@ async fn run(mut app: Closing, mut upstream: Closing, counters: &impl Count) -> 
                 (of_upstream, of_app),
             );
             weight.choose_lane();
-            match (up, down) {
-                (Poll::Ready(Err(error)), _) | (_, Poll::Ready(Err(error))) => {
-                    return Poll::Ready(Some(Err(error)));
-                }
-                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Some(Ok(()))),
-                _ => {}
+            if let Poll::Ready(copied) = both(up, down) {
+                return Poll::Ready(Some(copied));
             }
             if let Poll::Ready(err) = near_broke.as_mut().poll(cx) {
                 return Poll::Ready(Some(Err(of_app(err))));
@@ -135,6 +131,17 @@ async fn run(mut app: Closing, mut upstream: Closing, counters: &impl Count) -> 
     app.finish();
     upstream.finish();
     Ok(())
+}
+
+/// Both ways of a copy: it is over when they are, or when one has broken.
+pub(crate) fn both(
+    up: Poll<Result<(), CopyError>>,
+    down: Poll<Result<(), CopyError>>,
+) -> Poll<Result<(), CopyError>> {
+    if up?.is_ready() & down?.is_ready() {
+        return Poll::Ready(Ok(()));
+    }
+    Poll::Pending
 }
 
 /// How an error of one end is named.
