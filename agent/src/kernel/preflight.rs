@@ -130,7 +130,8 @@ const KUBEPODS: [&str; 4] = [
 ];
 
 /// The cgroup under which all pods of the node are: the one given, or the kubelet's below `root`. `None` where there is none,
-/// as with cgroup v1: then nobody can tell the node's own processes from those of its pods.
+/// as with cgroup v1, and where it is not known how deep it lies: then nobody can tell the node's own processes from those of
+/// its pods.
 ///
 /// # Errors
 /// When `given` is not in cgroup2, or its place in the whole tree is hidden.
@@ -151,7 +152,8 @@ pub fn pods_cgroup(given: Option<&Path>, root: &Path) -> Result<Option<PodsCgrou
         .collect();
     let top = above.last().and_then(|top| fs::metadata(top).ok());
     if !is_cgroup2(&path) || top.is_none_or(|top| top.ino() != CGROUP_ROOT_ID) {
-        return Err(refused());
+        // Nobody asked for it: a node that is a container itself sees a part of the tree, and goes without.
+        return given.map_or(Ok(None), |_| Err(refused()));
     }
     let level = u32::try_from(above.len()).map_err(|_| refused())?;
     Ok(Some(PodsCgroup { id, level }))

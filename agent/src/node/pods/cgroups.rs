@@ -79,6 +79,15 @@ impl Hierarchy {
         }
     }
 
+    /// A part of cgroup2, of which nobody can say how deep it lies: a node that is a container itself sees no more.
+    pub(super) fn part(path: PathBuf) -> Self {
+        Self {
+            path,
+            level: None,
+            only_pods: false,
+        }
+    }
+
     /// The mount point of a hierarchy of v1.
     pub(super) fn v1(path: PathBuf) -> Self {
         Self {
@@ -91,7 +100,7 @@ impl Hierarchy {
 
 /// The hierarchies in which to look, from the text of /proc/self/mounts: the unified one where there is one, and one of v1 where
 /// there are any, because a runtime may leave its containers out of the unified one. `is_whole` says whether the root of
-/// cgroup2 is at a path: a container has a part of it at another.
+/// cgroup2 is at a path: a container has a part of it at another, and a node that is a container has no more than a part.
 pub(super) fn hierarchies(mounts: &str, is_whole: impl Fn(&Path) -> bool) -> Vec<Hierarchy> {
     let mount = |line: &str| {
         let mut fields = line.split(' ').skip(1);
@@ -99,10 +108,11 @@ pub(super) fn hierarchies(mounts: &str, is_whole: impl Fn(&Path) -> bool) -> Vec
         Some((PathBuf::from(path), kind.to_owned(), options.to_owned()))
     };
     let mounts: Vec<_> = mounts.lines().filter_map(mount).collect();
-    let unified = mounts
-        .iter()
-        .find(|(path, kind, _)| kind == "cgroup2" && is_whole(path))
-        .map(|(path, ..)| Hierarchy::unified(path.clone(), 0));
+    let mut parts = mounts.iter().filter(|(_, kind, _)| kind == "cgroup2");
+    let unified = match parts.clone().find(|(path, ..)| is_whole(path)) {
+        Some((path, ..)) => Some(Hierarchy::unified(path.clone(), 0)),
+        None => parts.next().map(|(path, ..)| Hierarchy::part(path.clone())),
+    };
     let of = |controller: &str| {
         let has = |options: &str| options.split(',').any(|option| option == controller);
         let mut v1 = mounts.iter().filter(|(_, kind, _)| kind == "cgroup");

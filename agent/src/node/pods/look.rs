@@ -281,7 +281,7 @@ impl Looker {
                 self.warned = true;
                 tracing::warn!(
                     pod = key,
-                    "pods of this node are not in cgroup2: what they dial while they start, before they are captured, cannot be refused"
+                    "pods of this node are not in cgroup2, or no more than a part of it is mounted here, as in a node that is a container: what they dial while they start, before they are captured, cannot be refused"
                 );
             }
             for cgroup in folders.iter().filter_map(|folder| folder.cgroup) {

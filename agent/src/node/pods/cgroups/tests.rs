@@ -204,6 +204,12 @@ fn hierarchies_are_found_where_they_are_mounted() {
             vec![Hierarchy::unified("/sys/fs/cgroup".into(), 0)],
         ),
         (v1, "", vec![memory()]),
+        // A node that is a container: its root is a part of the machine's tree.
+        (
+            "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+            "",
+            vec![Hierarchy::part("/sys/fs/cgroup".into())],
+        ),
         (
             &hybrid,
             "/sys/fs/cgroup/unified",
