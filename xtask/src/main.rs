@@ -69,9 +69,16 @@ enum Command {
         /// The image that the cluster's nodes have, or can pull [default: what the chart installs]
         #[arg(long, value_name = "REF", requires = "kubeconfig")]
         image: Option<String>,
+        /// Values of the chart that this cluster needs: {"agent": {"node": {"cgroupRoot": "/sys/fs/cgroup/$(NODE_NAME)"}}}
+        #[arg(long, value_name = "JSON", requires = "kubeconfig")]
+        values: Option<String>,
         /// Leave weft and the suite's namespaces in the cluster
-        #[arg(long, requires = "kubeconfig")]
+        #[arg(long)]
         keep: bool,
+        /// Run the end-to-end suite on a cluster of our own making instead (as root): a stand-in API server, and two nodes with
+        /// containerd, of which it says what they are not
+        #[arg(long, conflicts_with = "kubeconfig")]
+        rehearse: bool,
         /// Print what is missing instead of installing it
         #[arg(long)]
         no_install: bool,
@@ -194,15 +201,25 @@ fn run(command: Command) -> anyhow::Result<()> {
             filter,
             kubeconfig: Some(kubeconfig),
             image,
+            values,
             keep,
             no_install,
+            ..
         } => test::kube::run(&test::kube::Options {
             filter,
             kubeconfig,
             image,
+            values,
             keep,
             install: !no_install,
         }),
+        Command::Test {
+            rehearse: true,
+            filter,
+            keep,
+            no_install,
+            ..
+        } => test::rehearse::run(filter.as_deref(), keep, !no_install),
         Command::Test {
             filter, no_install, ..
         } => test::run(filter.as_deref(), !no_install),

@@ -62,6 +62,15 @@ pub enum App {
         #[arg(long, default_value_t = 100)]
         every: u64,
     },
+    /// Answer every HTTP request with one word
+    Http {
+        /// Where it listens
+        #[arg(long, default_value = "0.0.0.0:8080")]
+        listen: SocketAddr,
+        /// The word
+        #[arg(long)]
+        say: String,
+    },
     /// Print what an HTTP server answers
     Get {
         /// Which server
@@ -69,6 +78,12 @@ pub enum App {
         /// What of it
         #[arg(default_value = "/")]
         path: String,
+        /// A header more, as `name: value`
+        #[arg(long)]
+        header: Option<String>,
+        /// How often
+        #[arg(long, default_value_t = 1)]
+        count: u32,
     },
     /// Print the names of what is in a folder, one a line
     List {
@@ -132,7 +147,24 @@ pub async fn run(args: TestAppArgs, shutdown: CancellationToken) -> anyhow::Resu
         App::Hold { target, every } => Ok(hold(target, Duration::from_millis(every), &shutdown)
             .await
             .print()),
-        App::Get { target, path } => get(target, &path).await,
+        App::Http { listen, say } => http(listen, &say, &shutdown).await,
+        App::Get {
+            target,
+            path,
+            header,
+            count,
+        } => {
+            let header = header.map_or(String::new(), |header| format!("{header}\r\n"));
+            let mut good = true;
+            for _ in 0..count {
+                good &= get(target, &path, &header).await?;
+            }
+            Ok(if good {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
         App::List { dir } => {
             let entries = std::fs::read_dir(&dir).with_context(|| format!("look into {}", dir.display()))?;
             for entry in entries {
@@ -243,11 +275,48 @@ async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(PATIENCE, work).await.map_err(io::Error::from)?
 }
 
-async fn get(target: SocketAddr, path: &str) -> anyhow::Result<ExitCode> {
+/// One request for each connection: enough for a test.
+async fn http(listen: SocketAddr, say: &str, shutdown: &CancellationToken) -> anyhow::Result<ExitCode> {
+    const LONGEST_HEAD: usize = 16 << 10;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen on {listen}"))?;
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{say}\n",
+        say.len() + 1
+    );
+    let places = std::sync::Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        let place = places.clone().acquire_owned().await?;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return Ok(ExitCode::SUCCESS),
+        };
+        let Ok((mut stream, _)) = accepted else { continue };
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let mut head = Vec::new();
+            let asked = within(async {
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < LONGEST_HEAD {
+                    if stream.read_buf(&mut head).await? == 0 {
+                        break;
+                    }
+                }
+                stream.write_all(answer.as_bytes()).await?;
+                stream.shutdown().await
+            });
+            let _ = asked.await;
+            drop(place);
+        });
+    }
+}
+
+/// Whether the answer is a good one.
+async fn get(target: SocketAddr, path: &str, header: &str) -> anyhow::Result<bool> {
     let deadline = Instant::now() + PATIENCE;
     let answer = timeout_at(deadline, async {
         let mut stream = TcpStream::connect(target).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {target}\r\n{header}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.take(LONGEST_ANSWER).read_to_string(&mut answer).await?;
@@ -256,11 +325,7 @@ async fn get(target: SocketAddr, path: &str) -> anyhow::Result<ExitCode> {
     let answer = answer.await?.with_context(|| format!("ask {target}"))?;
     print!("{answer}");
     let status = answer.split(' ').nth(1).unwrap_or_default();
-    Ok(if status == "200" {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(status == "200")
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) const PORT: u16 = 8080;
 /// Where the apps live.
 pub(crate) struct World<'a> {
     pub(crate) cluster: &'a Cluster,
-    image: String,
+    pub(crate) image: String,
     /// Clients are on the first, servers on the second.
     pub(crate) nodes: [String; 2],
 }
@@ -245,15 +245,6 @@ impl<'a> World<'a> {
             Ok(as_expected.then_some(()))
         })
         .await
-    }
-
-    /// Puts a namespace into the mesh, or takes it out.
-    pub(crate) async fn label(&self, namespace: &str, value: Option<&str>) -> Result<()> {
-        let labels = Patch::Merge(json!({"metadata": {"labels": {"istio.io/dataplane-mode": value}}}));
-        Api::<Namespace>::all(self.client())
-            .patch(namespace, &PatchParams::default(), &labels)
-            .await?;
-        Ok(())
     }
 
     /// Waits until a pod's agent says that it is captured, or no more.

@@ -92,8 +92,9 @@ impl Cluster {
         Ok(answer.status.is_some_and(|status| status.allowed))
     }
 
-    /// Makes sure that the cluster knows a kind of Istio's, if only as a shape without rules. Whether it had to be made.
-    pub(crate) async fn define(&self, group: &str, kind: &str, plural: &str) -> Result<bool> {
+    /// Makes sure that the cluster knows a kind of Istio's or of Gateway API, if only as a shape without rules. Whether it had to
+    /// be made.
+    pub(crate) async fn define(&self, group: &str, kind: &str, plural: &str, scope: &str) -> Result<bool> {
         let api = Api::<CustomResourceDefinition>::all(self.client.clone());
         let name = format!("{plural}.{group}");
         if api.get_opt(&name).await?.is_some() {
@@ -101,9 +102,11 @@ impl Cluster {
         }
         let schema = serde_json::json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
         let definition = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": name, "labels": {"weft.dev/e2e": "true"}},
+            "metadata": {"name": name, "labels": {"weft.dev/e2e": "true"},
+                // Without it, groups of Kubernetes' own are refused.
+                "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
             "spec": {
-                "group": group, "scope": "Namespaced",
+                "group": group, "scope": scope,
                 "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
                 "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema, "subresources": {"status": {}}}],
             },

@@ -38,7 +38,7 @@ const SCRIPT: &str = include_str!("helm.py");
 
 pub(crate) struct Mesh<'a> {
     cluster: &'a Cluster,
-    options: &'a Options,
+    pub(crate) options: &'a Options,
 }
 
 impl<'a> Mesh<'a> {
@@ -73,11 +73,16 @@ impl<'a> Mesh<'a> {
 
     fn values(&self, turn: &str) -> Value {
         let image = &self.options.image;
-        json!({
-            "image": {"repository": image.repository, "tag": image.tag, "digest": image.digest},
-            "logFormat": "json",
-            "agent": {"podAnnotations": {"weft.dev/e2e": turn}},
-        })
+        let mut values = self.options.values.clone();
+        merge(
+            &mut values,
+            json!({
+                "image": {"repository": image.repository, "tag": image.tag, "digest": image.digest},
+                "logFormat": "json",
+                "agent": {"podAnnotations": {"weft.dev/e2e": turn}},
+            }),
+        );
+        values
     }
 
     fn helm(&self, action: &str, values: &Value) -> Result<()> {
@@ -158,11 +163,13 @@ impl<'a> Mesh<'a> {
     /// The connections that a node's agent has logged since then.
     pub(crate) async fn access(&self, node: &str, since: Timestamp) -> Result<Vec<AccessLine>> {
         let name = self.agent(node).await?.metadata.name.unwrap_or_default();
+        // The API takes whole seconds, and the client rounds to the next one: what is asked for is more.
         let params = LogParams {
-            since_time: Some(since),
+            since_time: Some(since - Duration::from_secs(2)),
             ..LogParams::default()
         };
-        Ok(access::parse(&self.pods().logs(&name, &params).await?))
+        let log = self.pods().logs(&name, &params).await?;
+        Ok(access::parse(&after(&log, since)))
     }
 
     /// The metrics of a node's agent, scraped from a pod that is not in the mesh, as Prometheus would.
@@ -182,11 +189,44 @@ impl<'a> Mesh<'a> {
                 args: words(&["get", &address, "/metrics"]),
             })
             .await?;
+        // Some runtimes take carriage returns out of logs.
+        let answer = answer.replace('\r', "");
         let (_, body) = answer
-            .split_once("\r\n\r\n")
+            .split_once("\n\n")
             .context("the agent's answer has no body")?;
         weft_tests::Samples::parse(body)
     }
+}
+
+/// Lays objects over one another, field by field.
+fn merge(under: &mut Value, over: Value) {
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(under.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over,
+    }
+}
+
+/// The lines of a log in JSON that were written from then on.
+fn after(log: &str, since: Timestamp) -> String {
+    let late = |line: &&str| {
+        let line: Option<Value> = serde_json::from_str(line).ok();
+        let at = line.and_then(|line| line["timestamp"].as_str()?.parse::<Timestamp>().ok());
+        at.is_some_and(|at| at >= since)
+    };
+    log.split_inclusive('\n')
+        .filter(|line| late(&line.trim_end()))
+        .collect()
+}
+
+#[test]
+fn lines_from_before_are_left_out() {
+    let line = |second: u8| format!("{{\"timestamp\":\"2026-01-01T00:00:0{second}.500000Z\"}}\n");
+    let since = "2026-01-01T00:00:02.400Z".parse().expect("a time");
+    assert_eq!(after(&(line(1) + &line(2) + "no line"), since), line(2));
 }
 
 /// Whether every node has a pod of the newest revision that is ready, and no other.

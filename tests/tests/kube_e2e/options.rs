@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 /// What the suite is told.
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) image: Image,
+    /// Values of the chart that this cluster needs.
+    pub(crate) values: Value,
     /// Leave everything as it is at the end.
     pub(crate) keep: bool,
     /// Where Helm's library for Python is.
@@ -37,6 +40,10 @@ impl Options {
         Ok(Self {
             kubeconfig: path("WEFT_E2E_KUBECONFIG")?,
             image: Image::parse(if image.is_empty() { &ours } else { &image }),
+            values: match std::env::var("WEFT_E2E_VALUES") {
+                Ok(values) => serde_json::from_str(&values).context("read the chart's values")?,
+                Err(_) => json!({}),
+            },
             keep: std::env::var_os("WEFT_E2E_KEEP").is_some(),
             helm: path("WEFT_E2E_HELM")?,
             chart: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart"),

@@ -13,18 +13,19 @@ use serde_json::{Value, json};
 use crate::{
     apps::{App, INSIDE, OUTSIDE, World, restarts, words},
     cluster::{delete, until},
+    commands,
     mesh::{Mesh, identity},
 };
 
-const SECURITY: &str = "security.istio.io";
+pub(crate) const SECURITY: &str = "security.istio.io";
 /// Pods of the scene of many starts, and how many of them at a time.
 const STARTS: i32 = 200;
 const AT_A_TIME: i32 = 20;
 
 /// The server has run since before the mesh; nothing of it is started again.
-pub(crate) async fn enrol(world: &World<'_>) -> Result<()> {
+pub(crate) async fn enrol(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let before = world.pods(INSIDE).get("server").await?;
-    world.label(INSIDE, Some("ambient")).await?;
+    commands::run(mesh, &["enroll", INSIDE, "--wait", "60"]).await?;
     let after = world.captured("server", true).await?;
     ensure!(
         before.metadata.uid == after.metadata.uid,
@@ -86,15 +87,20 @@ pub(crate) async fn traffic(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
 pub(crate) async fn policy(world: &World<'_>) -> Result<()> {
     let defined = world
         .cluster
-        .define(SECURITY, "AuthorizationPolicy", "authorizationpolicies")
+        .define(
+            SECURITY,
+            "AuthorizationPolicy",
+            "authorizationpolicies",
+            "Namespaced",
+        )
         .await?;
     told(defined, "AuthorizationPolicy");
     let target = world.service().await?;
     world.call_until(INSIDE, "stranger", &target, true).await?;
     let principal = identity("stranger").replace("spiffe://", "");
     let spec = json!({"action": "DENY", "rules": [{"from": [{"source": {"principals": [principal]}}]}]});
-    let policies = objects(world, "AuthorizationPolicy", "authorizationpolicies");
-    make(&policies, "AuthorizationPolicy", "no-strangers", &spec).await?;
+    let policies = objects(world, SECURITY, "AuthorizationPolicy", "authorizationpolicies");
+    make(&policies, SECURITY, "AuthorizationPolicy", "no-strangers", &spec).await?;
     world.call_until(INSIDE, "stranger", &target, false).await?;
     let tally = world.call(INSIDE, "client", &target, 20).await?;
     ensure!(
@@ -109,14 +115,19 @@ pub(crate) async fn policy(world: &World<'_>) -> Result<()> {
 pub(crate) async fn strict(world: &World<'_>) -> Result<()> {
     let defined = world
         .cluster
-        .define(SECURITY, "PeerAuthentication", "peerauthentications")
+        .define(
+            SECURITY,
+            "PeerAuthentication",
+            "peerauthentications",
+            "Namespaced",
+        )
         .await?;
     told(defined, "PeerAuthentication");
     let (service, server) = (world.service().await?, world.server().await?);
     world.call_until(OUTSIDE, "client", &server, true).await?;
-    let policies = objects(world, "PeerAuthentication", "peerauthentications");
+    let policies = objects(world, SECURITY, "PeerAuthentication", "peerauthentications");
     let spec = json!({"mtls": {"mode": "STRICT"}});
-    make(&policies, "PeerAuthentication", "default", &spec).await?;
+    make(&policies, SECURITY, "PeerAuthentication", "default", &spec).await?;
     for target in [&server, &service] {
         world.call_until(OUTSIDE, "client", target, false).await?;
     }
@@ -224,7 +235,7 @@ pub(crate) async fn upgrade(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn unenrol(world: &World<'_>) -> Result<()> {
+pub(crate) async fn unenrol(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let target = world.service().await?;
     world
         .start(&App {
@@ -236,7 +247,7 @@ pub(crate) async fn unenrol(world: &World<'_>) -> Result<()> {
         })
         .await?;
     world.captured("holder", true).await?;
-    world.label(INSIDE, None).await?;
+    commands::run(mesh, &["enroll", INSIDE, "--undo", "--wait", "60"]).await?;
     for name in ["server", "holder"] {
         world.captured(name, false).await?;
     }
@@ -260,20 +271,26 @@ pub(crate) async fn unenrol(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-fn told(defined: bool, kind: &str) {
+pub(crate) fn told(defined: bool, kind: &str) {
     if defined {
         println!("the cluster knew no {kind}: a definition without rules was made for it");
     }
 }
 
-fn objects(world: &World<'_>, kind: &str, plural: &str) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(SECURITY, "v1", kind), plural);
+pub(crate) fn objects(world: &World<'_>, group: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural);
     Api::namespaced_with(world.client(), INSIDE, &resource)
 }
 
-async fn make(api: &Api<DynamicObject>, kind: &str, name: &str, spec: &Value) -> Result<()> {
+pub(crate) async fn make(
+    api: &Api<DynamicObject>,
+    group: &str,
+    kind: &str,
+    name: &str,
+    spec: &Value,
+) -> Result<()> {
     let object = json!({
-        "apiVersion": format!("{SECURITY}/v1"), "kind": kind, "metadata": {"name": name}, "spec": spec,
+        "apiVersion": format!("{group}/v1"), "kind": kind, "metadata": {"name": name}, "spec": spec,
     });
     api.create(&PostParams::default(), &serde_json::from_value(object)?)
         .await?;

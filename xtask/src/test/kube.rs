@@ -1,7 +1,7 @@
 //! `test kube --kubeconfig FILE`: the end-to-end suite (tests/tests/kube_e2e) on a real cluster. This only finds Helm, passes on
 //! what was asked for, and lets cargo run it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -12,6 +12,8 @@ pub(crate) struct Options {
     pub(crate) filter: Option<String>,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) image: Option<String>,
+    /// Values of the chart, as JSON.
+    pub(crate) values: Option<String>,
     pub(crate) keep: bool,
     pub(crate) install: bool,
 }
@@ -29,17 +31,40 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // The suite runs in another folder.
     let kubeconfig = options.kubeconfig.canonicalize();
     let kubeconfig = kubeconfig.with_context(|| format!("find {}", options.kubeconfig.display()))?;
-    setup::helm(options.install)?;
+    suite(
+        &kubeconfig,
+        options.image.as_deref(),
+        options.values.as_deref(),
+        options.keep,
+        options.install,
+    )
+}
+
+/// Runs the suite on the cluster of this kubeconfig.
+///
+/// # Errors
+/// It failed, and has said where, or it cannot be run.
+pub(super) fn suite(
+    kubeconfig: &Path,
+    image: Option<&str>,
+    values: Option<&str>,
+    keep: bool,
+    install: bool,
+) -> Result<()> {
+    setup::helm(install)?;
     let mut cargo = shell::cargo();
     cargo
-        .args(["test", "-p", "weft-tests", "--test", "kube_e2e", "--"])
+        .args(["test", "--workspace", "--test", "kube_e2e", "--"])
         .args(["--ignored", "--nocapture", "the_mesh_on_a_real_cluster"])
         .env("WEFT_E2E_KUBECONFIG", kubeconfig)
         .env("WEFT_E2E_HELM", setup::helm_dir());
-    if let Some(image) = &options.image {
+    if let Some(image) = image {
         cargo.env("WEFT_E2E_IMAGE", image);
     }
-    if options.keep {
+    if let Some(values) = values {
+        cargo.env("WEFT_E2E_VALUES", values);
+    }
+    if keep {
         cargo.env("WEFT_E2E_KEEP", "1");
     }
     shell::run(&mut cargo)
