@@ -26,6 +26,11 @@ impl Cgroup {
     /// Makes the cgroup; its parent must exist.
     pub fn create(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("create cgroup {}", path.display()))?;
+        Self::open(path)
+    }
+
+    /// One that is there.
+    pub fn open(path: PathBuf) -> Result<Self> {
         let procs = OpenOptions::new()
             .write(true)
             .open(path.join("cgroup.procs"))

@@ -11,6 +11,7 @@ pub mod agent;
 pub mod app;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod crowd;
 pub mod curl;
 pub mod flood;

@@ -49,6 +49,13 @@ pub(crate) fn remove_run(run: &RunId, cgroup: &Path) -> Vec<Result<String>> {
     if cgroup.exists() {
         outcomes.push(cgroup::remove_tree(cgroup).map(|()| format!("cgroup {}", cgroup.display())));
     }
+    // Those of nodes that have theirs beside one another.
+    let beside = cgroup.parent().into_iter().flat_map(entries);
+    for (_, path) in beside.filter(|(owner, _)| owner == run) {
+        if path.exists() {
+            outcomes.push(cgroup::remove_tree(&path).map(|()| format!("cgroup {}", path.display())));
+        }
+    }
     for path in entries_of(run, machine::BPFFS) {
         outcomes.push(remove_dir(&path).map(|()| format!("pins {}", path.display())));
     }

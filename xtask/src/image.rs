@@ -4,7 +4,7 @@
 //! CI makes it of the debug build that tests run, which costs a minute, and starts it; only the release is small.
 
 mod agents;
-mod archive;
+pub(crate) mod archive;
 mod run;
 mod runtime;
 mod sbom;
@@ -264,7 +264,7 @@ fn labels(created: u64) -> Vec<(&'static str, String)> {
 }
 
 /// The name as registries and the kubelet complete it: `weft` is docker.io/library/weft:latest.
-fn full_name(tag: &str) -> String {
+pub(crate) fn full_name(tag: &str) -> String {
     let tagged = match tag.rsplit_once('/').map_or(tag, |(_, name)| name).contains(':') {
         true => tag.to_owned(),
         false => format!("{tag}:latest"),

@@ -6,6 +6,7 @@ mod interrupt;
 pub(crate) mod kube;
 mod libtest;
 mod process;
+pub(crate) mod rehearse;
 
 use std::{
     fmt,

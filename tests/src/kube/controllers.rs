@@ -49,11 +49,30 @@ pub(super) fn remove(server: &Server, state: &mut State, table: &str, key: &str)
     if held && value["metadata"]["deletionTimestamp"].is_string() {
         return;
     }
+    if server.options.nodes_end_pods && table == "pods" && runs(&value) {
+        if value["metadata"]["deletionTimestamp"].is_null() {
+            let grace = value["spec"]["terminationGracePeriodSeconds"]
+                .as_u64()
+                .unwrap_or(30);
+            mark(&kind, &mut value, &server.clock.stamp(), grace);
+            let change = state.commit(&kind, key, Some(value));
+            after(server, state, &kind, &change);
+        }
+        return;
+    }
     if held {
         mark(&kind, &mut value, &server.clock.stamp(), 0);
     }
     let change = state.commit(&kind, key, held.then_some(value));
     after(server, state, &kind, &change);
+}
+
+/// Whether a node has a pod that has not ended.
+fn runs(pod: &Value) -> bool {
+    let ended = ["Succeeded", "Failed"]
+        .iter()
+        .any(|phase| pod["status"]["phase"] == *phase);
+    pod["spec"]["nodeName"].is_string() && !ended
 }
 
 /// Marks an object as on its way out.

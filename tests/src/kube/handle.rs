@@ -184,6 +184,54 @@ impl StandIn {
         self.apply(value)
     }
 
+    /// Changes an object in one step, as if a controller had: what others write meanwhile is not lost. Whether it was there.
+    pub fn change(
+        &self,
+        (kind, namespace, name): (&str, &str, &str),
+        change: impl FnOnce(&mut Value),
+    ) -> bool {
+        let mut state = self.server.state();
+        let Some(kind) = resolve(&state, kind) else {
+            return false;
+        };
+        let key = object::key(namespace, name);
+        let Some(mut value) = state.value(&kind.table, &key) else {
+            return false;
+        };
+        let before = value.clone();
+        change(&mut value);
+        if value != before {
+            let change = state.commit(&kind, &key, Some(value));
+            controllers::after(&self.server, &mut state, &kind, &change);
+        }
+        true
+    }
+
+    /// Removes a pod whose node has ended it, if it is still this one.
+    pub fn forget_pod(&self, namespace: &str, name: &str, uid: &str) {
+        let mut state = self.server.state();
+        let key = object::key(namespace, name);
+        let found = state.value("pods", &key);
+        let kind = state.kind("", "v1", "pods").cloned();
+        if let (Some(kind), Some(found)) = (kind, found)
+            && found["metadata"]["uid"] == uid
+        {
+            let change = state.commit(&kind, &key, None);
+            controllers::after(&self.server, &mut state, &kind, &change);
+        }
+    }
+
+    /// What answers for logs of pods: it is given the pod, the container's name and the time (RFC 3339, or "") from which on.
+    /// Only the first call counts.
+    pub fn logs_from(&self, source: impl Fn(&Value, &str, &str) -> Result<Vec<u8>> + Send + Sync + 'static) {
+        let _ = self.server.logs.set(Box::new(source));
+    }
+
+    /// Tells of each write by its revision.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.server.state().tick.subscribe()
+    }
+
     /// Waits, looking at each change, until the object satisfies `check`; `None` is an object that is not there. Blocks
     /// the thread: in a task use [`StandIn::until`].
     pub fn wait_for(

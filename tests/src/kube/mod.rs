@@ -31,6 +31,7 @@ mod faults;
 mod fields;
 mod handle;
 mod kinds;
+mod logs;
 mod managed;
 mod object;
 mod patch;
@@ -54,7 +55,7 @@ mod write;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -78,6 +79,11 @@ pub struct Options {
     pub endpoint_slices: bool,
     /// Deployments and DaemonSets are ready and Jobs are done as soon as they are written, though nothing runs.
     pub workloads_ready: bool,
+    /// Pods on a node are ended by whoever is that node ([`StandIn::forget_pod`]), as by a kubelet: what deletes them only
+    /// marks them, garbage collection and the end of a namespace included.
+    pub nodes_end_pods: bool,
+    /// What its certificate is for, besides loopback.
+    pub names: Vec<String>,
     /// How long a namespace that was deleted is terminating.
     pub namespace_ends: Duration,
     /// How many changes of each resource are remembered.
@@ -93,6 +99,8 @@ impl Default for Options {
             clock_by_hand: false,
             endpoint_slices: true,
             workloads_ready: false,
+            nodes_end_pods: false,
+            names: Vec::new(),
             namespace_ends: Duration::from_millis(50),
             history: 100_000,
             seed: 1,
@@ -120,6 +128,9 @@ pub(crate) struct Server {
     admin: String,
     /// PEM; empty without TLS.
     certificate: String,
+    /// Says what a container has written.
+    logs: OnceLock<logs::Source>,
+    tls: Option<TlsAcceptor>,
     runtime: Handle,
 }
 
@@ -159,7 +170,7 @@ impl StandIn {
             .enable_all()
             .build()?;
         let (certificate, tls) = if options.tls {
-            certificate()?
+            certificate(&options.names)?
         } else {
             (String::new(), None)
         };
@@ -172,6 +183,8 @@ impl StandIn {
             asked: Mutex::default(),
             address: listener.local_addr()?,
             certificate,
+            logs: OnceLock::new(),
+            tls,
             runtime: runtime.handle().clone(),
             options,
         });
@@ -183,8 +196,21 @@ impl StandIn {
             started.namespace(namespace);
         }
         started.apply_yaml(access::BOOTSTRAP)?;
-        server.runtime.spawn(serve::accept(server.clone(), listener, tls));
+        started.listen_on(listener);
         Ok(started)
+    }
+
+    /// Answers on another listener too, of another network namespace for one. It must not block.
+    pub fn listen_on(&self, listener: std::net::TcpListener) {
+        let server = &self.server;
+        server
+            .runtime
+            .spawn(serve::accept(server.clone(), listener, server.tls.clone()));
+    }
+
+    /// The certificate that its clients must believe, in PEM; empty without TLS.
+    pub fn certificate(&self) -> &str {
+        &self.server.certificate
     }
 
     /// Where it listens.
@@ -231,9 +257,10 @@ impl Drop for StandIn {
     }
 }
 
-/// A certificate for 127.0.0.1 that is its own authority.
-fn certificate() -> Result<(String, Option<TlsAcceptor>)> {
-    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+/// A certificate for loopback and these names that is its own authority.
+fn certificate(more: &[String]) -> Result<(String, Option<TlsAcceptor>)> {
+    let mut names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    names.extend_from_slice(more);
     let own = rcgen::generate_simple_self_signed(names)?;
     let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der())
         .map_err(anyhow::Error::msg)?;

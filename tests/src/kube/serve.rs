@@ -171,6 +171,9 @@ async fn dispatch(
             false => Failure::no_such_resource(),
         });
     }
+    if kind.plural == "pods" && target.sub == "log" {
+        return super::logs::answer(server, request, target, kind);
+    }
     if kind.is_virtual() || ["token", "binding", "eviction", "scale"].contains(&target.sub.as_str()) {
         return reviews::answer(server, request, target, kind);
     }

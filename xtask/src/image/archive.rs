@@ -9,27 +9,27 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
 /// Who runs it where nothing else is said: nobody. The chart runs agents as root, with four capabilities.
-pub(super) const NOBODY: &str = "65532:65532";
+pub(crate) const NOBODY: &str = "65532:65532";
 
 /// A file of the image: its path without a slash before it, its mode, and what is in it.
-pub(super) type Entry<'a> = (&'a str, u32, &'a [u8]);
+pub(crate) type Entry<'a> = (&'a str, u32, &'a [u8]);
 
 /// What an image is made of.
 #[derive(Clone, Copy)]
-pub(super) struct Image<'a> {
+pub(crate) struct Image<'a> {
     /// With registry and tag.
-    pub(super) name: &'a str,
+    pub(crate) name: &'a str,
     /// Who runs it, by numbers: there is no /etc/passwd in it.
-    pub(super) user: &'a str,
-    pub(super) files: &'a [Entry<'a>],
-    pub(super) labels: &'a [(&'a str, String)],
+    pub(crate) user: &'a str,
+    pub(crate) files: &'a [Entry<'a>],
+    pub(crate) labels: &'a [(&'a str, String)],
     /// What all times are, in seconds since 1970.
-    pub(super) created: u64,
+    pub(crate) created: u64,
 }
 
 /// The digest of an image's manifest, by which registries and runtimes know it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ImageDigest(String);
+pub(crate) struct ImageDigest(String);
 
 impl fmt::Display for ImageDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,7 +38,7 @@ impl fmt::Display for ImageDigest {
 }
 
 /// Writes an image to `output`.
-pub(super) fn write(output: &Path, image: &Image<'_>) -> Result<ImageDigest> {
+pub(crate) fn write(output: &Path, image: &Image<'_>) -> Result<ImageDigest> {
     let Image { name, created, .. } = *image;
     let layer = layer(image.files, created)?;
     let config = config(&sha256(&layer), image).to_string();
