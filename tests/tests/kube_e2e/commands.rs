@@ -37,11 +37,7 @@ pub(crate) async fn ask(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let status = status(mesh, world, &world.nodes[1]).await?;
     let mut pods = status["pods"].as_array().into_iter().flatten();
     let server = format!("{INSIDE}/server");
-    let row = pods.find(|pod| {
-        pod["workload"]
-            .as_str()
-            .is_some_and(|name| name.ends_with(&server))
-    });
+    let row = pods.find(|pod| pod["namespace"] == INSIDE && pod["workload"] == "server");
     let row = row.with_context(|| format!("weft status knows no pod {server}: {status}"))?;
     ensure!(row["state"] == "captured", "weft status says {row}");
     ensure!(status["ready"] == true, "the agent is not ready: {status}");
