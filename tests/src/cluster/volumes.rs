@@ -192,7 +192,7 @@ impl Place<'_> {
             return text(&pod["metadata"][of][key]).to_owned();
         }
         match path {
-            "status.podIP" => self.pod_address.to_owned(),
+            "status.podIP" | "status.podIPs" => self.pod_address.to_owned(),
             "status.hostIP" => self.node_address.to_owned(),
             "metadata.labels" | "metadata.annotations" => {
                 let map = pod["metadata"][&path["metadata.".len()..]].as_object();
