@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     connections::Carried,
@@ -163,7 +163,13 @@ async fn ask_or_look_up(
     destination: SocketAddr,
     draw: u64,
 ) -> Result<Asked, Refusal> {
-    let asked = ask(worker, pod, destination, draw)?;
+    let asked = match ask(worker, pod, destination, draw) {
+        Err(Refusal::UnknownWorkload) => {
+            be_known(worker, pod).await;
+            ask(worker, pod, destination, draw)?
+        }
+        asked => asked?,
+    };
     if !is_unknown(&asked) {
         return Ok(asked);
     }
@@ -180,6 +186,20 @@ async fn ask_or_look_up(
         Answer::TooMany => "too_many",
     });
     Ok(asked)
+}
+
+/// Waits until the mesh knows a pod that has just been captured, for as long as it is young.
+async fn be_known(worker: &Worker, pod: &Pod) {
+    let mut meshes = worker.shared.meshes.subscribe();
+    let known = async {
+        loop {
+            let mesh = worker.shared.mesh.load_full();
+            if mesh.is_some_and(|mesh| mesh.workload(&pod.uid).is_some()) || meshes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let _ = timeout(pod.patience(), known).await;
 }
 
 fn ask(worker: &Worker, pod: &Pod, destination: SocketAddr, draw: u64) -> Result<Asked, Refusal> {
@@ -316,7 +336,8 @@ async fn dial_tunnel(
     let svid = worker
         .shared
         .svids
-        .current(&source.identity)
+        .ready(&source.identity, pod.patience())
+        .await
         .ok_or_else(|| Unreached {
             outcome: Outcome::Failed(
                 FailureKind::Identity,

@@ -92,7 +92,7 @@ fn the_nodes_own_namespace_is_no_pods() {
     made.members(&[1]);
     let pod = made.0.join("pod");
     assert_eq!(
-        made.finder(&[1]).find(&made.folders(), &[]).err(),
+        made.finder(&[1]).find(&made.folders(), None, &[]).err(),
         Some(Missing::OnlyNodes(pod))
     );
 }
@@ -119,13 +119,13 @@ fn the_namespace_of_a_pods_starter_is_no_pods() {
 fn what_is_missing_is_said() {
     let made = Made::new("missing");
     let finder = made.finder(&[]);
-    assert_eq!(finder.find(&[], &[]).err(), Some(Missing::NoCgroup));
+    assert_eq!(finder.find(&[], None, &[]).err(), Some(Missing::NoCgroup));
     made.members(&[]);
     let nobody = Some(Missing::NoProcess(made.0.join("pod")));
-    assert_eq!(finder.find(&made.folders(), &[]).err(), nobody);
+    assert_eq!(finder.find(&made.folders(), None, &[]).err(), nobody);
     // A number of another PID namespace, and one of a process that has just ended.
     made.members(&[0, 41]);
-    assert_eq!(finder.find(&made.folders(), &[]).err(), nobody);
+    assert_eq!(finder.find(&made.folders(), None, &[]).err(), nobody);
 }
 
 #[test]
