@@ -47,6 +47,7 @@ struct Scene {
     api: Api,
     runtime: Runtime,
     program: PathBuf,
+    options: AgentOptions,
     web: Pod,
     a: Agent,
     _server: Server,
@@ -85,11 +86,12 @@ fn with_scene(test: impl FnOnce(&mut World, &mut Scene) -> Result<()>) {
         let options = AgentOptions::default()
             .arg("--kubeconfig")
             .arg(&kubeconfig.display().to_string());
-        let a = world.start_agent_with("a", options)?;
+        let a = world.start_agent_with("a", options.clone())?;
         let mut scene = Scene {
             api,
             runtime,
             program,
+            options,
             web,
             a,
             _server: server,
@@ -253,7 +255,7 @@ fn what_is_not_the_meshs_is_not_held_up_and_what_cannot_be_captured_not_for_long
                 .log()
                 .contains("was not captured before its containers start")
         );
-        // The next one that is late is waited for only briefly, and one that is not is as ever.
+        // The next one that is late is waited for half as long, and one that is not is as ever.
         scene.runtime.stop(&id(4))?;
         let waited = scene.runtime.run(&sandbox("again", &uid(4), &wrong))?;
         ensure!(waited < WAITED, "it was waited for {waited:?}");
@@ -309,6 +311,32 @@ fn an_agent_that_loses_the_runtime_finds_it_again() {
         wait_until("a pod to be captured all the same", LIMIT, || {
             first_instruction(&fourth, addr(SERVICE4)).ok()
         })
+    });
+}
+
+#[test]
+fn an_agent_that_takes_over_is_the_one_that_the_runtime_waits_for() {
+    with_scene(|world, scene| {
+        let first = world.pod("a", PodSpec::new("first").cgroup(&folder(1)))?;
+        world.apply()?;
+        scene.runtime.run(&sandbox(&id(1), &uid(1), &first))?;
+        scene.show(1, &first, &[]);
+        first_instruction(&first, addr(SERVICE4))?;
+        let old = scene.a.clone();
+        scene.a = world.take_over("a", scene.options.clone())?;
+        scene.wait_for_nri("connected")?;
+        let second = world.pod("a", PodSpec::new("second").cgroup(&folder(2)))?;
+        world.apply()?;
+        let waited = scene.runtime.run(&sandbox(&id(2), &uid(2), &second))?;
+        first_instruction(&second, addr(SERVICE4))?;
+        ensure!(waited < WAITED, "somebody else was waited for: {waited:?}");
+        ensure!(scene.sandboxes("captured")? == 1.0, "{}", scene.a.log_tail());
+        ensure!(
+            !old.log().contains("was not captured before"),
+            "{}",
+            old.log_tail()
+        );
+        Ok(())
     });
 }
 

@@ -480,3 +480,6 @@ pub(super) fn identities(mesh: &Mesh, desired: &BTreeMap<Arc<str>, Desired>) -> 
     let identity = |uid: &Arc<str>| mesh.workload(uid).map(|workload| workload.identity.clone());
     desired.keys().filter_map(identity).collect()
 }
+
+#[cfg(test)]
+mod tests;

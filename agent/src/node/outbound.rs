@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use super::{
     connections::Carried,
@@ -165,7 +165,7 @@ async fn ask_or_look_up(
 ) -> Result<Asked, Refusal> {
     let asked = match ask(worker, pod, destination, draw) {
         Err(Refusal::UnknownWorkload) => {
-            be_known(worker, pod).await;
+            worker.be_told_of(pod).await;
             ask(worker, pod, destination, draw)?
         }
         asked => asked?,
@@ -186,20 +186,6 @@ async fn ask_or_look_up(
         Answer::TooMany => "too_many",
     });
     Ok(asked)
-}
-
-/// Waits until the mesh knows a pod that has just been captured, for as long as it is young.
-async fn be_known(worker: &Worker, pod: &Pod) {
-    let mut meshes = worker.shared.meshes.subscribe();
-    let known = async {
-        loop {
-            let mesh = worker.shared.mesh.load_full();
-            if mesh.is_some_and(|mesh| mesh.workload(&pod.uid).is_some()) || meshes.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    let _ = timeout(pod.patience(), known).await;
 }
 
 fn ask(worker: &Worker, pod: &Pod, destination: SocketAddr, draw: u64) -> Result<Asked, Refusal> {

@@ -116,7 +116,10 @@ pub struct View {
     /// containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1): there is no cgroup to know a
     /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. UDP other
     /// than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
-    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture.
+    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of the
+    /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
+    /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
+    /// ([`nri`]) no app runs by then, and neither of the two is open.
     pub pending: Pending,
     /// The sandboxes that the container runtime has told of, by its own ids.
     pub sandboxes: BTreeMap<String, Standing>,

@@ -44,9 +44,9 @@ const REGISTRATION: u32 = 1;
 const BEGIN: Duration = Duration::from_secs(10);
 /// How long a write may take.
 const WRITE: Duration = Duration::from_secs(2);
-/// The longest wait for a capture, and the longest after one that did not end.
+/// The longest wait for a capture. Each that did not end in time halves the next one, until one does; down to the least.
 const PATIENCE: Duration = Duration::from_secs(1);
-const HURRIED: Duration = Duration::from_millis(100);
+const LEAST: Duration = Duration::from_millis(100);
 /// Sandboxes that are waited for at a time. Runtimes start one after the other.
 const MOST_WAITING: usize = 64;
 /// Pods that a runtime may have when it begins to tell.
@@ -92,7 +92,8 @@ struct Session<'a> {
     pods: Vec<PodSandbox>,
     runtime: String,
     synchronized: bool,
-    hurried: bool,
+    /// How many captures have not ended in time, one after the other.
+    late: u32,
 }
 
 /// Runs until the runtime ends it, or another agent has this one's place.
@@ -114,7 +115,7 @@ async fn talk(plugin: &Plugin, stream: UnixStream) -> Result<(), SessionError> {
         pods: Vec::new(),
         runtime: String::new(),
         synchronized: false,
-        hurried: false,
+        late: 0,
     };
     session.register().await?;
     let mut captures = plugin.captures.clone();
@@ -233,7 +234,7 @@ impl Session<'_> {
                 let started = self.tell(|sandboxes| sandboxes.start(pod, Instant::now()));
                 match started {
                     Some(id) if self.waiting.len() < MOST_WAITING => {
-                        let patience = patience(self.hurried, timeout_nano);
+                        let patience = patience(self.late, timeout_nano);
                         self.wait(stream, id, patience, [namespace, name, uid]);
                         Ok(())
                     }
@@ -288,8 +289,8 @@ impl Session<'_> {
             Outcome::Late => "late",
         });
         match outcome {
-            Outcome::Captured => self.hurried = false,
-            Outcome::Late => self.hurried = true,
+            Outcome::Captured => self.late = 0,
+            Outcome::Late => self.late = self.late.saturating_add(1),
             Outcome::Outside => {}
         }
         self.reply(stream, &()).await
@@ -348,8 +349,8 @@ async fn replaced(captures: &mut watch::Receiver<Captures>) {
 }
 
 /// How long a capture is waited for: half of what the runtime waits, at most.
-fn patience(hurried: bool, timeout_nano: i64) -> Duration {
-    let ours = if hurried { HURRIED } else { PATIENCE };
+fn patience(late: u32, timeout_nano: i64) -> Duration {
+    let ours = (PATIENCE / (1 << late.min(16))).max(LEAST);
     match u64::try_from(timeout_nano) {
         Ok(nanos) if nanos > 0 => ours.min(Duration::from_nanos(nanos) / 2),
         _ => ours,
