@@ -292,7 +292,7 @@ async fn run(
 /// Waits until the container runtime has told of something; for ever where nobody asks it.
 async fn another(told: &mut watch::Receiver<Arc<Sandboxes>>) {
     if told.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

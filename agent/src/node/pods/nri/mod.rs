@@ -120,10 +120,10 @@ impl Plugin {
         let socket = self.socket.display();
         match state {
             NriState::Refused if is_new => {
-                tracing::warn!(%socket, message, "the container runtime does not tell of pods that start (NRI): they are found by their cgroups, and what they dial before that is refused; trying again")
+                tracing::warn!(%socket, message, "the container runtime does not tell of pods that start (NRI): they are found by their cgroups, and what they dial before that is refused; trying again");
             }
             NriState::Absent if is_new => {
-                tracing::info!(%socket, "no container runtime offers NRI here: pods that start are found by their cgroups")
+                tracing::info!(%socket, "no container runtime offers NRI here: pods that start are found by their cgroups");
             }
             _ => tracing::debug!(%socket, message, "no NRI"),
         }
