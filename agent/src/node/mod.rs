@@ -52,7 +52,7 @@ use self::{
 };
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
-    feed::{OnDemand, on_demand},
+    feed::{Lookups, OnDemand, on_demand},
     hbone,
     kernel::{
         events::log_decisions,
@@ -167,6 +167,23 @@ struct Shared {
     same_node: Known,
 }
 
+impl Shared {
+    fn new(feed: &Source, metrics: Metrics, asking: Asking) -> (Self, Lookups) {
+        let (on_demand, lookups) = on_demand();
+        let shared = Self {
+            mesh: Arc::default(),
+            meshes: watch::Sender::new(()),
+            on_demand,
+            svids: SvidStore::spawn(feed.sources(), StoreSettings::default()),
+            metrics,
+            connections: Connections::default(),
+            asking,
+            same_node: Known::default(),
+        };
+        (shared, lookups)
+    }
+}
+
 /// Runs the agent until `shutdown` is cancelled. What is pinned in the kernel stays and refuses.
 ///
 /// # Errors
@@ -187,18 +204,8 @@ pub async fn run(
         opened = open(&config, sandboxes) => opened?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let (on_demand, lookups) = on_demand();
     let (asking, pairs) = SameNode::channel();
-    let shared = Shared {
-        mesh: Arc::default(),
-        meshes: watch::Sender::new(()),
-        on_demand,
-        svids: SvidStore::spawn(feed.sources(), StoreSettings::default()),
-        metrics,
-        connections: Connections::default(),
-        asking,
-        same_node: Known::default(),
-    };
+    let (shared, lookups) = Shared::new(&feed, metrics, asking);
     feed.watch_trust(shared.svids.clone());
     // Last: an agent that cannot start has touched nothing.
     let claim = claim(&config, &shared, &first).await?;
