@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod netns;
 pub mod network;
 pub mod nginx;
+pub mod nri;
 pub mod pattern;
 pub mod pause;
 pub mod pod;

@@ -301,6 +301,11 @@ impl World {
         self.dir().join(format!("mesh-{node}.yaml"))
     }
 
+    /// Where a node's container runtime would offer NRI; nobody does unless a test starts one.
+    pub fn nri_socket(&self, node: &str) -> PathBuf {
+        self.dir().join(format!("nri-{node}.sock"))
+    }
+
     /// The directory of this world's files: mesh, certificates, logs, whatever a test adds.
     pub fn dir(&self) -> PathBuf {
         self.run.temp_dir()

@@ -243,7 +243,7 @@ fn everything() -> Value {
         "agent": {
             "controllerAddress": "[fd00::1]:15012", "workers": 4, "dnsCapture": false, "drainTimeoutSeconds": 60, "listenAddress": "::",
             "node": {"cgroupRoot": "/sys/fs/cgroup/node-a", "podsCgroup": "/sys/fs/cgroup/node-a/kubepods", "netns": "/proc/1/ns/net", "mountBpffs": true},
-            "startupTaint": {"enabled": false}, "priorityClassName": "mesh", "nodeSelector": {"pool": "mesh"},
+            "startupTaint": {"enabled": false}, "nri": {"enabled": false}, "priorityClassName": "mesh", "nodeSelector": {"pool": "mesh"},
             "tolerations": [{"key": "only", "operator": "Exists", "effect": "NoSchedule"}],
             "extraEnv": [{"name": "KUBERNETES_SERVICE_HOST", "value": "192.0.2.1"}], "podLabels": {"team": "mesh"}, "podAnnotations": {"a": "b"},
             "seccompProfile": "Localhost/weft.json"

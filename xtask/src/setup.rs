@@ -28,7 +28,11 @@ pub(crate) struct Options {
 /// # Errors
 /// Something is missing: it could not be installed, or `install` is off. The commands are already printed.
 pub(crate) fn run(options: Options) -> Result<()> {
-    satisfy(needs::all(options.tests, options.dev), options.install)
+    satisfy(needs::all(options.tests, options.dev), options.install)?;
+    if options.tests {
+        optional(needs::container_runtime(), options.install, "the tests of NRI");
+    }
+    Ok(())
 }
 
 /// Finds or installs what fuzzing needs besides what building does.
@@ -74,10 +78,14 @@ pub(crate) fn profiler(install: bool) -> Result<()> {
 /// Finds or installs what only `bench` needs. What cannot be had is told, and what is measured with it is left out.
 pub(crate) fn benchmark(install: bool) {
     for need in needs::benchmark() {
-        let name = need.name.clone();
-        if let Err(error) = satisfy(vec![need], install) {
-            println!("- {name}: {error:#}; what is measured with it will be left out");
-        }
+        optional(need, install, "what is measured with it");
+    }
+}
+
+fn optional(need: Need, install: bool, left_out: &str) {
+    let name = need.name.clone();
+    if let Err(error) = satisfy(vec![need], install) {
+        println!("- {name}: {error:#}; {left_out} will be left out");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     kernel::{load::LoadConfig, pins},
     limits::LimitSettings,
     net::netns,
-    node::NodeConfig,
+    node::{NodeConfig, pods::nri::SOCKET},
     rpc::Roots,
 };
 
@@ -47,6 +47,10 @@ pub struct AgentArgs {
     /// taints are left alone]
     #[arg(long, env = "WEFT_STARTUP_TAINT", value_name = "KEY")]
     pub startup_taint: Option<String>,
+    /// The container runtime's NRI socket: it tells of pods that start, and waits until they are captured. Where there is none
+    /// they are found by their cgroups; an empty path asks nobody
+    #[arg(long, env = "WEFT_NRI_SOCKET", value_name = "FILE", default_value = SOCKET)]
+    pub nri_socket: String,
     /// The node's own network namespace [default: in a container that of the runtime that started it, else that of process 1]
     #[arg(
         long,
@@ -181,6 +185,7 @@ impl AgentArgs {
             },
             pods_cgroup: self.pods_cgroup.clone(),
             listing: None,
+            nri_socket: (!self.nri_socket.is_empty()).then(|| PathBuf::from(&self.nri_socket)),
             node_netns: self.node_netns.clone(),
             node_ip: self.node_ip,
             same_node_lease: Duration::from_secs(self.same_node_lease),

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
+    sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
@@ -18,7 +20,7 @@ use super::{
     exposed::{Exposed, Fresh},
     memory::Memory,
     pod::Pod,
-    pods::{Pods, View, report::Report},
+    pods::{Pods, View, nri::Captures, report::Report},
     same_node::{Inbox, SameNode, lease},
     state::State,
 };
@@ -57,6 +59,8 @@ pub(super) struct Kept {
     pub(super) lanes: Vec<Lanes>,
     /// The node's pods, where the API says which they are, and how they were at first.
     pub(super) pods: Option<(Pods, Arc<View>)>,
+    /// Where the container runtime is told of what is captured.
+    pub(super) captures: watch::Sender<Captures>,
 }
 
 /// The control loop's state.
@@ -66,6 +70,7 @@ pub(super) struct Control {
     enrolment: Enrolment,
     same_node: SameNode,
     exposed: Exposed,
+    captures: watch::Sender<Captures>,
     /// Whether this agent has looked at the node's pods.
     looked: bool,
     state: Arc<State>,
@@ -99,6 +104,7 @@ impl Control {
             enrolment: kept.enrolment,
             same_node: kept.same_node,
             exposed: kept.exposed,
+            captures: kept.captures,
             looked: false,
             state,
             admin,
@@ -271,6 +277,7 @@ impl Control {
         };
         self.want(&mesh);
         self.shared.mesh.store(Some(Arc::clone(&mesh)));
+        self.shared.meshes.send_replace(());
         // Whoever waits for an address asks this mesh.
         drop(update.lookups);
         self.shared.connections.reconsider(&mesh);
@@ -340,9 +347,22 @@ impl Control {
 
     /// What is said of the pods is another agent's from now on: two would contradict each other.
     fn fall_silent(&self) {
+        self.captures.send_replace(None);
         if let Some(showing) = &self.config.listing {
             showing.reports.send_replace(None);
         }
+    }
+
+    /// The container runtime may start the containers of what is captured.
+    fn tell_runtime(&self) {
+        let captured = self.enrolment.cookies();
+        self.captures.send_if_modified(|last| {
+            let is_new = last.as_deref() != Some(&captured);
+            if is_new {
+                *last = Some(Arc::new(captured));
+            }
+            is_new
+        });
     }
 
     /// What pods that were captured now had opened before.
@@ -383,6 +403,7 @@ impl Control {
         self.hold_pending();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
         let mut turn = self.enrolment.turn(&self.desired).await;
+        self.tell_runtime();
         self.judge_exposed(std::mem::take(&mut turn.fresh));
         self.hold_pending();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
@@ -426,15 +447,18 @@ pub(super) fn desired(mesh: &Mesh, local: &[LocalPod], dns_capture: bool) -> BTr
         if !workload.map_or(!by_file, |workload| is_meant(workload)) {
             return None;
         }
-        // A pod that the mesh knows, and not its addresses yet, has those that it has.
+        // A pod that the mesh does not know yet, or not its addresses, has those that it has.
         let addresses = match workload {
-            Some(workload) if workload.addresses.is_empty() => pod.addresses.as_slice(),
-            Some(workload) => workload.addresses.as_slice(),
-            None => &[],
+            Some(workload) if !workload.addresses.is_empty() => workload.addresses.as_slice(),
+            Some(_) => pod.addresses.as_slice(),
+            None => unambiguous(&pod.addresses),
         };
+        let mut addresses: Vec<_> = addresses.iter().map(|ip| ip.to_canonical()).collect();
+        // As they are found, so that a pod is not captured anew when the mesh says the same.
+        addresses.sort_by_key(IpAddr::is_ipv6);
         let desired = Desired {
             netns: pod.netns.clone(),
-            addresses: addresses.iter().map(|ip| ip.to_canonical()).collect(),
+            addresses,
             modes: workload.map(|it| mesh.strict_ports(it)).unwrap_or_default(),
             dns: pod.dns_capture.unwrap_or(dns_capture),
         };
@@ -443,8 +467,21 @@ pub(super) fn desired(mesh: &Mesh, local: &[LocalPod], dns_capture: bool) -> BTr
     local.iter().filter_map(desired).collect()
 }
 
+/// A pod's addresses, where there is no other that could be meant: one of each family. Of more only the mesh says which are
+/// the pod's own in the cluster's network.
+fn unambiguous(addresses: &[IpAddr]) -> &[IpAddr] {
+    let of_v6 = addresses.iter().filter(|address| address.is_ipv6()).count();
+    if of_v6 > 1 || addresses.len() - of_v6 > 1 {
+        return &[];
+    }
+    addresses
+}
+
 /// Who the pods of this node are.
 pub(super) fn identities(mesh: &Mesh, desired: &BTreeMap<Arc<str>, Desired>) -> HashSet<SpiffeId> {
     let identity = |uid: &Arc<str>| mesh.workload(uid).map(|workload| workload.identity.clone());
     desired.keys().filter_map(identity).collect()
 }
+
+#[cfg(test)]
+mod tests;

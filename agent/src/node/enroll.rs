@@ -11,7 +11,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use netns::{check_addresses, open};
@@ -212,6 +212,12 @@ impl Enrolment {
         self.captured.len()
     }
 
+    /// The network namespaces that are captured.
+    pub(super) fn cookies(&self) -> HashSet<u64> {
+        let current = self.captured.values().filter(|captured| !captured.stale);
+        current.map(|captured| captured.pod.netns.cookie()).collect()
+    }
+
     /// Whether a pod is captured in this very namespace: one that was made anew has its predecessor's uid.
     pub(super) fn is_captured_at(&self, uid: &str, netns: &NetnsSource) -> bool {
         let captured = self.captured.get(uid);
@@ -308,6 +314,7 @@ impl Enrolment {
             addresses: desired.addresses.clone(),
             dns: desired.dns.then(|| self.dns_places.of_pod()),
             places: self.places.of_pod(),
+            since: Instant::now(),
         };
         let for_dns = listen_for_dns(&mut pod)?;
         let pod = Arc::new(pod);

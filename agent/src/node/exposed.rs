@@ -20,6 +20,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use super::pod::Pod;
@@ -57,7 +58,12 @@ pub(super) struct Exposed {
     metrics: Metrics,
     /// Those whose second time is due.
     again: Vec<Fresh>,
+    /// Those that the mesh does not know yet.
+    unknown: Vec<Fresh>,
 }
+
+/// For how long after its capture a pod may become known to the mesh.
+const UNKNOWN: Duration = Duration::from_secs(300);
 
 impl Exposed {
     pub(super) fn new(node: Option<Netns>, metrics: Metrics) -> Self {
@@ -65,6 +71,7 @@ impl Exposed {
             node,
             metrics,
             again: Vec::new(),
+            unknown: Vec::new(),
         }
     }
 
@@ -75,6 +82,11 @@ impl Exposed {
 
     /// Judges the connections of pods that were just captured, and of those of the last turn.
     pub(super) fn turn(&mut self, mesh: &Mesh, fresh: Vec<Fresh>) {
+        let is_known = |fresh: &Fresh| mesh.workload(&fresh.pod.uid).is_some();
+        let waiting = std::mem::take(&mut self.unknown).into_iter();
+        let waiting = waiting.filter(|fresh| fresh.pod.since.elapsed() < UNKNOWN);
+        let (fresh, unknown) = waiting.chain(fresh).partition::<Vec<_>, _>(is_known);
+        self.unknown = unknown;
         let again = std::mem::take(&mut self.again);
         if again.is_empty() && fresh.is_empty() {
             return;

@@ -43,6 +43,7 @@ use self::{
     exposed::Exposed,
     pods::{
         Listing, PodSettings, Pods, View, listing,
+        nri::{Captures, Plugin, Sandboxes},
         report::{Report, Reporter},
     },
     same_node::{Asking, Known, SameNode},
@@ -51,7 +52,7 @@ use self::{
 };
 use crate::{
     admin::{Admin, AdminAddrs, AdminError, Listeners},
-    feed::{OnDemand, on_demand},
+    feed::{Lookups, OnDemand, on_demand},
     hbone,
     kernel::{
         events::log_decisions,
@@ -65,7 +66,7 @@ use crate::{
     net::{lanes::Lanes, netns::Netns},
     source::{Source, SourceConfig, Update},
     svid::{StoreSettings, SvidStore},
-    telemetry::{LogFilter, Metrics},
+    telemetry::{LogFilter, Metrics, status::NriStatus},
 };
 
 /// How long an agent that is to replace another waits for its pods' certificates before it asks for its place.
@@ -86,6 +87,8 @@ pub struct NodeConfig {
     pub pods_cgroup: Option<PathBuf>,
     /// What the API shows of this node; without it the mesh file says which pods are captured, and where they are.
     pub listing: Option<Showing>,
+    /// Where the container runtime tells of pods that start; it is asked where the API says which are to be captured.
+    pub nri_socket: Option<PathBuf>,
     /// The node's own network namespace.
     pub node_netns: PathBuf,
     /// An address of the node, which that namespace must have.
@@ -152,6 +155,8 @@ impl Showing {
 struct Shared {
     /// The mesh in force; none before the first one.
     mesh: Arc<ArcSwapOption<Mesh>>,
+    /// Tells that there is another one.
+    meshes: watch::Sender<()>,
     on_demand: OnDemand,
     svids: SvidStore,
     metrics: Metrics,
@@ -160,6 +165,23 @@ struct Shared {
     asking: Asking,
     /// What became of the pairs that were asked for.
     same_node: Known,
+}
+
+impl Shared {
+    fn new(feed: &Source, metrics: Metrics, asking: Asking) -> (Self, Lookups) {
+        let (on_demand, lookups) = on_demand();
+        let shared = Self {
+            mesh: Arc::default(),
+            meshes: watch::Sender::new(()),
+            on_demand,
+            svids: SvidStore::spawn(feed.sources(), StoreSettings::default()),
+            metrics,
+            connections: Connections::default(),
+            asking,
+            same_node: Known::default(),
+        };
+        (shared, lookups)
+    }
 }
 
 /// Runs the agent until `shutdown` is cancelled. What is pinned in the kernel stays and refuses.
@@ -177,21 +199,13 @@ pub async fn run(
         node_netns: node_netns::find(&config.node_netns, config.node_ip),
         ..config
     };
+    let (told, sandboxes) = watch::channel(Arc::default());
     let (mut feed, first, local) = tokio::select! {
-        opened = open(&config) => opened?,
+        opened = open(&config, sandboxes) => opened?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let (on_demand, lookups) = on_demand();
     let (asking, pairs) = SameNode::channel();
-    let shared = Shared {
-        mesh: Arc::default(),
-        on_demand,
-        svids: SvidStore::spawn(feed.sources(), StoreSettings::default()),
-        metrics,
-        connections: Connections::default(),
-        asking,
-        same_node: Known::default(),
-    };
+    let (shared, lookups) = Shared::new(&feed, metrics, asking);
     feed.watch_trust(shared.svids.clone());
     // Last: an agent that cannot start has touched nothing.
     let claim = claim(&config, &shared, &first).await?;
@@ -213,7 +227,14 @@ pub async fn run(
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
     let pods = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
     enrolment.set_node(node.as_ref().map(Netns::cookie), pods)?;
-    let state = Arc::new(State::new(&config, &shared, enrolment.kernel(), feed.state()));
+    let (nri, captures) = ask_runtime(&config, local.as_ref(), told, &shared.metrics);
+    let state = Arc::new(State::new(
+        &config,
+        &shared,
+        enrolment.kernel(),
+        feed.state(),
+        nri,
+    ));
     let admin = Admin {
         source: Arc::clone(&state) as _,
         metrics: shared.metrics.clone(),
@@ -226,6 +247,7 @@ pub async fn run(
         exposed: Exposed::new(node, shared.metrics.clone()),
         lanes: workers.lanes.clone(),
         pods: local,
+        captures,
     };
     let mut control = Control::new(config, shared, kept, state, admin, shutdown);
     control.serve_ports(ports);
@@ -237,9 +259,12 @@ pub async fn run(
 }
 
 /// The source, its first mesh, and the node's pods. A cluster may take its time to say what is needed.
-async fn open(config: &NodeConfig) -> anyhow::Result<(Source, Update, Option<(Pods, Arc<View>)>)> {
+async fn open(
+    config: &NodeConfig,
+    sandboxes: watch::Receiver<Arc<Sandboxes>>,
+) -> anyhow::Result<(Source, Update, Option<(Pods, Arc<View>)>)> {
     let mut feed = Source::open(&config.source, &config.node).await?;
-    let (first, local) = tokio::join!(feed.changed(), find_pods(config));
+    let (first, local) = tokio::join!(feed.changed(), find_pods(config, sandboxes));
     let (mut first, local) = (first?, local?);
     if let Some((_, view)) = &local {
         first.local_pods = view.pods.clone();
@@ -249,7 +274,10 @@ async fn open(config: &NodeConfig) -> anyhow::Result<(Source, Update, Option<(Po
 
 /// The node's pods, where the API is to say which they are. Waits until it has: whoever does not know which pods are to be
 /// captured must not let go of those that an earlier agent has captured.
-async fn find_pods(config: &NodeConfig) -> anyhow::Result<Option<(Pods, Arc<View>)>> {
+async fn find_pods(
+    config: &NodeConfig,
+    sandboxes: watch::Receiver<Arc<Sandboxes>>,
+) -> anyhow::Result<Option<(Pods, Arc<View>)>> {
     let Some(showing) = &config.listing else {
         return Ok(None);
     };
@@ -263,9 +291,34 @@ async fn find_pods(config: &NodeConfig) -> anyhow::Result<Option<(Pods, Arc<View
         pods_cgroup,
         node_netns: config.node_netns.clone(),
     };
-    let mut pods = Pods::spawn(settings, showing.listing.clone()).context("look for the node's pods")?;
+    let spawned = Pods::spawn(settings, showing.listing.clone(), sandboxes);
+    let mut pods = spawned.context("look for the node's pods")?;
     let first = pods.first().await;
     Ok(Some((pods, first)))
+}
+
+/// Begins to ask the container runtime, once there is a view of the node's pods. What is captured is to be said to the sender.
+fn ask_runtime(
+    config: &NodeConfig,
+    local: Option<&(Pods, Arc<View>)>,
+    told: watch::Sender<Arc<Sandboxes>>,
+    metrics: &Metrics,
+) -> (watch::Receiver<NriStatus>, watch::Sender<Captures>) {
+    let (status, shown) = watch::channel(NriStatus::default());
+    let (captures, captured) = watch::channel(None);
+    if let (Some((pods, _)), Some(socket)) = (local, &config.nri_socket) {
+        status.send_modify(|status| status.socket = socket.display().to_string());
+        let plugin = Plugin {
+            socket: socket.clone(),
+            told,
+            pods: pods.clone(),
+            captures: captured,
+            status,
+            metrics: metrics.clone(),
+        };
+        tokio::spawn(plugin.run());
+    }
+    (shown, captures)
 }
 
 /// The network namespace of the node itself. Without it no way between two pods can be proved to stay on the node, and no

@@ -165,7 +165,13 @@ async fn ask_or_look_up(
     destination: SocketAddr,
     draw: u64,
 ) -> Result<Asked, Refusal> {
-    let asked = ask(worker, pod, destination, draw)?;
+    let asked = match ask(worker, pod, destination, draw) {
+        Err(Refusal::UnknownWorkload) => {
+            worker.be_told_of(pod).await;
+            ask(worker, pod, destination, draw)?
+        }
+        asked => asked?,
+    };
     if !is_unknown(&asked) {
         return Ok(asked);
     }
@@ -318,7 +324,8 @@ async fn dial_tunnel(
     let svid = worker
         .shared
         .svids
-        .current(&source.identity)
+        .ready(&source.identity, pod.patience())
+        .await
         .ok_or_else(|| Unreached {
             outcome: Outcome::Failed(
                 FailureKind::Identity,

@@ -1,6 +1,11 @@
 //! A pod of this node that is captured.
 
-use std::{io, net::IpAddr, sync::Arc};
+use std::{
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::dns;
 use crate::{
@@ -25,7 +30,13 @@ pub(super) struct Pod {
     pub(super) dns: Option<dns::Limits>,
     /// What bounds its connections.
     pub(super) places: Arc<PodPlaces>,
+    /// When it was captured.
+    pub(super) since: Instant,
 }
+
+/// For how long after its capture a pod's connections wait for what the agent must be told of it: that the mesh knows it, and
+/// its certificate. A pod may be captured before that (`pods::nri`), and dials with its first instruction.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// A listening socket in a pod, and which SYNs it is for.
 pub(super) struct PodListener {
@@ -35,6 +46,11 @@ pub(super) struct PodListener {
 }
 
 impl Pod {
+    /// How long its connections may wait for that; nothing for a pod that is not young any more.
+    pub(super) fn patience(&self) -> Duration {
+        YOUNG.saturating_sub(self.since.elapsed())
+    }
+
     /// The families that the pod has addresses of.
     pub(super) fn families(&self) -> impl Iterator<Item = Family> {
         let has = |family| self.addresses.iter().any(|ip| Family::of(*ip) == family);

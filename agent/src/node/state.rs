@@ -7,6 +7,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use super::{
     NodeConfig, Shared,
     connections::Connection,
@@ -23,8 +25,8 @@ use crate::{
         ExplainError, Explanation, explain,
         status::{
             CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED,
-            MOST_PAIRS_LISTED, MeshStatus, PairStatus, PodState, PodStatus, ProgramStatus, SameNodeStatus,
-            Status, TrustStatus, rfc3339,
+            MOST_PAIRS_LISTED, MeshStatus, NriStatus, PairStatus, PodState, PodStatus, ProgramStatus,
+            SameNodeStatus, Status, TrustStatus, rfc3339,
         },
     },
 };
@@ -40,6 +42,8 @@ pub(super) struct State {
     shared: Shared,
     /// How things stand with the controller, if there is one.
     feed: Option<Arc<Mutex<FeedState>>>,
+    /// How things stand with the container runtime.
+    nri: watch::Receiver<NriStatus>,
     changing: Mutex<Changing>,
 }
 
@@ -61,6 +65,7 @@ impl State {
         shared: &Shared,
         kernel: &Kernel,
         feed: Option<Arc<Mutex<FeedState>>>,
+        nri: watch::Receiver<NriStatus>,
     ) -> Self {
         let program = |attached: crate::kernel::load::Attached| ProgramStatus {
             kind: attached.kind.to_owned(),
@@ -77,6 +82,7 @@ impl State {
             programs: kernel.attached().into_iter().map(program).collect(),
             shared: shared.clone(),
             feed,
+            nri,
             changing: Mutex::default(),
         }
     }
@@ -126,6 +132,11 @@ impl State {
             Some(message) if desired.netns.is_idle() => (PodState::Pending, Some(message)),
             Some(message) => (PodState::Failed, Some(message)),
             None if !enrolment.is_captured(uid) => (PodState::Pending, None),
+            // It may be told of later than the runtime tells of its pod; and never, where another cluster's name is.
+            None if workload.is_none() => (
+                PodState::Captured,
+                Some("the mesh does not know it yet: what it dials waits for that at first, and is refused then".to_owned()),
+            ),
             None if !certified => (PodState::Pending, Some("waits for its certificate".to_owned())),
             None => (PodState::Captured, None),
         };
@@ -298,6 +309,7 @@ impl StatusSource for State {
             trust: self.trust(),
             connections: self.connections(),
             same_node: self.same_node(),
+            nri: self.nri.borrow().clone(),
         }
     }
 
@@ -333,6 +345,7 @@ fn config_dump(config: &NodeConfig) -> serde_json::Value {
         "pinDir": config.load.pin_dir,
         "workers": config.workers,
         "dnsCapture": config.dns_capture,
+        "nriSocket": config.nri_socket,
         "limits": config.limits.dump(),
         "adminAddress": config.admin.admin,
         "metricsAddress": config.admin.metrics,

@@ -102,6 +102,22 @@ impl AskedPairs {
 const MOST_ASKED: usize = 16_384;
 
 impl Worker {
+    /// Waits until the mesh knows a pod that has just been captured, for as long as it is young.
+    pub(super) async fn be_told_of(&self, pod: &Pod) {
+        let mut meshes = self.shared.meshes.subscribe();
+        let told = async {
+            loop {
+                let mesh = self.shared.mesh.load_full();
+                if mesh.is_some_and(|mesh| mesh.workload(&pod.uid).is_some())
+                    || meshes.changed().await.is_err()
+                {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(pod.patience(), told).await;
+    }
+
     /// Writes the one line of a connection that never opened, and counts it.
     pub(super) fn record_refused(&self, mut flow: Box<Flow>, since: Instant) {
         flow.duration = since.elapsed();

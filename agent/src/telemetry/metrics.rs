@@ -63,6 +63,8 @@ struct Registered {
     meshes_rejected: Counter,
     lookups: Family<[(&'static str, &'static str); 1], Counter>,
     exposed: Family<[(&'static str, &'static str); 1], Counter>,
+    nri_connected: Gauge,
+    nri_sandboxes: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
 impl Metrics {
@@ -94,6 +96,8 @@ impl Metrics {
             meshes_rejected: Counter::default(),
             lookups: Family::default(),
             exposed: Family::default(),
+            nri_connected: Gauge::default(),
+            nri_sandboxes: Family::default(),
         };
         registered.register_istio(tag);
         registered.register_weft(dropped);
@@ -198,6 +202,16 @@ impl Metrics {
         self.0.exposed.get_or_create(&[("direction", direction)]).inc();
     }
 
+    /// Sets whether the container runtime tells of pods that start.
+    pub fn nri_connected(&self, connected: bool) {
+        self.0.nri_connected.set(connected.into());
+    }
+
+    /// Counts a pod that the container runtime has waited for: `captured`, `outside` or `late`.
+    pub fn nri_sandbox(&self, outcome: &'static str) {
+        self.0.nri_sandboxes.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
     /// Every metric, as OpenMetrics text; see [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
         let mut text = String::new();
@@ -279,6 +293,16 @@ impl Registered {
             "exposed_connections",
             "Connections that had gone past the mesh in plaintext, were not allowed to, and were reset when their pod was captured",
             self.exposed.clone(),
+        );
+        weft.register(
+            "nri_connected",
+            "Whether the container runtime tells of pods that start (NRI), so that they are captured before their first instruction",
+            self.nri_connected.clone(),
+        );
+        weft.register(
+            "nri_sandboxes",
+            "Pods that the container runtime has waited for, by what they were by then: captured, outside of the mesh, or late",
+            self.nri_sandboxes.clone(),
         );
         weft.register_collector(Box::new(limits::Collected(self.limits.clone())));
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));

@@ -52,6 +52,8 @@ pub struct Status {
     pub connections: ConnectionsStatus,
     /// The pairs of pods of this node that have talked.
     pub same_node: SameNodeStatus,
+    /// Whether the container runtime tells of pods that start.
+    pub nri: NriStatus,
 }
 
 impl Status {
@@ -63,6 +65,38 @@ impl Status {
             && !self.pods.iter().any(failed)
             && self.mesh.last_error.is_none()
     }
+}
+
+/// Whether the container runtime tells of pods that start, and waits until they are captured (NRI).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NriStatus {
+    /// How things stand.
+    pub state: NriState,
+    /// The runtime's socket, as a path; empty where none is asked.
+    pub socket: String,
+    /// The runtime's name and version, while it is connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// How things stand with the container runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NriState {
+    /// Nobody offers it on this node.
+    Absent,
+    /// It is there, and does not take us.
+    Refused,
+    /// It tells of every pod that starts.
+    Connected,
+    /// It is not asked.
+    #[default]
+    #[serde(other)]
+    Off,
 }
 
 /// Whom certificates are believed from.
@@ -380,6 +414,7 @@ mod tests {
                 "certificates": [], "connections": {"open": 0, "list": []},
                 "trust": {"roots": 0, "revocationLists": 0, "sessions": 0},
                 "sameNode": {"pairs": 0, "direct": 0, "list": []},
+                "nri": {"state": "off", "socket": ""},
             })
         );
     }

@@ -25,6 +25,7 @@ pub(super) fn of_agent(world: &World, node: &Node, options: &AgentOptions) -> Re
         ("--pods-cgroup", node.pods_cgroup()),
         ("--node-netns", node.netns().path()),
         ("--pin-dir", node.pin_dir().to_owned()),
+        ("--nri-socket", world.nri_socket(node.node_name())),
     ];
     let mut args = vec!["agent".to_owned()];
     args.extend(

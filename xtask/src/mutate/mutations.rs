@@ -20,7 +20,25 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 39] = [
+pub(super) const MUTATIONS: [Mutation; 41] = [
+    Mutation {
+        name: "runtime-not-held-up",
+        promise: "the container runtime is answered when a pod is captured, not before",
+        file: "agent/src/node/pods/nri/session.rs",
+        find: "captured.contains(&netns.cookie())",
+        replace: "netns.cookie() != 0 && captured.len() < usize::MAX",
+        target: "agent/weft (lib)",
+        test: "node::pods::nri::session::tests::a_pod_is_waited_for_until_it_is_captured_or_known_to_be_outside",
+    },
+    Mutation {
+        name: "told-to-take-the-node",
+        promise: "the node's own network namespace is no pod's, whoever says it",
+        file: "agent/src/node/pods/netns.rs",
+        find: "return Err(Missing::Nodes { at });",
+        replace: "drop(at.clone());",
+        target: "agent/weft (lib)",
+        test: "node::pods::netns::tests::a_place_that_the_runtime_tells_is_the_nodes_and_not_ours",
+    },
     Mutation {
         name: "open-without-agent",
         promise: "a captured pod takes nothing in clear when its agent is gone",

@@ -255,6 +255,23 @@ pub(crate) fn helm() -> Need {
     }
 }
 
+/// The container runtime's half of NRI, from Debian 13, whatever the machine has. Its tests are skipped without it.
+pub(crate) fn container_runtime() -> Need {
+    let program = shell::root().join("target/nri/weft-nri-runtime");
+    let script = shell::root().join("tests/nri-runtime/build.sh");
+    let build = [
+        "bash",
+        &script.display().to_string(),
+        &program.display().to_string(),
+    ];
+    Need {
+        name: "the container runtime's half of NRI (in the tests)".to_owned(),
+        check: Check::File(program),
+        ways: vec![Way::command(&build)],
+        mend: "run tests/nri-runtime/build.sh on a machine that reaches Debian's packages, and name the program in WEFT_NRI_RUNTIME",
+    }
+}
+
 /// What starts the image: only the programs, no service.
 pub(crate) fn runtime() -> Vec<Need> {
     vec![

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use crate::{
     cli::page::{Mark, Page, good_if},
-    telemetry::status::{CertificateStatus, ConnectionStatus, PodState, PodStatus, ProgramStatus, Status},
+    telemetry::status::{
+        CertificateStatus, ConnectionStatus, NriState, PodState, PodStatus, ProgramStatus, Status,
+    },
 };
 
 /// Connections that the table shows; `-o json` has more.
@@ -116,6 +118,29 @@ fn pods(page: &mut Page, status: &Status) {
         ["NAMESPACE", "WORKLOAD", "ADDRESSES", "IDENTITY", "STATE"],
         rows.collect(),
     );
+    nri(page, status);
+}
+
+/// When pods that start are captured. Not where an agent was told not to ask.
+fn nri(page: &mut Page, status: &Status) {
+    let nri = &status.nri;
+    let why = nri.message.as_deref().unwrap_or("no reason is known");
+    match nri.state {
+        NriState::Off => {}
+        NriState::Connected => {
+            let runtime = nri.runtime.as_deref().unwrap_or("the container runtime");
+            let line = format!("{runtime} waits for the capture of pods that start (NRI)");
+            page.line(Mark::Good, &line);
+        }
+        NriState::Absent => page.line(
+            Mark::Good,
+            &format!(
+                "no NRI at {}: what pods dial while they start is refused until their capture",
+                nri.socket
+            ),
+        ),
+        NriState::Refused => page.line(Mark::Waiting, &format!("no NRI at {}: {why}", nri.socket)),
+    }
 }
 
 fn programs(page: &mut Page, programs: &[ProgramStatus]) {

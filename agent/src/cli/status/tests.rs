@@ -8,8 +8,8 @@ use tokio::{
 
 use super::*;
 use crate::telemetry::status::{
-    CertificateStatus, ConnectionStatus, ConnectionsStatus, MeshStatus, PodState, PodStatus, ProgramStatus,
-    SameNodeStatus, TrustStatus,
+    CertificateStatus, ConnectionStatus, ConnectionsStatus, MeshStatus, NriState, NriStatus, PodState,
+    PodStatus, ProgramStatus, SameNodeStatus, TrustStatus,
 };
 
 fn pod(workload: &str, address: &str, state: PodState, message: Option<&str>) -> PodStatus {
@@ -80,6 +80,45 @@ fn healthy() -> Status {
             }],
         },
         same_node: SameNodeStatus::default(),
+        nri: NriStatus::default(),
+    }
+}
+
+#[test]
+fn the_table_says_whether_the_runtime_waits_for_captures() {
+    let line = |state, runtime: Option<&str>, message: Option<&str>| {
+        let status = Status {
+            nri: NriStatus {
+                state,
+                socket: "/run/nri.sock".to_owned(),
+                runtime: runtime.map(str::to_owned),
+                message: message.map(str::to_owned),
+            },
+            ..healthy()
+        };
+        let text = table::render(&status, false);
+        text.lines().find(|line| line.contains("NRI")).map(str::to_owned)
+    };
+    for (line, expect) in [
+        (line(NriState::Off, None, None), None),
+        (
+            line(NriState::Connected, Some("containerd 2.1"), None),
+            Some("✓ containerd 2.1 waits for the capture of pods that start (NRI)"),
+        ),
+        (
+            line(NriState::Absent, None, Some("connect")),
+            Some("✓ no NRI at /run/nri.sock: what pods dial while they start is refused until their capture"),
+        ),
+        (
+            line(
+                NriState::Refused,
+                None,
+                Some("the runtime has ended the connection"),
+            ),
+            Some("… no NRI at /run/nri.sock: the runtime has ended the connection"),
+        ),
+    ] {
+        assert_eq!(line.as_deref(), expect);
     }
 }
 

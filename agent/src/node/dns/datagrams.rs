@@ -89,6 +89,12 @@ impl Datagrams {
                 return;
             }
         };
+        // What the mesh says to a pod depends on whose it is. Until that is known queries wait in the socket.
+        tokio::select! {
+            () = released.cancelled() => {}
+            () = self.worker.drain.begins.cancelled() => {}
+            () = self.worker.be_told_of(&self.pod) => {}
+        }
         loop {
             tokio::select! {
                 () = released.cancelled() => break,

@@ -77,6 +77,7 @@ impl Serving {
     /// One query after the other, until the app ends the connection or has nothing to ask for too long.
     async fn run(&mut self) -> io::Result<()> {
         let mut frames = Frames::default();
+        self.worker.be_told_of(&self.pod).await;
         loop {
             let Some(query) = frames.take() else {
                 let (drain, between) = (&self.worker.drain.begins, !frames.is_amid());

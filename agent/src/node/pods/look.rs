@@ -11,9 +11,11 @@ use std::{
 };
 
 use super::{
-    ApiPod, Awaited, Listing, Pending, PodSettings, View,
+    ApiPod, Awaited, Listing, Pending, PodSettings, Standing, View,
     cgroups::{Folders, PodFolder, Tree, is_uid, root_of},
+    keys,
     netns::{Finder, Found, Identity, Missing},
+    nri::{Sandbox, Sandboxes},
 };
 use crate::{
     cluster::enrolment::{Candidate, Outside, Verdict, dns_capture, verdict},
@@ -31,10 +33,6 @@ const UNKNOWN: Duration = Duration::from_secs(60);
 const CHECK: Duration = Duration::from_secs(1);
 /// For how long a pod that is not found is looked for eagerly.
 const STARTS: Duration = Duration::from_secs(60);
-/// Set by the kubelet on what shows a static pod in the API; only kubelets may.
-const MIRROR: &str = "kubernetes.io/config.mirror";
-/// The UID by which the kubelet itself knows such a pod.
-const STATIC_UID: &str = "kubernetes.io/config.hash";
 
 /// What the labels say of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +102,9 @@ impl Looker {
         self.is_awaiting
     }
 
-    pub(super) fn look(&mut self, listing: &Listing, now: Instant) -> View {
+    /// `told` is what the container runtime says of sandboxes; nothing where it says nothing.
+    pub(super) fn look(&mut self, listing: &Listing, told: &Sandboxes, now: Instant) -> View {
+        let listing = &*told.added_to(listing, now);
         let odd: Vec<String> = keys_of(listing)
             .filter(|uid| !is_uid(uid))
             .map(str::to_owned)
@@ -112,11 +112,19 @@ impl Looker {
         let folders = self.folders(listing, &odd, now);
         let owners = owners(listing);
         self.learn_roots(&owners, &folders);
-        let pods = self.pods(listing, &owners, &folders, now);
+        let pods = self.pods(listing, &owners, (&folders, told), now);
         let pending = self.pending(listing, &owners, &folders, &pods, now);
+        let newest = told.by_uid();
+        let standing = |sandbox: &Sandbox| match newest.get(sandbox.uid()) {
+            Some(newest) if *newest == sandbox => self.standing(listing, &owners, &pods, sandbox),
+            _ => Standing::Outside,
+        };
+        let sandboxes = told.iter().map(|(id, sandbox)| (id.clone(), standing(sandbox)));
+        let sandboxes = sandboxes.collect();
         View {
             pods: pods.into_values().collect(),
             pending,
+            sandboxes,
             pods_cgroup: self.pods_cgroup(),
         }
     }
@@ -170,9 +178,10 @@ impl Looker {
         &mut self,
         listing: &Listing,
         owners: &HashMap<&str, &ApiPod>,
-        folders: &Folders,
+        (folders, told): (&Folders, &Sandboxes),
         now: Instant,
     ) -> BTreeMap<Arc<str>, LocalPod> {
+        let told = told.by_uid();
         let enrolled: Vec<_> = listing
             .pods
             .iter()
@@ -195,7 +204,9 @@ impl Looker {
             let is_own = |key: &&str| owners.get(key).is_some_and(|owner| owner.uid == pod.uid);
             let of_pod = keys(pod).filter(is_own).filter_map(|key| folders.get(key));
             let of_pod: Vec<PodFolder> = of_pod.flatten().cloned().collect();
-            let found = match self.find(pod, &of_pod, check) {
+            let mut sandboxes = keys(pod).filter(is_own).filter_map(|key| told.get(key));
+            let path = sandboxes.find_map(|sandbox| sandbox.netns());
+            let found = match self.find(pod, (&of_pod, path.map(PathBuf::as_path)), check) {
                 Ok(found) => match taken.insert(found.identity, uid.clone()) {
                     Some(other) => Err(Missing::Taken { by: other }),
                     None => Ok((NetnsSource::Held(found.netns.clone()), found.addresses.clone())),
@@ -223,19 +234,23 @@ impl Looker {
         pods
     }
 
-    fn find(&mut self, pod: &ApiPod, folders: &[PodFolder], check: bool) -> Result<&Found, Missing> {
+    fn find(
+        &mut self,
+        pod: &ApiPod,
+        (folders, told): (&[PodFolder], Option<&Path>),
+        check: bool,
+    ) -> Result<&Found, Missing> {
         let has = |found: &Found| {
             pod.addresses
                 .iter()
                 .all(|address| found.addresses.contains(address))
         };
-        let current = self
-            .found
-            .get(&pod.uid)
-            .is_some_and(|found| has(found) && (!check || self.finder.is_current(found)));
+        let current = self.found.get(&pod.uid).is_some_and(|found| {
+            has(found) && found.is_as_told(told) && (!check || self.finder.is_current(found))
+        });
         if !current {
             self.found.remove(&pod.uid);
-            let found = self.finder.find(folders, &pod.addresses)?;
+            let found = self.finder.find(folders, told, &pod.addresses)?;
             self.found.insert(pod.uid.clone(), found);
         }
         self.found.get(&pod.uid).ok_or(Missing::NoCgroup)
@@ -323,6 +338,30 @@ impl Looker {
         }
     }
 
+    /// What the runtime waits for, of the newest sandbox of a pod.
+    fn standing(
+        &self,
+        listing: &Listing,
+        owners: &HashMap<&str, &ApiPod>,
+        pods: &BTreeMap<Arc<str>, LocalPod>,
+        sandbox: &Sandbox,
+    ) -> Standing {
+        let Some(owner) = owners.get(sandbox.uid()) else {
+            return Standing::Unknown;
+        };
+        match self.judge(owner, listing) {
+            Judged::Outside => Standing::Outside,
+            Judged::Unknown => Standing::Unknown,
+            Judged::Enrolled => match pods.get(self.workload(owner).as_str()) {
+                Some(pod) => Standing::Awaits(Awaited {
+                    uid: pod.uid.clone(),
+                    netns: pod.netns.clone(),
+                }),
+                None => Standing::Unknown,
+            },
+        }
+    }
+
     fn reconsider(&self, key: &str, seen: Seen, judged: Judged, is_strange: bool, now: Instant) -> Seen {
         let held = match judged {
             Judged::Enrolled => seen.held,
@@ -366,14 +405,6 @@ fn is_new(judged: Judged, folders: &[PodFolder]) -> bool {
         Judged::Outside => false,
         Judged::Unknown => folders.iter().any(|folder| folder.age < UNKNOWN),
     }
-}
-
-/// The names by which a pod's cgroup may be called: its UID, and for one that the API only mirrors the kubelet's own for it.
-/// That annotation by itself proves nothing: anyone may write it.
-fn keys(pod: &ApiPod) -> impl Iterator<Item = &str> {
-    let mirrored = pod.annotations.contains_key(MIRROR);
-    let own = pod.annotations.get(STATIC_UID).filter(|_| mirrored);
-    [Some(&pod.uid), own].into_iter().flatten().map(String::as_str)
 }
 
 fn keys_of(listing: &Listing) -> impl Iterator<Item = &str> {

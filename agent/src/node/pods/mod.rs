@@ -17,6 +17,7 @@ mod cgroups;
 pub mod listing;
 mod look;
 mod netns;
+pub mod nri;
 pub mod report;
 
 use std::{
@@ -36,6 +37,7 @@ use self::{
     cgroups::{Hierarchy, Tree, hierarchies, is_root_of_cgroup2},
     look::Looker,
     netns::Finder,
+    nri::Sandboxes,
 };
 use crate::{
     cluster::enrolment::Labels,
@@ -50,6 +52,11 @@ const PERIOD: Duration = Duration::from_secs(1);
 const EAGER: Duration = Duration::from_millis(10);
 /// The same, where the kernel does not tell of new folders.
 const UNTOLD: Duration = Duration::from_millis(50);
+
+/// Set by the kubelet on what shows a static pod in the API; only kubelets may.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The UID by which the kubelet itself knows such a pod.
+const STATIC_UID: &str = "kubernetes.io/config.hash";
 
 /// A pod as the API shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,10 +116,26 @@ pub struct View {
     /// containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1): there is no cgroup to know a
     /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. UDP other
     /// than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
-    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture.
+    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of the
+    /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
+    /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
+    /// ([`nri`]) no app runs by then, and neither of the two is open.
     pub pending: Pending,
+    /// The sandboxes that the container runtime has told of, by its own ids.
+    pub sandboxes: BTreeMap<String, Standing>,
     /// The cgroup under which this node's pods were found.
     pub pods_cgroup: Option<PodsCgroup>,
+}
+
+/// What is to become of a sandbox that the container runtime has told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: its pod is not the mesh's.
+    Outside,
+    /// It is not known yet whether it is.
+    Unknown,
+    /// Its pod is to be captured.
+    Awaits(Awaited),
 }
 
 /// The cgroups whose processes must not dial out yet.
@@ -150,11 +173,15 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// Looks for the pods of `listing`, from the first one on.
+    /// Looks for the pods of `listing`, from the first one on. `told` is what the container runtime says of them.
     ///
     /// # Errors
     /// When the mounts, the node's network namespace or the agent's own cannot be read.
-    pub fn spawn(settings: PodSettings, listing: watch::Receiver<Option<Arc<Listing>>>) -> io::Result<Self> {
+    pub fn spawn(
+        settings: PodSettings,
+        listing: watch::Receiver<Option<Arc<Listing>>>,
+        told: watch::Receiver<Arc<Sandboxes>>,
+    ) -> io::Result<Self> {
         let given = settings
             .pods_cgroup
             .as_ref()
@@ -176,7 +203,7 @@ impl Pods {
         let finder = Finder::new("/proc".into(), others.chain([own]));
         let looker = Looker::new(settings, Tree::new(hierarchies), finder);
         let (publish, views) = watch::channel(None);
-        tokio::spawn(run(looker, listing, publish));
+        tokio::spawn(run(looker, listing, told, publish));
         Ok(Self { views })
     }
 
@@ -211,6 +238,7 @@ fn identity(path: &Path) -> io::Result<netns::Identity> {
 async fn run(
     mut looker: Looker,
     mut listing: watch::Receiver<Option<Arc<Listing>>>,
+    mut told: watch::Receiver<Arc<Sandboxes>>,
     publish: watch::Sender<Option<Arc<View>>>,
 ) {
     let mut changes = FolderChanges::open()
@@ -220,10 +248,11 @@ async fn run(
         .ok();
     loop {
         let shown = listing.borrow_and_update().clone();
+        let sandboxes = Arc::clone(&told.borrow_and_update());
         let mut wait = PERIOD;
         if let Some(shown) = shown {
             let looked = spawn_blocking(move || {
-                let view = looker.look(&shown, Instant::now());
+                let view = looker.look(&shown, &sandboxes, Instant::now());
                 (looker, view)
             });
             let Ok((back, view)) = looked.await else {
@@ -252,10 +281,18 @@ async fn run(
         }
         tokio::select! {
             changed = listing.changed() => if changed.is_err() { return },
+            () = another(&mut told) => {}
             () = next(changes.as_mut()) => {}
             () = sleep(wait) => {}
             () = publish.closed() => return,
         }
+    }
+}
+
+/// Waits until the container runtime has told of something; for ever where nobody asks it.
+async fn another(told: &mut watch::Receiver<Arc<Sandboxes>>) {
+    if told.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -265,4 +302,12 @@ async fn next(changes: Option<&mut FolderChanges>) {
         Some(changes) => changes.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// The names by which a pod's cgroup may be called: its UID, and for one that the API only mirrors the kubelet's own for it.
+/// That annotation by itself proves nothing: anyone may write it.
+fn keys(pod: &ApiPod) -> impl Iterator<Item = &str> {
+    let mirrored = pod.annotations.contains_key(MIRROR);
+    let own = pod.annotations.get(STATIC_UID).filter(|_| mirrored);
+    [Some(&pod.uid), own].into_iter().flatten().map(String::as_str)
 }

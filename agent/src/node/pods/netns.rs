@@ -1,4 +1,5 @@
-//! From a pod's cgroup to its network namespace, and the proof that it is that.
+//! From a pod's cgroup to its network namespace, and the proof that it is that; or from the container runtime's word, which is
+//! root's on this node and is believed.
 //!
 //! A process is found in the cgroup, its namespace is opened by way of /proc, and then it is asked again whether the process
 //! is still there: a number that was given to another process in between is noticed. The namespace must be neither the
@@ -14,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use thiserror::Error;
 
 use super::cgroups::{PodFolder, processes};
@@ -38,6 +39,8 @@ pub(super) enum Missing {
     NoProcess(PathBuf),
     #[error("the processes in the pod's cgroup {} are in the node's network namespace", .0.display())]
     OnlyNodes(PathBuf),
+    #[error("the container runtime says that the pod is in {at}, which is the node's network namespace")]
+    Nodes { at: String },
     #[error("the pod's network namespace {at} has no address yet")]
     NoAddress { at: String },
     #[error("the API says that the pod has the address {address}, but its network namespace {at} does not")]
@@ -63,7 +66,25 @@ pub(super) struct Found {
     pub(super) netns: Netns,
     pub(super) identity: Identity,
     pub(super) addresses: Vec<IpAddr>,
-    process: Process,
+    by: By,
+    /// What the container runtime said when it was looked for.
+    told: Option<PathBuf>,
+}
+
+/// What a namespace was found by.
+#[derive(Clone, Debug)]
+enum By {
+    /// A process of the pod.
+    Process(Process),
+    /// Its place on the node, by the container runtime's word.
+    Path(PathBuf),
+}
+
+impl Found {
+    /// Whether the container runtime says the same as when it was looked for.
+    pub(super) fn is_as_told(&self, told: Option<&Path>) -> bool {
+        self.told.as_deref() == told
+    }
 }
 
 /// A process; no other one is taken for it.
@@ -92,11 +113,69 @@ impl Finder {
         }
     }
 
-    /// The namespace of the pod with these folders, whose addresses are `expected`, if they are known.
+    /// The namespace of the pod with these folders, whose addresses are `expected`, if they are known. The container runtime
+    /// may have told where it is: that is believed before processes are asked, which may not be there yet.
     ///
     /// # Errors
     /// What is missing, or wrong with the one that comes closest.
-    pub(super) fn find(&self, folders: &[PodFolder], expected: &[IpAddr]) -> Result<Found, Missing> {
+    pub(super) fn find(
+        &self,
+        folders: &[PodFolder],
+        told: Option<&Path>,
+        expected: &[IpAddr],
+    ) -> Result<Found, Missing> {
+        let by_word = told.map(|path| self.find_at(path, expected));
+        let found = match by_word {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(why)) => self.find_in(folders, expected).map_err(|other| match other {
+                Missing::NoCgroup | Missing::NoProcess(_) => why,
+                other => other,
+            }),
+            None => self.find_in(folders, expected),
+        };
+        found.map(|found| Found {
+            told: told.map(Path::to_owned),
+            ..found
+        })
+    }
+
+    /// The namespace at a place that the container runtime has told.
+    fn find_at(&self, path: &Path, expected: &[IpAddr]) -> Result<Found, Missing> {
+        let at = path.display().to_string();
+        let opened = self.open_at(path).map_err(|source| Missing::Look {
+            at: at.clone(),
+            why: source.to_string(),
+        });
+        let (file, identity) = opened?;
+        if self.foreign.contains(&identity) {
+            return Err(Missing::Nodes { at });
+        }
+        check(By::Path(path.to_owned()), at, (file, identity), expected)
+    }
+
+    /// A path is the node's own, which need not be the agent's: its first process has it.
+    fn open_at(&self, path: &Path) -> io::Result<(File, Identity)> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match path.strip_prefix("/proc") {
+            Ok(rest) => File::from(openat(CWD, self.proc.join(rest), flags, Mode::empty())?),
+            Err(_) => {
+                let root = openat(
+                    CWD,
+                    self.proc.join("1/root"),
+                    OFlags::PATH | OFlags::CLOEXEC,
+                    Mode::empty(),
+                );
+                // Links among its folders lead to other ones of the node's.
+                let on_node =
+                    root.and_then(|root| openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT));
+                File::from(on_node.or_else(|_| openat(CWD, path, flags, Mode::empty()))?)
+            }
+        };
+        let metadata = file.metadata()?;
+        Ok((file, (metadata.dev(), metadata.ino())))
+    }
+
+    fn find_in(&self, folders: &[PodFolder], expected: &[IpAddr]) -> Result<Found, Missing> {
         let first = folders.first().ok_or(Missing::NoCgroup)?;
         let mut candidates: Vec<Process> = folders
             .iter()
@@ -119,7 +198,8 @@ impl Finder {
             if !tried.insert(identity) {
                 continue;
             }
-            match check(&process, file, identity, expected) {
+            let at = format!("/proc/{}/ns/net", process.pid);
+            match check(By::Process(process), at, (file, identity), expected) {
                 Ok(found) => return Ok(found),
                 // The sandbox's comes first; a container may have made others.
                 Err(why) if tried.len() == 1 => missing = why,
@@ -131,8 +211,11 @@ impl Finder {
 
     /// Whether what was found is still what that process has, and the process still the pod's.
     pub(super) fn is_current(&self, found: &Found) -> bool {
-        self.open(&found.process)
-            .is_ok_and(|(_, identity)| identity == found.identity)
+        let opened = match &found.by {
+            By::Process(process) => self.open(process),
+            By::Path(path) => self.open_at(path),
+        };
+        opened.is_ok_and(|(_, identity)| identity == found.identity)
     }
 
     /// Whether it is the namespace of whoever started the pod: a runtime moves a process into the cgroup first, and into a
@@ -183,8 +266,12 @@ impl Finder {
     }
 }
 
-fn check(process: &Process, file: File, identity: Identity, expected: &[IpAddr]) -> Result<Found, Missing> {
-    let at = format!("/proc/{}/ns/net", process.pid);
+fn check(
+    by: By,
+    at: String,
+    (file, identity): (File, Identity),
+    expected: &[IpAddr],
+) -> Result<Found, Missing> {
     let look = |source: io::Error| Missing::Look {
         at: at.clone(),
         why: source.to_string(),
@@ -204,7 +291,8 @@ fn check(process: &Process, file: File, identity: Identity, expected: &[IpAddr])
         netns,
         identity,
         addresses,
-        process: process.clone(),
+        by,
+        told: None,
     })
 }
 

@@ -277,6 +277,7 @@ fn the_other_metrics() {
             "weft_expected_pods 4",
             "weft_mesh_loaded_timestamp_seconds 1.5",
             "weft_mesh_rejected_total 1",
+            "weft_nri_connected 0",
         ]
     );
 }

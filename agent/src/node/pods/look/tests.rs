@@ -5,7 +5,7 @@ use std::{fs, process};
 use super::*;
 use crate::{
     cluster::enrolment::{AMBIENT, DATAPLANE_MODE, Labels},
-    node::pods::cgroups::Hierarchy,
+    node::pods::{MIRROR, STATIC_UID, cgroups::Hierarchy, nri::sandboxes},
 };
 
 /// A made-up node: cgroups without processes, and an API.
@@ -13,6 +13,7 @@ struct Node {
     root: PathBuf,
     looker: Looker,
     listing: Listing,
+    told: Sandboxes,
     start: Instant,
 }
 
@@ -47,6 +48,7 @@ impl Node {
                 current: true,
                 ..Listing::default()
             },
+            told: Sandboxes::default(),
             start: Instant::now(),
         };
         node.cgroup(OURS, 0);
@@ -70,8 +72,11 @@ impl Node {
     }
 
     fn look(&mut self, seconds: u64) -> View {
-        self.looker
-            .look(&self.listing, self.start + Duration::from_secs(seconds))
+        self.looker.look(
+            &self.listing,
+            &self.told,
+            self.start + Duration::from_secs(seconds),
+        )
     }
 }
 
@@ -226,4 +231,51 @@ fn a_static_pod_is_known_by_its_hash_and_nobody_else_by_that_of_another() {
     node.listing.pods[of_static].annotations.remove(MIRROR);
     let view = node.look(2);
     assert_eq!(view.pending.cgroups[&of_hash], None);
+}
+
+#[test]
+fn what_the_runtime_tells_of_is_a_pod_before_the_api_shows_it() {
+    let mut node = Node::new("told");
+    node.look(0);
+    let start = node.start;
+    let tell = |node: &mut Node, id: &str, namespace: &str, number: u32| {
+        let pod = sandboxes::told(id, namespace, &uid(number), "/nowhere");
+        node.told.start(pod, start).expect("it says enough");
+    };
+    for (id, namespace, number) in [("a", "in", 1), ("b", "out", 2), ("c", "unheard of", 3)] {
+        tell(&mut node, id, namespace, number);
+    }
+    let (inside, outside) = (node.cgroup(OURS, 1), node.cgroup(OURS, 2));
+    let view = node.look(1);
+    let awaits = |view: &View, id: &str| match &view.sandboxes[id] {
+        Standing::Awaits(awaited) => Some(awaited.uid.to_string()),
+        _ => None,
+    };
+    let web = "Kubernetes//Pod/in/web";
+    assert_eq!(awaits(&view, "a").as_deref(), Some(web));
+    assert_eq!(view.sandboxes["b"], Standing::Outside);
+    assert_eq!(view.sandboxes["c"], Standing::Unknown);
+    assert_eq!(uids(&view), [web]);
+    assert!(
+        matches!(&view.pods[0].netns, NetnsSource::Missing { why, .. } if why.contains("/nowhere")),
+        "{:?}",
+        view.pods[0]
+    );
+    // Who is outside by the runtime's word is not held, and who is inside is until it is captured.
+    assert_eq!(held(&view), [inside]);
+    assert_ne!(inside, outside);
+    // Its sandbox is made anew: nobody waits for the first any more.
+    tell(&mut node, "z", "in", 1);
+    let view = node.look(2);
+    assert_eq!(view.sandboxes["a"], Standing::Outside);
+    assert_eq!(awaits(&view, "z").as_deref(), Some(web));
+    // The API knows better: it is of the agent's own namespace, or has a label.
+    node.shows(1, "weft-system", "web");
+    let view = node.look(3);
+    assert_eq!(view.sandboxes["z"], Standing::Outside);
+    assert!(view.pods.is_empty() && held(&view).is_empty());
+    // One that the API never shows is no pod of the cluster.
+    node.listing.pods.retain(|pod| pod.uid != uid(1));
+    assert_eq!(uids(&node.look(59)), [web]);
+    assert!(uids(&node.look(61)).is_empty());
 }

@@ -92,7 +92,7 @@ fn the_nodes_own_namespace_is_no_pods() {
     made.members(&[1]);
     let pod = made.0.join("pod");
     assert_eq!(
-        made.finder(&[1]).find(&made.folders(), &[]).err(),
+        made.finder(&[1]).find(&made.folders(), None, &[]).err(),
         Some(Missing::OnlyNodes(pod))
     );
 }
@@ -119,13 +119,13 @@ fn the_namespace_of_a_pods_starter_is_no_pods() {
 fn what_is_missing_is_said() {
     let made = Made::new("missing");
     let finder = made.finder(&[]);
-    assert_eq!(finder.find(&[], &[]).err(), Some(Missing::NoCgroup));
+    assert_eq!(finder.find(&[], None, &[]).err(), Some(Missing::NoCgroup));
     made.members(&[]);
     let nobody = Some(Missing::NoProcess(made.0.join("pod")));
-    assert_eq!(finder.find(&made.folders(), &[]).err(), nobody);
+    assert_eq!(finder.find(&made.folders(), None, &[]).err(), nobody);
     // A number of another PID namespace, and one of a process that has just ended.
     made.members(&[0, 41]);
-    assert_eq!(finder.find(&made.folders(), &[]).err(), nobody);
+    assert_eq!(finder.find(&made.folders(), None, &[]).err(), nobody);
 }
 
 #[test]
@@ -141,4 +141,42 @@ fn the_first_process_of_a_pod_is_asked_first() {
         candidates.iter().map(|it| it.pid).collect::<Vec<_>>(),
         [50, 60, 40]
     );
+}
+
+#[test]
+fn a_place_that_the_runtime_tells_is_the_nodes_and_not_ours() {
+    let made = Made::new("told");
+    // As on a node: /var/run is a link to /run, from the root of that node.
+    let root = made.0.join("proc/1/root");
+    fs::create_dir_all(root.join("run/netns")).expect("a folder");
+    fs::create_dir_all(root.join("var")).expect("a folder");
+    std::os::unix::fs::symlink("/run", root.join("var/run")).expect("a link");
+    fs::write(root.join("run/netns/cni-1"), "").expect("a file in place of a namespace");
+    let told = Path::new("/var/run/netns/cni-1");
+    let finder = made.finder(&[]);
+    let file = fs::metadata(root.join("run/netns/cni-1")).expect("it is there");
+    let identity = (file.dev(), file.ino());
+    assert_eq!(finder.open_at(told).expect("it is found").1, identity);
+    // It is no namespace, and nothing else is known of the pod: that is what is said.
+    let why = finder.find(&[], Some(told), &[]).err();
+    assert!(
+        matches!(&why, Some(Missing::Look { at, .. }) if at.as_str() == "/var/run/netns/cni-1"),
+        "{why:?}"
+    );
+    // The node's own is no pod's, whoever says it.
+    let of_node = Finder::new(made.0.join("proc"), [identity]);
+    let why = of_node.find(&[], Some(told), &[]).err();
+    assert!(
+        matches!(&why, Some(Missing::Nodes { at }) if at.as_str() == "/var/run/netns/cni-1"),
+        "{why:?}"
+    );
+    // What is wrong with the pod's own processes is said before that.
+    made.process(40, "S", 1_000);
+    made.members(&[40]);
+    let why = made.finder(&[40]).find(&made.folders(), Some(told), &[]).err();
+    assert_eq!(why, Some(Missing::OnlyNodes(made.0.join("pod"))));
+    // A process's, by its number in our own /proc.
+    made.process(50, "S", 1_000);
+    let of_process = finder.open_at(Path::new("/proc/50/ns/net")).expect("it is there");
+    assert_eq!(of_process.1, made.identity(50));
 }
