@@ -57,7 +57,7 @@ impl Services {
         let caller = self.caller(call.headers()).await?;
         if call.uri().path() == DELTA_PATH {
             let until = self.may_see_the_mesh(&caller)?;
-            return Ok(self.feed.answer(caller.to_string(), until, call).await);
+            return Ok(self.feed.answer(caller.to_string(), until, call));
         }
         let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
         let create = Create {

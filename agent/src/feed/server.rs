@@ -18,27 +18,24 @@ use std::{
 };
 
 use hyper::body::Incoming;
-use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status, Streaming,
-    body::Body,
-    server::{Grpc, StreamingService},
-};
+use tonic::{Status, Streaming, body::Body, codec::Codec as _};
 use tonic_prost::ProstCodec;
 
-use super::store::{Delta, Kind, Store};
+use super::{
+    push::{self, Push, Pushes},
+    store::{Delta, Kind, Store},
+};
 use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// Names that one client may ask for besides `*`.
 const NAMES: usize = 10_000;
-/// Large pushes on their way at once: each is encoded as a whole, and a thousand agents may come at the same moment.
-const LARGE_PUSHES: usize = 4;
+/// Large pushes on their way at once: a thousand agents may come at the same moment, and each is to be done before all have begun.
+const LARGE_PUSHES: usize = 16;
 /// Larger than this, in bytes, is large.
 const LARGE: usize = 1 << 20;
 /// How long a large push may keep others waiting.
@@ -46,9 +43,6 @@ const LARGE_WAIT: Duration = Duration::from_secs(20);
 
 /// The largest request that is read, in bytes: with it come the versions of all that a client has.
 const LARGEST_REQUEST: usize = 64 << 20;
-
-/// What a client is sent.
-type Responses = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
 /// Serves the store. Clones share it.
 #[derive(Clone, Debug)]
@@ -86,17 +80,15 @@ impl Server {
 
     /// Answers a call of [`DELTA_PATH`](crate::rpc::discovery::DELTA_PATH), and goes on until the client may hear no more. `client`
     /// is what logs call it.
-    pub async fn answer(
+    pub fn answer(
         &self,
         client: String,
         until: CancellationToken,
         call: http::Request<Incoming>,
     ) -> http::Response<Body> {
-        let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
-        Grpc::new(codec)
-            .max_decoding_message_size(LARGEST_REQUEST)
-            .streaming(Called(self.clone(), client, until), call)
-            .await
+        let decoder = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, call.into_body(), None, Some(LARGEST_REQUEST));
+        push::answer(self.stream(client, until, requests))
     }
 
     /// Serves one stream.
@@ -105,7 +97,7 @@ impl Server {
         client: String,
         until: CancellationToken,
         requests: Streaming<DeltaDiscoveryRequest>,
-    ) -> Responses {
+    ) -> Pushes {
         let (sender, receiver) = mpsc::channel(1);
         let stream = Stream {
             server: self.clone(),
@@ -116,22 +108,7 @@ impl Server {
             nonce: 0,
         };
         tokio::spawn(stream.run(requests));
-        ReceiverStream::new(receiver)
-    }
-}
-
-/// One call, as tonic wants it.
-struct Called(Server, String, CancellationToken);
-
-impl StreamingService<DeltaDiscoveryRequest> for Called {
-    type Response = DeltaDiscoveryResponse;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let client = std::mem::take(&mut self.1);
-        let responses = self.0.stream(client, self.2.clone(), request.into_inner());
-        std::future::ready(Ok(tonic::Response::new(responses)))
+        receiver
     }
 }
 
@@ -162,7 +139,7 @@ struct Stream {
     client: String,
     /// When it may hear no more.
     until: CancellationToken,
-    sender: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    sender: mpsc::Sender<Result<Push, Status>>,
     subscriptions: [Subscription; Kind::ALL.len()],
     nonce: u64,
 }
@@ -310,10 +287,7 @@ impl Stream {
         };
         if !subscription.wildcard {
             let names = &subscription.names;
-            let wanted = |it: &crate::rpc::discovery::Resource| {
-                names.contains(&it.name) || it.aliases.iter().any(|alias| names.contains(alias))
-            };
-            delta.resources.retain(wanted);
+            delta.resources.retain(|it| it.is_one_of(names));
             delta.removed.retain(|name| names.contains(name));
         }
         if delta.is_empty() {
@@ -326,15 +300,13 @@ impl Stream {
     async fn push(&mut self, kind: Kind, delta: Delta) -> Result<(), Ended> {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
-        let response = DeltaDiscoveryResponse {
-            system_version_info: delta.revision.to_string(),
-            resources: delta.resources,
-            type_url: kind.type_url().to_owned(),
-            nonce: nonce.clone(),
-            removed_resources: delta.removed,
+        let (resources, removed, revision) = (delta.resources.len(), delta.removed.len(), delta.revision);
+        let Some(push) = Push::new(kind, nonce.clone(), delta) else {
+            return Err(Some(Status::resource_exhausted(
+                "the mesh is too large for one message",
+            )));
         };
-        let large = self.large(&response).await?;
-        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        let large = self.large(push.len()).await?;
         tracing::debug!(
             client = self.client,
             kind = kind.type_url(),
@@ -343,18 +315,15 @@ impl Stream {
             "sending"
         );
         let subscription = &mut self.subscriptions[kind as usize];
-        subscription.sent = delta.revision;
+        subscription.sent = revision;
         subscription.unanswered = Some(Unanswered { nonce, large });
         self.server.counts.pushes.fetch_add(1, Relaxed);
-        self.sender.send(Ok(response)).await.map_err(|_| None)
+        self.sender.send(Ok(push)).await.map_err(|_| None)
     }
 
     /// Waits its turn, where the response is large.
-    async fn large(
-        &self,
-        response: &DeltaDiscoveryResponse,
-    ) -> Result<Option<(OwnedSemaphorePermit, Instant)>, Ended> {
-        if response.encoded_len() < LARGE {
+    async fn large(&self, length: usize) -> Result<Option<(OwnedSemaphorePermit, Instant)>, Ended> {
+        if length < LARGE {
             return Ok(None);
         }
         let permit = Arc::clone(&self.server.large).acquire_owned();

@@ -5,16 +5,17 @@
 //! comes again is sent only what is new to it, also by another replica. Pure but for its lock; the protocol is in `server`.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::watch;
 
-use crate::rpc::discovery::{Any, Resource};
+use crate::rpc::discovery::{Any, DeltaDiscoveryResponse, Resource};
 
 /// Changes that are remembered. A client that is farther behind is compared with everything.
 const CHANGES: usize = 100_000;
@@ -87,25 +88,76 @@ type Revision = Option<u64>;
 #[derive(Debug, Default)]
 struct Resources {
     revision: u64,
-    kinds: [FxHashMap<Arc<str>, Entry>; Kind::ALL.len()],
-    aliases: FxHashMap<String, Arc<str>>,
+    kinds: [FxHashMap<Arc<str>, Arc<Stored>>; Kind::ALL.len()],
+    aliases: FxHashMap<Arc<str>, Arc<str>>,
     /// Since `forgotten`, in order.
     changes: VecDeque<(u64, Kind, Arc<str>)>,
     /// Changes up to this revision are not in `changes` any more.
     forgotten: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    encoded: Encoded,
+/// A resource as all clients are sent it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    name: Arc<str>,
+    aliases: Box<[Arc<str>]>,
+    /// The hash of its content.
     version: u64,
+    /// The bytes of the message's own length.
+    length: u32,
+    /// As a field of a response, which is a list of such fields.
+    wire: Box<[u8]>,
+}
+
+impl Stored {
+    fn new(kind: Kind, name: Arc<str>, encoded: Encoded) -> Self {
+        let version = hash(&encoded.bytes);
+        let length = encoded.bytes.len() as u32;
+        let aliases = encoded.aliases.iter().map(|alias| alias.as_str().into());
+        let aliases = aliases.collect();
+        let any = Any {
+            type_url: kind.type_url().to_owned(),
+            value: encoded.bytes,
+        };
+        let response = DeltaDiscoveryResponse {
+            resources: vec![Resource {
+                version: format!("{version:016x}"),
+                resource: Some(any),
+                name: name.to_string(),
+                aliases: encoded.aliases,
+            }],
+            ..DeltaDiscoveryResponse::default()
+        };
+        Self {
+            name,
+            aliases,
+            version,
+            length,
+            wire: response.encode_to_vec().into(),
+        }
+    }
+
+    /// The resource as a field of a response.
+    pub(super) fn wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// Whether it has one of these names.
+    pub(super) fn is_one_of(&self, names: &HashSet<String>) -> bool {
+        names.contains(&*self.name) || self.aliases.iter().any(|alias| names.contains(&**alias))
+    }
+
+    /// Whether that is its version.
+    fn has(&self, version: &str) -> bool {
+        version.len() == 16 && u64::from_str_radix(version, 16) == Ok(self.version)
+    }
 }
 
 /// What a client is to be sent.
 #[derive(Debug, Default)]
 pub struct Delta {
     /// New and changed.
-    pub resources: Vec<Resource>,
+    pub(super) resources: Vec<Arc<Stored>>,
     /// Gone.
     pub removed: Vec<String>,
     /// The client has everything up to this revision then.
@@ -154,10 +206,7 @@ impl Store {
     pub fn size(&self, kind: Kind) -> (usize, usize) {
         let resources = self.lock();
         let all = &resources.kinds[kind as usize];
-        (
-            all.len(),
-            all.values().map(|entry| entry.encoded.bytes.len()).sum(),
-        )
+        (all.len(), all.values().map(|it| it.length as usize).sum())
     }
 
     /// What has changed after `since`; none if that is too long ago to know what has gone since.
@@ -178,13 +227,13 @@ impl Store {
     pub fn against(&self, kind: Kind, versions: &HashMap<String, String>) -> Delta {
         let resources = self.lock();
         let all = &resources.kinds[kind as usize];
-        let mut delta = resources.everything(kind);
-        delta
-            .resources
-            .retain(|it| versions.get(&it.name).is_none_or(|has| *has != it.version));
+        let has = |it: &Stored| versions.get(&*it.name).is_some_and(|version| it.has(version));
         let gone = versions.keys().filter(|name| !all.contains_key(name.as_str()));
-        delta.removed = gone.cloned().collect();
-        delta
+        Delta {
+            resources: all.values().filter(|it| !has(it)).cloned().collect(),
+            removed: gone.cloned().collect(),
+            revision: resources.revision,
+        }
     }
 
     /// The resources of these names, or aliases. What is not there is said to be gone.
@@ -211,15 +260,16 @@ impl Resources {
         let of_kind = &mut self.kinds[kind as usize];
         let before = of_kind.get(&name);
         match resource {
-            Some(encoded) if before.is_some_and(|before| before.encoded == encoded) => return,
             None if before.is_none() => return,
             Some(encoded) => {
-                let version = hash(&encoded.bytes);
-                let aliases = encoded.aliases.clone();
-                let old = of_kind.insert(name.clone(), Entry { encoded, version });
+                let stored = Arc::new(Stored::new(kind, name.clone(), encoded));
+                if before == Some(&stored) {
+                    return;
+                }
+                let old = of_kind.insert(name.clone(), Arc::clone(&stored));
                 self.forget_aliases(&name, old);
-                for alias in aliases {
-                    self.aliases.insert(alias, name.clone());
+                for alias in &stored.aliases {
+                    self.aliases.insert(alias.clone(), name.clone());
                 }
             }
             None => {
@@ -236,20 +286,11 @@ impl Resources {
     }
 
     /// Those that are still its own.
-    fn forget_aliases(&mut self, name: &Arc<str>, entry: Option<Entry>) {
-        for alias in entry.into_iter().flat_map(|entry| entry.encoded.aliases) {
-            if self.aliases.get(&alias).is_some_and(|owner| owner == name) {
-                self.aliases.remove(&alias);
+    fn forget_aliases(&mut self, name: &Arc<str>, stored: Option<Arc<Stored>>) {
+        for alias in stored.iter().flat_map(|stored| &stored.aliases) {
+            if self.aliases.get(alias).is_some_and(|owner| owner == name) {
+                self.aliases.remove(alias);
             }
-        }
-    }
-
-    fn everything(&self, kind: Kind) -> Delta {
-        let all = self.kinds[kind as usize].iter();
-        Delta {
-            resources: all.map(|(name, entry)| resource(kind, name, entry)).collect(),
-            removed: Vec::new(),
-            revision: self.revision,
         }
     }
 
@@ -260,24 +301,11 @@ impl Resources {
         };
         for name in names {
             match self.kinds[kind as usize].get(name) {
-                Some(entry) => delta.resources.push(resource(kind, name, entry)),
+                Some(stored) => delta.resources.push(Arc::clone(stored)),
                 None => delta.removed.push(name.to_owned()),
             }
         }
         delta
-    }
-}
-
-fn resource(kind: Kind, name: &str, entry: &Entry) -> Resource {
-    let any = Any {
-        type_url: kind.type_url().to_owned(),
-        value: entry.encoded.bytes.clone(),
-    };
-    Resource {
-        version: format!("{:016x}", entry.version),
-        resource: Some(any),
-        name: name.to_owned(),
-        aliases: entry.encoded.aliases.clone(),
     }
 }
 
@@ -305,7 +333,7 @@ mod tests {
     }
 
     fn names(delta: &Delta) -> (Vec<&str>, Vec<&str>) {
-        let mut names: Vec<_> = delta.resources.iter().map(|it| it.name.as_str()).collect();
+        let mut names: Vec<_> = delta.resources.iter().map(|it| &*it.name).collect();
         names.sort_unstable();
         (names, delta.removed.iter().map(String::as_str).collect())
     }
@@ -329,7 +357,9 @@ mod tests {
         let (store, other) = (Store::default(), Store::default());
         store.update([update("a", Some("1")), update("b", Some("1"))]);
         let has = store.since(Kind::Address, 0).unwrap().resources;
-        let versions = has.into_iter().map(|it| (it.name, it.version)).collect();
+        let versions = has.iter();
+        let versions = versions.map(|it| (it.name.to_string(), format!("{:016x}", it.version)));
+        let versions = versions.collect();
         assert!(store.against(Kind::Address, &versions).is_empty());
         other.update([update("a", Some("2"))]);
         let delta = other.against(Kind::Address, &versions);

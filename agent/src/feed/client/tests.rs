@@ -30,9 +30,7 @@ impl Handler for Open {
         Box::pin(async move {
             assert_eq!(request.uri().path(), DELTA_PATH);
             assert_eq!(request.headers()["authorization"], "Bearer a-token");
-            self.0
-                .answer("test".into(), CancellationToken::new(), request)
-                .await
+            self.0.answer("test".into(), CancellationToken::new(), request)
         })
     }
 }
