@@ -59,8 +59,9 @@ use crate::{
     },
     feed::{server::Server, store::Store},
     kernel::memory::{give_back, resident},
+    mesh::TrustDomain,
     net::chain,
-    rpc::{self, ServerTls},
+    rpc::{self, Clients, ServerTls},
     svid::LocalCa,
 };
 
@@ -122,7 +123,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let counts = Arc::new(Counts::default());
     let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
-    let tls = server_tls(&root.ca, &names)?;
+    let tls = server_tls(&root, &config, &names)?;
     let authority = Arc::new(authority(&config, root.ca, &placement));
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
@@ -292,11 +293,21 @@ fn server_names(config: &ControllerConfig) -> Vec<String> {
     ]
 }
 
-fn server_tls(ca: &LocalCa, names: &[String]) -> anyhow::Result<ServerTls> {
-    let cert = ca
+fn server_tls(root: &Root, config: &ControllerConfig, names: &[String]) -> anyhow::Result<ServerTls> {
+    let cert = root
+        .ca
         .server_cert(names)
         .context("make the server's own certificate")?;
-    Ok(ServerTls::new(cert.chain, cert.key)?)
+    let clients = clients(root, &config.settings.trust_domain);
+    Ok(ServerTls::new(cert.chain, cert.key, clients)?)
+}
+
+/// Whoever has a certificate of the mesh may show it.
+fn clients(root: &Root, trust_domain: &TrustDomain) -> Option<Clients> {
+    Some(Clients {
+        trust: root.trust.clone(),
+        trust_domain: trust_domain.clone(),
+    })
 }
 
 type Asked = http::Request<hyper::body::Incoming>;
@@ -491,7 +502,8 @@ impl Keeping {
         let is_new = root.content != self.content;
         if is_new || renewed.elapsed() > SERVER_CERT {
             let cert = root.ca.server_cert(&self.names)?;
-            self.tls.replace(cert.chain, cert.key)?;
+            let clients = clients(&root, &self.place.trust_domain);
+            self.tls.replace(cert.chain, cert.key, clients)?;
             *renewed = Instant::now();
         }
         if is_new {

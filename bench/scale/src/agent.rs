@@ -22,6 +22,7 @@ pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
                 Box::pin(async move { Ok(roots) })
             }),
             token: dir.join("token"),
+            cert: None,
             cluster: "Kubernetes".into(),
         },
         id: "agent".into(),

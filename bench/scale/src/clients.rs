@@ -89,6 +89,7 @@ impl Clients {
                     Box::pin(async move { Ok(roots) })
                 }),
                 token,
+                cert: None,
                 cluster: "Kubernetes".into(),
             };
             let (counts, places) = (Arc::clone(&counts), Arc::clone(&places));

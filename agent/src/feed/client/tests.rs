@@ -50,7 +50,12 @@ impl World {
             .unwrap()
             .self_signed(&key)
             .unwrap();
-        let tls = ServerTls::new(vec![cert.der().clone()], key.serialize_der().try_into().unwrap()).unwrap();
+        let tls = ServerTls::new(
+            vec![cert.der().clone()],
+            key.serialize_der().try_into().unwrap(),
+            None,
+        )
+        .unwrap();
         let token = std::env::temp_dir().join(format!("weft-token-{}-{:p}", std::process::id(), &tls));
         std::fs::write(&token, "a-token\n").unwrap();
         let store = Store::default();
@@ -97,6 +102,7 @@ impl World {
                     Box::pin(async move { Ok(root) })
                 }),
                 token: self.token.clone(),
+                cert: None,
                 cluster: "Kubernetes".into(),
             },
             id: "agent".into(),
