@@ -63,6 +63,12 @@ impl Push {
         self.head.len() + resources.sum::<usize>()
     }
 
+    #[cfg(test)]
+    pub(super) fn decoded(mut self) -> DeltaDiscoveryResponse {
+        let chunks: Vec<_> = std::iter::from_fn(|| self.chunk()).collect();
+        DeltaDiscoveryResponse::decode(&chunks.concat()[5..]).unwrap()
+    }
+
     /// The next bytes; none at the end.
     fn chunk(&mut self) -> Option<Bytes> {
         if !self.head.is_empty() {
@@ -157,6 +163,7 @@ mod tests {
             resource: Some(Encoded {
                 bytes: vec![number as u8; length].into(),
                 aliases: vec![format!("/10.0.0.{number}")],
+                with: Vec::new(),
             }),
         }
     }
@@ -179,10 +186,9 @@ mod tests {
         let store = Store::default();
         let lengths = [0, 1, 100, CHUNK - 1, CHUNK, 3 * CHUNK, 7];
         store.update(lengths.iter().enumerate().map(|(at, length)| update(at, *length)));
-        let mut delta = store.named(
-            Kind::Address,
-            (0..7).map(|at| ["w-0", "w-1", "w-2", "w-3", "w-4", "w-5", "w-6"][at]),
-        );
+        let names = ["w-0", "w-1", "w-2", "w-3", "w-4", "w-5", "w-6"];
+        let mut delta = store.named(Kind::Address, names.into_iter(), None);
+        delta.resources.sort_by_key(|it| it.name.clone());
         delta.removed = vec!["gone".to_owned()];
         let (response, chunks) = whole(Push::new(Kind::Address, "7".into(), delta).unwrap());
         assert!(chunks > 3);

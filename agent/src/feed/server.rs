@@ -9,7 +9,6 @@
 //! client is has been asked by whoever calls [`Server::stream`]. What there is to say is in `store`.
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,11 +25,19 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, body::Body, codec::Codec as _};
 use tonic_prost::ProstCodec;
 
+mod subscription;
+#[cfg(test)]
+mod tests;
+
+use subscription::{Subscription, Unanswered};
+
+pub use subscription::node_group;
+
 use super::{
     push::{self, Push, Pushes},
     store::{Delta, Kind, Store},
 };
-use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 
 /// Names that one client may ask for besides `*`.
 const NAMES: usize = 10_000;
@@ -105,6 +112,7 @@ impl Server {
             until,
             sender,
             subscriptions: Default::default(),
+            node: None,
             nonce: 0,
         };
         tokio::spawn(stream.run(requests));
@@ -112,26 +120,13 @@ impl Server {
     }
 }
 
-/// What a client wants of one kind.
-#[derive(Debug, Default)]
-struct Subscription {
-    /// Whether it has asked at all.
-    asked: bool,
-    /// Everything.
-    wildcard: bool,
-    /// Whatever else it has named.
-    names: HashSet<String>,
-    /// It has everything up to this revision.
-    sent: u64,
-    /// The response that it has not answered yet.
-    unanswered: Option<Unanswered>,
-}
-
-#[derive(Debug)]
-struct Unanswered {
-    nonce: String,
-    /// Held by a large push, until then at most.
-    large: Option<(OwnedSemaphorePermit, Instant)>,
+/// The node that an agent says that it is of.
+fn node_name(node: &Node) -> Option<String> {
+    let value = node.metadata.as_ref()?.fields.get("NODE_NAME")?;
+    match value.kind.as_ref()? {
+        prost_types::value::Kind::StringValue(name) => Some(name.clone()),
+        _ => None,
+    }
 }
 
 struct Stream {
@@ -141,6 +136,8 @@ struct Stream {
     until: CancellationToken,
     sender: mpsc::Sender<Result<Push, Status>>,
     subscriptions: [Subscription; Kind::ALL.len()],
+    /// The node of the agent, which its first request says.
+    node: Option<String>,
     nonce: u64,
 }
 
@@ -206,41 +203,33 @@ impl Stream {
             return Ok(());
         };
         self.answered(kind, &request);
-        let subscription = &mut self.subscriptions[kind as usize];
-        let first = !std::mem::replace(&mut subscription.asked, true);
-        let asks_for_all = request.resource_names_subscribe.iter().any(|name| name == "*");
-        if first {
-            // A client that names nothing in its first request wants everything.
-            subscription.wildcard = asks_for_all || request.resource_names_subscribe.is_empty();
-        } else if asks_for_all {
-            subscription.wildcard = true;
-        }
-        let unsubscribed = &request.resource_names_unsubscribe;
-        subscription.names.retain(|name| !unsubscribed.contains(name));
-        let names = request
-            .resource_names_subscribe
-            .iter()
-            .filter(|name| *name != "*");
-        let names: Vec<_> = names.cloned().collect();
-        // With everything there is nothing to remember: an agent that looks up address after address must not run into the bound.
-        if !subscription.wildcard {
-            subscription.names.extend(names.iter().cloned());
-        }
-        if subscription.names.len() > NAMES {
-            return Err(Some(Status::resource_exhausted("too many names; subscribe to *")));
+        if let Some(node) = &request.node {
+            self.node = node_name(node);
         }
         let store = self.server.store.clone();
-        if (first || asks_for_all) && self.subscriptions[kind as usize].wildcard {
+        let subscription = &mut self.subscriptions[kind as usize];
+        let first = !subscription.asked;
+        subscription.change(&request, self.node.as_deref(), &store, kind);
+        if subscription.len() > NAMES {
+            return Err(Some(Status::resource_exhausted("too many names; subscribe to *")));
+        }
+        let names = request.resource_names_subscribe.iter().map(String::as_str);
+        let (all, names): (Vec<_>, Vec<_>) = names.partition(|name| *name == "*");
+        if (first || !all.is_empty()) && subscription.wildcard {
             let delta = store.against(kind, &request.initial_resource_versions);
             return self.push(kind, delta).await;
         }
-        if !names.is_empty() {
-            let mut delta = store.named(kind, names.iter().map(String::as_str));
-            // Only of these is it up to date.
-            delta.revision = match first {
-                true => delta.revision,
-                false => self.subscriptions[kind as usize].sent,
-            };
+        if first || !names.is_empty() {
+            let versions = &request.initial_resource_versions;
+            // What it has it goes on to hear of.
+            let has = versions.keys().map(String::as_str).filter(|_| first);
+            let names = names.into_iter().chain(has);
+            let mut delta = subscription.named(&store, kind, names, first);
+            delta.leave_out(versions);
+            if !first {
+                // Only of these is it up to date.
+                delta.revision = subscription.sent;
+            }
             return self.push(kind, delta).await;
         }
         self.push_changes_of(kind).await
@@ -285,11 +274,7 @@ impl Stream {
                 "too far behind; come again with what you have",
             )));
         };
-        if !subscription.wildcard {
-            let names = &subscription.names;
-            delta.resources.retain(|it| it.is_one_of(names));
-            delta.removed.retain(|name| names.contains(name));
-        }
+        subscription.select(&mut delta, &self.server.store, kind);
         if delta.is_empty() {
             subscription.sent = delta.revision;
             return Ok(());
@@ -298,6 +283,7 @@ impl Stream {
     }
 
     async fn push(&mut self, kind: Kind, delta: Delta) -> Result<(), Ended> {
+        self.subscriptions[kind as usize].note(&delta);
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         let (resources, removed, revision) = (delta.resources.len(), delta.removed.len(), delta.revision);

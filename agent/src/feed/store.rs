@@ -57,6 +57,8 @@ pub struct Encoded {
     pub bytes: Bytes,
     /// Other names that it can be asked for by: `network/address`, for one.
     pub aliases: Vec<String>,
+    /// The names that bring it: whoever asks for one of them is sent this as well.
+    pub with: Vec<Arc<str>>,
 }
 
 /// A change of the resources of one kind.
@@ -90,6 +92,8 @@ struct Resources {
     revision: u64,
     kinds: [FxHashMap<Arc<str>, Arc<Stored>>; Kind::ALL.len()],
     aliases: FxHashMap<Arc<str>, Arc<str>>,
+    /// What names bring with them. Only addresses do.
+    brought: FxHashMap<Arc<str>, FxHashSet<Arc<str>>>,
     /// Since `forgotten`, in order.
     changes: VecDeque<(u64, Kind, Arc<str>)>,
     /// Changes up to this revision are not in `changes` any more.
@@ -99,8 +103,10 @@ struct Resources {
 /// A resource as all clients are sent it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stored {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     aliases: Box<[Arc<str>]>,
+    /// The names that bring it.
+    pub(super) with: Box<[Arc<str>]>,
     /// The hash of its content.
     version: u64,
     /// The bytes of the message's own length.
@@ -131,6 +137,7 @@ impl Stored {
         Self {
             name,
             aliases,
+            with: encoded.with.into(),
             version,
             length,
             wire: response.encode_to_vec().into(),
@@ -165,6 +172,12 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// Leaves out what a client has that has `versions`.
+    pub(super) fn leave_out(&mut self, versions: &HashMap<String, String>) {
+        let has = |it: &Stored| versions.get(&*it.name).is_some_and(|version| it.has(version));
+        self.resources.retain(|it| !has(it));
+    }
+
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.removed.is_empty()
@@ -236,14 +249,50 @@ impl Store {
         }
     }
 
-    /// The resources of these names, or aliases. What is not there is said to be gone.
-    pub fn named<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> Delta {
+    /// The resources of these names, or aliases, and what they and `group` bring. What is not there is said to be gone.
+    pub(super) fn named<'a>(
+        &self,
+        kind: Kind,
+        names: impl Iterator<Item = &'a str>,
+        group: Option<&str>,
+    ) -> Delta {
         let resources = self.lock();
-        let canonical = |name| match resources.aliases.get(name) {
-            Some(name) if kind == Kind::Address => &**name,
-            _ => name,
+        let mut delta = Delta {
+            revision: resources.revision,
+            ..Delta::default()
         };
-        resources.delta(kind, names.map(canonical))
+        let mut found = FxHashSet::default();
+        for name in names {
+            match resources.find(kind, name) {
+                Some(it) => {
+                    found.extend(resources.brought_by(kind, &it.name).cloned());
+                    found.insert(it.name.clone());
+                }
+                None => delta.removed.push(name.to_owned()),
+            }
+        }
+        found.extend(
+            group
+                .into_iter()
+                .flat_map(|it| resources.brought_by(kind, it))
+                .cloned(),
+        );
+        let all = &resources.kinds[kind as usize];
+        delta.resources = found.iter().filter_map(|name| all.get(name)).cloned().collect();
+        delta
+    }
+
+    /// The own names of what is found by these names, or aliases.
+    pub(super) fn found<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> FxHashSet<Arc<str>> {
+        let resources = self.lock();
+        names
+            .filter_map(|name| Some(resources.find(kind, name)?.name.clone()))
+            .collect()
+    }
+
+    /// The resource of this name.
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Arc<Stored>> {
+        self.lock().kinds[kind as usize].get(name).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Resources> {
@@ -261,7 +310,12 @@ impl Resources {
         let before = of_kind.get(&name);
         match resource {
             None if before.is_none() => return,
-            Some(encoded) => {
+            Some(mut encoded) => {
+                for group in &mut encoded.with {
+                    if let Some((kept, _)) = self.brought.get_key_value(group) {
+                        *group = kept.clone();
+                    }
+                }
                 let stored = Arc::new(Stored::new(kind, name.clone(), encoded));
                 if before == Some(&stored) {
                     return;
@@ -270,6 +324,12 @@ impl Resources {
                 self.forget_aliases(&name, old);
                 for alias in &stored.aliases {
                     self.aliases.insert(alias.clone(), name.clone());
+                }
+                for group in &stored.with {
+                    self.brought
+                        .entry(group.clone())
+                        .or_default()
+                        .insert(name.clone());
                 }
             }
             None => {
@@ -292,6 +352,28 @@ impl Resources {
                 self.aliases.remove(alias);
             }
         }
+        for group in stored.iter().flat_map(|stored| &stored.with) {
+            if let Some(brought) = self.brought.get_mut(group) {
+                brought.remove(name);
+                if brought.is_empty() {
+                    self.brought.remove(group);
+                }
+            }
+        }
+    }
+
+    /// By its name, or an alias.
+    fn find(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
+        let name = match self.aliases.get(name) {
+            Some(name) if kind == Kind::Address => &**name,
+            _ => name,
+        };
+        self.kinds[kind as usize].get(name)
+    }
+
+    fn brought_by(&self, kind: Kind, name: &str) -> impl Iterator<Item = &Arc<str>> {
+        let brought = self.brought.get(name).filter(|_| kind == Kind::Address);
+        brought.into_iter().flatten()
     }
 
     fn delta<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> Delta {
@@ -324,6 +406,7 @@ mod tests {
         let resource = content.map(|content| Encoded {
             bytes: Bytes::from_static(content.as_bytes()),
             aliases: vec![format!("/{name}")],
+            with: Vec::new(),
         });
         Update {
             kind: Kind::Address,
@@ -370,11 +453,11 @@ mod tests {
     fn a_name_may_be_an_alias_of_whoever_has_it_now() {
         let store = Store::default();
         store.update([update("a", Some("1"))]);
-        let found = store.named(Kind::Address, ["/a", "/b"].into_iter());
+        let found = store.named(Kind::Address, ["/a", "/b"].into_iter(), None);
         assert_eq!(names(&found), (vec!["a"], vec!["/b"]));
         store.update([update("a", None)]);
         assert_eq!(
-            names(&store.named(Kind::Address, ["/a"].into_iter())),
+            names(&store.named(Kind::Address, ["/a"].into_iter(), None)),
             (vec![], vec!["/a"])
         );
     }

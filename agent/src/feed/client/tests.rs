@@ -134,6 +134,7 @@ fn pod(name: &str, address: &str, policies: &[PolicyKey]) -> (Workload, Update) 
     let encoded = Encoded {
         bytes: wds::encode_workload(&workload, policies),
         aliases: vec![format!("/{address}")],
+        with: Vec::new(),
     };
     let update = Update {
         kind: Kind::Address,
@@ -313,6 +314,7 @@ async fn mtls_modes_arrive_as_modes() {
         resource: Some(Encoded {
             bytes: wds::encode_policy(&wds::encode_modes(key.clone(), &strict)),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     };
     world.store.update([policy, pod("a-1", "10.0.0.1", &[key]).1]);
@@ -347,6 +349,7 @@ fn http(name: &str, text: Option<String>) -> Update {
         resource: text.map(|text| Encoded {
             bytes: text.into(),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     }
 }
