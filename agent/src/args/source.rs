@@ -8,7 +8,7 @@ use super::MeshArgs;
 use crate::{
     feed::client::{ClientConfig, MeshSettings},
     mesh::SameNodes,
-    rpc::{Credentials, Roots},
+    rpc::{CertFiles, Credentials, Roots},
     source::SourceConfig,
     svid::TrustFiles,
 };
@@ -78,6 +78,13 @@ pub struct LinkArgs {
         default_value = "/var/run/secrets/tokens/weft-token"
     )]
     pub token_file: PathBuf,
+    /// A certificate of the mesh with which the mesh is asked for in place of the token, PEM, leaf first; read again for each
+    /// connection. Certificates of pods are signed for the token alone
+    #[arg(long, env = "WEFT_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, env = "WEFT_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
     /// Roots that the controller's certificate may end in, PEM [default: the ConfigMap weft-ca-root-cert]
     #[arg(long, env = "WEFT_CA_ROOT", value_name = "FILE")]
     pub ca_root: Option<PathBuf>,
@@ -87,6 +94,13 @@ pub struct LinkArgs {
     /// See --own-name
     #[arg(long, env = "POD_IP", value_name = "ADDR", default_value = "127.0.0.1")]
     pub own_address: String,
+}
+
+impl LinkArgs {
+    fn cert(&self) -> Option<CertFiles> {
+        let (chain, key) = (self.client_cert.clone()?, self.client_key.clone()?);
+        Some(CertFiles { chain, key })
+    }
 }
 
 /// Who asks a controller.
@@ -140,6 +154,7 @@ impl SourceArgs {
                 server_name: name.unwrap_or_else(|| format!("weft-controller.{own_namespace}.svc")),
                 roots,
                 token: self.link.token_file.clone(),
+                cert: self.link.cert(),
                 cluster: self.mesh.cluster_id.clone(),
             },
             // The form that istiod reads.

@@ -58,8 +58,10 @@ use crate::{
         objects::Kind,
     },
     feed::{server::Server, store::Store},
+    kernel::memory::{give_back, resident},
+    mesh::TrustDomain,
     net::chain,
-    rpc::{self, ServerTls},
+    rpc::{self, Clients, ServerTls},
     svid::LocalCa,
 };
 
@@ -69,6 +71,10 @@ const QUIET: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_millis(500);
 /// How long before its end the server's certificate is replaced.
 const SERVER_CERT: Duration = Duration::from_secs(6 * 3600);
+/// How often it is looked whether memory can be given back,
+const LOOK: Duration = Duration::from_secs(5);
+/// and what must have been added for it to be worth the work, in bytes.
+const GROWN: u64 = 4 << 20;
 /// The pause after the API has failed at the start.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -117,7 +123,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
     let counts = Arc::new(Counts::default());
     let waypoints = WaypointAccounts::default();
     let names = server_names(&config);
-    let tls = server_tls(&root.ca, &names)?;
+    let tls = server_tls(&root, &config, &names)?;
     let authority = Arc::new(authority(&config, root.ca, &placement));
     let services = Arc::new(Services {
         reviewer: Tokens::new(client.clone(), config.audiences.clone()),
@@ -164,6 +170,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         roots,
     };
     writing.spawn(&config, &counts, &tasks, &shutdown);
+    tasks.spawn(until(shutdown.clone(), give_back_memory()));
     let page = page(Arc::clone(&services), store);
     tracing::info!(address = %config.listen, "serving the mesh and certificates");
     tokio::join!(
@@ -286,11 +293,21 @@ fn server_names(config: &ControllerConfig) -> Vec<String> {
     ]
 }
 
-fn server_tls(ca: &LocalCa, names: &[String]) -> anyhow::Result<ServerTls> {
-    let cert = ca
+fn server_tls(root: &Root, config: &ControllerConfig, names: &[String]) -> anyhow::Result<ServerTls> {
+    let cert = root
+        .ca
         .server_cert(names)
         .context("make the server's own certificate")?;
-    Ok(ServerTls::new(cert.chain, cert.key)?)
+    let clients = clients(root, &config.settings.trust_domain);
+    Ok(ServerTls::new(cert.chain, cert.key, clients)?)
+}
+
+/// Whoever has a certificate of the mesh may show it.
+fn clients(root: &Root, trust_domain: &TrustDomain) -> Option<Clients> {
+    Some(Clients {
+        trust: root.trust.clone(),
+        trust_domain: trust_domain.clone(),
+    })
 }
 
 type Asked = http::Request<hyper::body::Incoming>;
@@ -359,7 +376,7 @@ impl Compiling {
 
     fn take(&mut self, change: Change, missing: &mut HashSet<Kind>) -> bool {
         let mut worth = false;
-        if let Change::Replace(kind, _) = &change {
+        if let Change::Listed(kind, _) = &change {
             worth = missing.remove(kind) && missing.is_empty();
         }
         self.compiler.apply(change) || worth
@@ -422,6 +439,27 @@ impl Compiling {
     }
 }
 
+/// Lists, and clients that all come at once, need memory that nobody needs afterwards. What stays in use is not asked for again
+/// until there is more.
+async fn give_back_memory() {
+    let mut turns = interval(LOOK);
+    let mut least = 0;
+    loop {
+        turns.tick().await;
+        let turn = move || match resident() {
+            Some(now) if now <= least + GROWN => least.min(now),
+            _ => {
+                give_back();
+                resident().unwrap_or_default()
+            }
+        };
+        match tokio::task::spawn_blocking(turn).await {
+            Ok(now) => least = now,
+            Err(_) => return,
+        }
+    }
+}
+
 /// Keeps the root, its ConfigMap and our own certificate as they should be.
 struct Keeping {
     place: RootPlace,
@@ -464,7 +502,8 @@ impl Keeping {
         let is_new = root.content != self.content;
         if is_new || renewed.elapsed() > SERVER_CERT {
             let cert = root.ca.server_cert(&self.names)?;
-            self.tls.replace(cert.chain, cert.key)?;
+            let clients = clients(&root, &self.place.trust_domain);
+            self.tls.replace(cert.chain, cert.key, clients)?;
             *renewed = Instant::now();
         }
         if is_new {

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     feed::{
+        server::node_group,
         store::{Encoded, Kind, Store, Update},
         wds,
     },
@@ -130,6 +131,7 @@ impl Publisher {
         let resource = Encoded {
             bytes,
             aliases: own.map(|ip| format!("{}/{ip}", workload.network)).collect(),
+            with: brought_by(workload),
         };
         updates.push(Update {
             kind: Kind::Address,
@@ -168,6 +170,13 @@ impl Publisher {
     }
 }
 
+/// Who asks for a service needs what is behind it, and an agent what runs on its node.
+fn brought_by(workload: &Workload) -> Vec<Arc<str>> {
+    let services = workload.services.keys().map(|key| wds::service_name(key).into());
+    let node = (!workload.node.is_empty()).then(|| node_group(&workload.node));
+    services.chain(node).collect()
+}
+
 fn removed(kind: Kind, name: Arc<str>) -> Update {
     let resource = None;
     Update { kind, name, resource }
@@ -180,6 +189,7 @@ fn of_service(service: &Service) -> Update {
         resource: Some(Encoded {
             bytes: wds::encode_service(service),
             aliases: service.vips.iter().map(|ip| format!("/{ip}")).collect(),
+            with: Vec::new(),
         }),
     }
 }
@@ -191,6 +201,7 @@ fn of_policy(policy: &crate::mesh::Policy) -> Update {
         resource: Some(Encoded {
             bytes: wds::encode_policy(policy),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     }
 }
@@ -202,6 +213,7 @@ fn of_routes(routes: &ServiceRoutes) -> Update {
         resource: Some(Encoded {
             bytes: wds::encode_routes(routes),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     }
 }
@@ -213,6 +225,7 @@ fn of_authentication(it: &RequestAuthentication) -> Update {
         resource: Some(Encoded {
             bytes: wds::encode_authentication(it),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     }
 }

@@ -1,4 +1,8 @@
-//! The controller's two services on one port: the feed and the CA. Each call is signed with a token.
+//! The controller's two services on one port: the feed and the CA. Each call is signed with a token; to hear the mesh, a certificate of
+//! the mesh is enough.
+//!
+//! For a certificate alone none is signed. Who holds a token has just been asked of Kubernetes, which knows the pod and the node
+//! that it is bound to; a certificate says neither, and a key that was stolen once could be renewed with it for ever.
 
 use std::sync::Arc;
 
@@ -20,7 +24,7 @@ use crate::{
     feed::server::Server,
     net::chain,
     rpc::{
-        Answer, Handler,
+        Answer, Certified, Handler,
         ca::{CREATE_PATH, CertificateRequest, CertificateResponse},
         discovery::DELTA_PATH,
     },
@@ -54,10 +58,11 @@ impl Services {
         if path != DELTA_PATH && path != CREATE_PATH {
             return Err(Status::unimplemented(format!("there is no {path}")));
         }
-        let caller = self.caller(call.headers()).await?;
+        let certified = call.extensions().get().filter(|_| path == DELTA_PATH);
+        let caller = self.caller(call.headers(), certified).await?;
         if call.uri().path() == DELTA_PATH {
             let until = self.may_see_the_mesh(&caller)?;
-            return Ok(self.feed.answer(caller.to_string(), until, call).await);
+            return Ok(self.feed.answer(caller.to_string(), until, call));
         }
         let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
         let create = Create {
@@ -91,10 +96,17 @@ impl Services {
         Err(Status::permission_denied(error))
     }
 
-    async fn caller(&self, headers: &http::HeaderMap) -> Result<Caller, Status> {
-        let reviewed = match tokens::bearer(headers) {
-            Ok(token) => self.reviewer.review(token).await,
-            Err(error) => Err(error),
+    /// Whose the token is. Where there is none at all, whose the certificate is.
+    async fn caller(
+        &self,
+        headers: &http::HeaderMap,
+        certified: Option<&Certified>,
+    ) -> Result<Caller, Status> {
+        let signed = headers.contains_key(http::header::AUTHORIZATION);
+        let reviewed = match (tokens::bearer(headers), certified) {
+            (Err(_), Some(Certified(id))) if !signed => Ok(Caller::certified(id)),
+            (Ok(token), _) => self.reviewer.review(token).await,
+            (Err(error), _) => Err(error),
         };
         reviewed.map_err(|error| {
             self.counts.denied("token");

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use thiserror::Error;
 use tokio::{sync::Semaphore, time::timeout};
 
-use crate::net::chain;
+use crate::{mesh::SpiffeId, net::chain};
 
 /// How long an answer is believed. A pod that was deleted keeps its token for so much longer.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -42,6 +42,18 @@ pub(super) struct Caller {
     pub(super) node: Option<String>,
 }
 
+impl Caller {
+    /// Whoever has a certificate of the mesh: which pod of the service account it is, and where, nobody has said.
+    pub(super) fn certified(id: &SpiffeId) -> Self {
+        Self {
+            namespace: id.namespace().to_owned(),
+            service_account: id.service_account().to_owned(),
+            pod: None,
+            node: None,
+        }
+    }
+}
+
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -61,7 +73,10 @@ impl fmt::Display for Caller {
 #[derive(Debug, Error)]
 pub(super) enum TokenError {
     /// No `authorization: Bearer` in the call's metadata.
-    #[error("there is no bearer token: send `authorization: Bearer TOKEN`")]
+    #[error(
+        "there is no bearer token: send `authorization: Bearer TOKEN`; a client certificate of the mesh is enough to hear the mesh, not to \
+         have certificates signed"
+    )]
     Missing,
     /// Kubernetes does not know it, or not for us.
     #[error("the token is not accepted: {0}")]

@@ -1,7 +1,7 @@
 //! Watches every kind of object that is read. A kind that the cluster does not know yet is looked for again and again, so that
 //! definitions may be installed later, or removed.
 
-use std::{fmt::Debug, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use kube::{
@@ -16,10 +16,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, time::sleep};
 
-use super::compile::Change;
+use super::compile::{Change, Named};
 use crate::cluster::{
     client::explain,
-    objects::{Custom, EndpointSlice, Kind, Namespace, Node, Object, Pod, Service},
+    objects::{Custom, EndpointSlice, Kind, Namespace, Node, Object, ObjectMeta, Pod, Service},
 };
 
 /// How often it is looked whether a kind is there by now.
@@ -67,7 +67,7 @@ async fn of_custom(kind: Kind, client: Client, sender: mpsc::Sender<Change>) {
     loop {
         let Some(resource) = served(kind, &client).await else {
             // There are none of what there is not.
-            if sender.send(Change::Replace(kind, Vec::new())).await.is_err() {
+            if sender.send(Change::Listed(kind, BTreeSet::new())).await.is_err() {
                 return;
             }
             sleep(LOOK).await;
@@ -126,7 +126,8 @@ async fn follow<K>(
     K: kube::Resource,
 {
     let mut stream = std::pin::pin!(stream);
-    let mut list = Vec::new();
+    // Objects are passed on one by one and not gathered: a list of all pods would be as large as all that is kept of them.
+    let mut list = BTreeSet::new();
     while let Some(event) = stream.next().await {
         let change = match event {
             Ok(Event::Init) => {
@@ -134,18 +135,19 @@ async fn follow<K>(
                 continue;
             }
             Ok(Event::InitApply(it)) => {
-                let mut it = object(it);
-                it.trim();
-                list.push(it);
-                continue;
+                list.insert(named(it.meta()));
+                Change::Apply(object(it))
             }
-            Ok(Event::InitDone) => Change::Replace(kind, std::mem::take(&mut list)),
+            Ok(Event::InitDone) => Change::Listed(kind, std::mem::take(&mut list)),
             Ok(Event::Apply(it)) => Change::Apply(object(it)),
-            Ok(Event::Delete(it)) => Change::Delete {
-                kind,
-                namespace: it.meta().namespace.clone().unwrap_or_default(),
-                name: it.meta().name.clone().unwrap_or_default(),
-            },
+            Ok(Event::Delete(it)) => {
+                let (namespace, name) = named(it.meta());
+                Change::Delete {
+                    kind,
+                    namespace,
+                    name,
+                }
+            }
             Err(error) if ends(&error) => return,
             Err(error) => {
                 tracing::warn!(
@@ -160,4 +162,12 @@ async fn follow<K>(
             return;
         }
     }
+}
+
+fn named(metadata: &ObjectMeta) -> Named {
+    let ObjectMeta { namespace, name, .. } = metadata;
+    (
+        namespace.clone().unwrap_or_default(),
+        name.clone().unwrap_or_default(),
+    )
 }

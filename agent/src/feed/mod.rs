@@ -6,6 +6,7 @@
 pub mod client;
 pub mod file;
 mod on_demand;
+mod push;
 pub mod server;
 pub mod store;
 pub mod wds;

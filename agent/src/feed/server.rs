@@ -9,7 +9,6 @@
 //! client is has been asked by whoever calls [`Server::stream`]. What there is to say is in `store`.
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -18,27 +17,32 @@ use std::{
 };
 
 use hyper::body::Incoming;
-use prost::Message as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status, Streaming,
-    body::Body,
-    server::{Grpc, StreamingService},
-};
+use tonic::{Status, Streaming, body::Body, codec::Codec as _};
 use tonic_prost::ProstCodec;
 
-use super::store::{Delta, Kind, Store};
-use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+mod subscription;
+#[cfg(test)]
+mod tests;
+
+use subscription::{Subscription, Unanswered};
+
+pub use subscription::node_group;
+
+use super::{
+    push::{self, Push, Pushes},
+    store::{Delta, Kind, Store},
+};
+use crate::rpc::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 
 /// Names that one client may ask for besides `*`.
 const NAMES: usize = 10_000;
-/// Large pushes on their way at once: each is encoded as a whole, and a thousand agents may come at the same moment.
-const LARGE_PUSHES: usize = 4;
+/// Large pushes on their way at once: a thousand agents may come at the same moment, and each is to be done before all have begun.
+const LARGE_PUSHES: usize = 16;
 /// Larger than this, in bytes, is large.
 const LARGE: usize = 1 << 20;
 /// How long a large push may keep others waiting.
@@ -46,9 +50,6 @@ const LARGE_WAIT: Duration = Duration::from_secs(20);
 
 /// The largest request that is read, in bytes: with it come the versions of all that a client has.
 const LARGEST_REQUEST: usize = 64 << 20;
-
-/// What a client is sent.
-type Responses = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
 /// Serves the store. Clones share it.
 #[derive(Clone, Debug)]
@@ -86,17 +87,15 @@ impl Server {
 
     /// Answers a call of [`DELTA_PATH`](crate::rpc::discovery::DELTA_PATH), and goes on until the client may hear no more. `client`
     /// is what logs call it.
-    pub async fn answer(
+    pub fn answer(
         &self,
         client: String,
         until: CancellationToken,
         call: http::Request<Incoming>,
     ) -> http::Response<Body> {
-        let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
-        Grpc::new(codec)
-            .max_decoding_message_size(LARGEST_REQUEST)
-            .streaming(Called(self.clone(), client, until), call)
-            .await
+        let decoder = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, call.into_body(), None, Some(LARGEST_REQUEST));
+        push::answer(self.stream(client, until, requests))
     }
 
     /// Serves one stream.
@@ -105,7 +104,7 @@ impl Server {
         client: String,
         until: CancellationToken,
         requests: Streaming<DeltaDiscoveryRequest>,
-    ) -> Responses {
+    ) -> Pushes {
         let (sender, receiver) = mpsc::channel(1);
         let stream = Stream {
             server: self.clone(),
@@ -113,48 +112,21 @@ impl Server {
             until,
             sender,
             subscriptions: Default::default(),
+            node: None,
             nonce: 0,
         };
         tokio::spawn(stream.run(requests));
-        ReceiverStream::new(receiver)
+        receiver
     }
 }
 
-/// One call, as tonic wants it.
-struct Called(Server, String, CancellationToken);
-
-impl StreamingService<DeltaDiscoveryRequest> for Called {
-    type Response = DeltaDiscoveryResponse;
-    type ResponseStream = Responses;
-    type Future = std::future::Ready<Result<tonic::Response<Responses>, Status>>;
-
-    fn call(&mut self, request: tonic::Request<Streaming<DeltaDiscoveryRequest>>) -> Self::Future {
-        let client = std::mem::take(&mut self.1);
-        let responses = self.0.stream(client, self.2.clone(), request.into_inner());
-        std::future::ready(Ok(tonic::Response::new(responses)))
+/// The node that an agent says that it is of.
+fn node_name(node: &Node) -> Option<String> {
+    let value = node.metadata.as_ref()?.fields.get("NODE_NAME")?;
+    match value.kind.as_ref()? {
+        prost_types::value::Kind::StringValue(name) => Some(name.clone()),
+        _ => None,
     }
-}
-
-/// What a client wants of one kind.
-#[derive(Debug, Default)]
-struct Subscription {
-    /// Whether it has asked at all.
-    asked: bool,
-    /// Everything.
-    wildcard: bool,
-    /// Whatever else it has named.
-    names: HashSet<String>,
-    /// It has everything up to this revision.
-    sent: u64,
-    /// The response that it has not answered yet.
-    unanswered: Option<Unanswered>,
-}
-
-#[derive(Debug)]
-struct Unanswered {
-    nonce: String,
-    /// Held by a large push, until then at most.
-    large: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
 struct Stream {
@@ -162,8 +134,10 @@ struct Stream {
     client: String,
     /// When it may hear no more.
     until: CancellationToken,
-    sender: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    sender: mpsc::Sender<Result<Push, Status>>,
     subscriptions: [Subscription; Kind::ALL.len()],
+    /// The node of the agent, which its first request says.
+    node: Option<String>,
     nonce: u64,
 }
 
@@ -229,41 +203,33 @@ impl Stream {
             return Ok(());
         };
         self.answered(kind, &request);
-        let subscription = &mut self.subscriptions[kind as usize];
-        let first = !std::mem::replace(&mut subscription.asked, true);
-        let asks_for_all = request.resource_names_subscribe.iter().any(|name| name == "*");
-        if first {
-            // A client that names nothing in its first request wants everything.
-            subscription.wildcard = asks_for_all || request.resource_names_subscribe.is_empty();
-        } else if asks_for_all {
-            subscription.wildcard = true;
-        }
-        let unsubscribed = &request.resource_names_unsubscribe;
-        subscription.names.retain(|name| !unsubscribed.contains(name));
-        let names = request
-            .resource_names_subscribe
-            .iter()
-            .filter(|name| *name != "*");
-        let names: Vec<_> = names.cloned().collect();
-        // With everything there is nothing to remember: an agent that looks up address after address must not run into the bound.
-        if !subscription.wildcard {
-            subscription.names.extend(names.iter().cloned());
-        }
-        if subscription.names.len() > NAMES {
-            return Err(Some(Status::resource_exhausted("too many names; subscribe to *")));
+        if let Some(node) = &request.node {
+            self.node = node_name(node);
         }
         let store = self.server.store.clone();
-        if (first || asks_for_all) && self.subscriptions[kind as usize].wildcard {
+        let subscription = &mut self.subscriptions[kind as usize];
+        let first = !subscription.asked;
+        subscription.change(&request, self.node.as_deref(), &store, kind);
+        if subscription.len() > NAMES {
+            return Err(Some(Status::resource_exhausted("too many names; subscribe to *")));
+        }
+        let names = request.resource_names_subscribe.iter().map(String::as_str);
+        let (all, names): (Vec<_>, Vec<_>) = names.partition(|name| *name == "*");
+        if (first || !all.is_empty()) && subscription.wildcard {
             let delta = store.against(kind, &request.initial_resource_versions);
             return self.push(kind, delta).await;
         }
-        if !names.is_empty() {
-            let mut delta = store.named(kind, names.iter().map(String::as_str));
-            // Only of these is it up to date.
-            delta.revision = match first {
-                true => delta.revision,
-                false => self.subscriptions[kind as usize].sent,
-            };
+        if first || !names.is_empty() {
+            let versions = &request.initial_resource_versions;
+            // What it has it goes on to hear of.
+            let has = versions.keys().map(String::as_str).filter(|_| first);
+            let names = names.into_iter().chain(has);
+            let mut delta = subscription.named(&store, kind, names, first);
+            delta.leave_out(versions);
+            if !first {
+                // Only of these is it up to date.
+                delta.revision = subscription.sent;
+            }
             return self.push(kind, delta).await;
         }
         self.push_changes_of(kind).await
@@ -308,14 +274,7 @@ impl Stream {
                 "too far behind; come again with what you have",
             )));
         };
-        if !subscription.wildcard {
-            let names = &subscription.names;
-            let wanted = |it: &crate::rpc::discovery::Resource| {
-                names.contains(&it.name) || it.aliases.iter().any(|alias| names.contains(alias))
-            };
-            delta.resources.retain(wanted);
-            delta.removed.retain(|name| names.contains(name));
-        }
+        subscription.select(&mut delta, &self.server.store, kind);
         if delta.is_empty() {
             subscription.sent = delta.revision;
             return Ok(());
@@ -324,17 +283,16 @@ impl Stream {
     }
 
     async fn push(&mut self, kind: Kind, delta: Delta) -> Result<(), Ended> {
+        self.subscriptions[kind as usize].note(&delta);
         self.nonce += 1;
         let nonce = self.nonce.to_string();
-        let response = DeltaDiscoveryResponse {
-            system_version_info: delta.revision.to_string(),
-            resources: delta.resources,
-            type_url: kind.type_url().to_owned(),
-            nonce: nonce.clone(),
-            removed_resources: delta.removed,
+        let (resources, removed, revision) = (delta.resources.len(), delta.removed.len(), delta.revision);
+        let Some(push) = Push::new(kind, nonce.clone(), delta) else {
+            return Err(Some(Status::resource_exhausted(
+                "the mesh is too large for one message",
+            )));
         };
-        let large = self.large(&response).await?;
-        let (resources, removed) = (response.resources.len(), response.removed_resources.len());
+        let large = self.large(push.len()).await?;
         tracing::debug!(
             client = self.client,
             kind = kind.type_url(),
@@ -343,18 +301,15 @@ impl Stream {
             "sending"
         );
         let subscription = &mut self.subscriptions[kind as usize];
-        subscription.sent = delta.revision;
+        subscription.sent = revision;
         subscription.unanswered = Some(Unanswered { nonce, large });
         self.server.counts.pushes.fetch_add(1, Relaxed);
-        self.sender.send(Ok(response)).await.map_err(|_| None)
+        self.sender.send(Ok(push)).await.map_err(|_| None)
     }
 
     /// Waits its turn, where the response is large.
-    async fn large(
-        &self,
-        response: &DeltaDiscoveryResponse,
-    ) -> Result<Option<(OwnedSemaphorePermit, Instant)>, Ended> {
-        if response.encoded_len() < LARGE {
+    async fn large(&self, length: usize) -> Result<Option<(OwnedSemaphorePermit, Instant)>, Ended> {
+        if length < LARGE {
             return Ok(None);
         }
         let permit = Arc::clone(&self.server.large).acquire_owned();

@@ -5,16 +5,17 @@
 //! comes again is sent only what is new to it, also by another replica. Pure but for its lock; the protocol is in `server`.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::watch;
 
-use crate::rpc::discovery::{Any, Resource};
+use crate::rpc::discovery::{Any, DeltaDiscoveryResponse, Resource};
 
 /// Changes that are remembered. A client that is farther behind is compared with everything.
 const CHANGES: usize = 100_000;
@@ -56,6 +57,8 @@ pub struct Encoded {
     pub bytes: Bytes,
     /// Other names that it can be asked for by: `network/address`, for one.
     pub aliases: Vec<String>,
+    /// The names that bring it: whoever asks for one of them is sent this as well.
+    pub with: Vec<Arc<str>>,
 }
 
 /// A change of the resources of one kind.
@@ -87,25 +90,81 @@ type Revision = Option<u64>;
 #[derive(Debug, Default)]
 struct Resources {
     revision: u64,
-    kinds: [FxHashMap<Arc<str>, Entry>; Kind::ALL.len()],
-    aliases: FxHashMap<String, Arc<str>>,
+    kinds: [FxHashMap<Arc<str>, Arc<Stored>>; Kind::ALL.len()],
+    aliases: FxHashMap<Arc<str>, Arc<str>>,
+    /// What names bring with them. Only addresses do.
+    brought: FxHashMap<Arc<str>, FxHashSet<Arc<str>>>,
     /// Since `forgotten`, in order.
     changes: VecDeque<(u64, Kind, Arc<str>)>,
     /// Changes up to this revision are not in `changes` any more.
     forgotten: u64,
 }
 
-#[derive(Debug)]
-struct Entry {
-    encoded: Encoded,
+/// A resource as all clients are sent it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) name: Arc<str>,
+    aliases: Box<[Arc<str>]>,
+    /// The names that bring it.
+    pub(super) with: Box<[Arc<str>]>,
+    /// The hash of its content.
     version: u64,
+    /// The bytes of the message's own length.
+    length: u32,
+    /// As a field of a response, which is a list of such fields.
+    wire: Box<[u8]>,
+}
+
+impl Stored {
+    fn new(kind: Kind, name: Arc<str>, encoded: Encoded) -> Self {
+        let version = hash(&encoded.bytes);
+        let length = encoded.bytes.len() as u32;
+        let aliases = encoded.aliases.iter().map(|alias| alias.as_str().into());
+        let aliases = aliases.collect();
+        let any = Any {
+            type_url: kind.type_url().to_owned(),
+            value: encoded.bytes,
+        };
+        let response = DeltaDiscoveryResponse {
+            resources: vec![Resource {
+                version: format!("{version:016x}"),
+                resource: Some(any),
+                name: name.to_string(),
+                aliases: encoded.aliases,
+            }],
+            ..DeltaDiscoveryResponse::default()
+        };
+        Self {
+            name,
+            aliases,
+            with: encoded.with.into(),
+            version,
+            length,
+            wire: response.encode_to_vec().into(),
+        }
+    }
+
+    /// The resource as a field of a response.
+    pub(super) fn wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    /// Whether it has one of these names.
+    pub(super) fn is_one_of(&self, names: &HashSet<String>) -> bool {
+        names.contains(&*self.name) || self.aliases.iter().any(|alias| names.contains(&**alias))
+    }
+
+    /// Whether that is its version.
+    fn has(&self, version: &str) -> bool {
+        version.len() == 16 && u64::from_str_radix(version, 16) == Ok(self.version)
+    }
 }
 
 /// What a client is to be sent.
 #[derive(Debug, Default)]
 pub struct Delta {
     /// New and changed.
-    pub resources: Vec<Resource>,
+    pub(super) resources: Vec<Arc<Stored>>,
     /// Gone.
     pub removed: Vec<String>,
     /// The client has everything up to this revision then.
@@ -113,6 +172,12 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// Leaves out what a client has that has `versions`.
+    pub(super) fn leave_out(&mut self, versions: &HashMap<String, String>) {
+        let has = |it: &Stored| versions.get(&*it.name).is_some_and(|version| it.has(version));
+        self.resources.retain(|it| !has(it));
+    }
+
     /// Whether there is nothing to say.
     pub fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.removed.is_empty()
@@ -154,10 +219,7 @@ impl Store {
     pub fn size(&self, kind: Kind) -> (usize, usize) {
         let resources = self.lock();
         let all = &resources.kinds[kind as usize];
-        (
-            all.len(),
-            all.values().map(|entry| entry.encoded.bytes.len()).sum(),
-        )
+        (all.len(), all.values().map(|it| it.length as usize).sum())
     }
 
     /// What has changed after `since`; none if that is too long ago to know what has gone since.
@@ -178,23 +240,59 @@ impl Store {
     pub fn against(&self, kind: Kind, versions: &HashMap<String, String>) -> Delta {
         let resources = self.lock();
         let all = &resources.kinds[kind as usize];
-        let mut delta = resources.everything(kind);
-        delta
-            .resources
-            .retain(|it| versions.get(&it.name).is_none_or(|has| *has != it.version));
+        let has = |it: &Stored| versions.get(&*it.name).is_some_and(|version| it.has(version));
         let gone = versions.keys().filter(|name| !all.contains_key(name.as_str()));
-        delta.removed = gone.cloned().collect();
+        Delta {
+            resources: all.values().filter(|it| !has(it)).cloned().collect(),
+            removed: gone.cloned().collect(),
+            revision: resources.revision,
+        }
+    }
+
+    /// The resources of these names, or aliases, and what they and `group` bring. What is not there is said to be gone.
+    pub(super) fn named<'a>(
+        &self,
+        kind: Kind,
+        names: impl Iterator<Item = &'a str>,
+        group: Option<&str>,
+    ) -> Delta {
+        let resources = self.lock();
+        let mut delta = Delta {
+            revision: resources.revision,
+            ..Delta::default()
+        };
+        let mut found = FxHashSet::default();
+        for name in names {
+            match resources.find(kind, name) {
+                Some(it) => {
+                    found.extend(resources.brought_by(kind, &it.name).cloned());
+                    found.insert(it.name.clone());
+                }
+                None => delta.removed.push(name.to_owned()),
+            }
+        }
+        found.extend(
+            group
+                .into_iter()
+                .flat_map(|it| resources.brought_by(kind, it))
+                .cloned(),
+        );
+        let all = &resources.kinds[kind as usize];
+        delta.resources = found.iter().filter_map(|name| all.get(name)).cloned().collect();
         delta
     }
 
-    /// The resources of these names, or aliases. What is not there is said to be gone.
-    pub fn named<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> Delta {
+    /// The own names of what is found by these names, or aliases.
+    pub(super) fn found<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> FxHashSet<Arc<str>> {
         let resources = self.lock();
-        let canonical = |name| match resources.aliases.get(name) {
-            Some(name) if kind == Kind::Address => &**name,
-            _ => name,
-        };
-        resources.delta(kind, names.map(canonical))
+        names
+            .filter_map(|name| Some(resources.find(kind, name)?.name.clone()))
+            .collect()
+    }
+
+    /// The resource of this name.
+    pub(super) fn get(&self, kind: Kind, name: &str) -> Option<Arc<Stored>> {
+        self.lock().kinds[kind as usize].get(name).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, Resources> {
@@ -211,15 +309,27 @@ impl Resources {
         let of_kind = &mut self.kinds[kind as usize];
         let before = of_kind.get(&name);
         match resource {
-            Some(encoded) if before.is_some_and(|before| before.encoded == encoded) => return,
             None if before.is_none() => return,
-            Some(encoded) => {
-                let version = hash(&encoded.bytes);
-                let aliases = encoded.aliases.clone();
-                let old = of_kind.insert(name.clone(), Entry { encoded, version });
+            Some(mut encoded) => {
+                for group in &mut encoded.with {
+                    if let Some((kept, _)) = self.brought.get_key_value(group) {
+                        *group = kept.clone();
+                    }
+                }
+                let stored = Arc::new(Stored::new(kind, name.clone(), encoded));
+                if before == Some(&stored) {
+                    return;
+                }
+                let old = of_kind.insert(name.clone(), Arc::clone(&stored));
                 self.forget_aliases(&name, old);
-                for alias in aliases {
-                    self.aliases.insert(alias, name.clone());
+                for alias in &stored.aliases {
+                    self.aliases.insert(alias.clone(), name.clone());
+                }
+                for group in &stored.with {
+                    self.brought
+                        .entry(group.clone())
+                        .or_default()
+                        .insert(name.clone());
                 }
             }
             None => {
@@ -236,21 +346,34 @@ impl Resources {
     }
 
     /// Those that are still its own.
-    fn forget_aliases(&mut self, name: &Arc<str>, entry: Option<Entry>) {
-        for alias in entry.into_iter().flat_map(|entry| entry.encoded.aliases) {
-            if self.aliases.get(&alias).is_some_and(|owner| owner == name) {
-                self.aliases.remove(&alias);
+    fn forget_aliases(&mut self, name: &Arc<str>, stored: Option<Arc<Stored>>) {
+        for alias in stored.iter().flat_map(|stored| &stored.aliases) {
+            if self.aliases.get(alias).is_some_and(|owner| owner == name) {
+                self.aliases.remove(alias);
+            }
+        }
+        for group in stored.iter().flat_map(|stored| &stored.with) {
+            if let Some(brought) = self.brought.get_mut(group) {
+                brought.remove(name);
+                if brought.is_empty() {
+                    self.brought.remove(group);
+                }
             }
         }
     }
 
-    fn everything(&self, kind: Kind) -> Delta {
-        let all = self.kinds[kind as usize].iter();
-        Delta {
-            resources: all.map(|(name, entry)| resource(kind, name, entry)).collect(),
-            removed: Vec::new(),
-            revision: self.revision,
-        }
+    /// By its name, or an alias.
+    fn find(&self, kind: Kind, name: &str) -> Option<&Arc<Stored>> {
+        let name = match self.aliases.get(name) {
+            Some(name) if kind == Kind::Address => &**name,
+            _ => name,
+        };
+        self.kinds[kind as usize].get(name)
+    }
+
+    fn brought_by(&self, kind: Kind, name: &str) -> impl Iterator<Item = &Arc<str>> {
+        let brought = self.brought.get(name).filter(|_| kind == Kind::Address);
+        brought.into_iter().flatten()
     }
 
     fn delta<'a>(&self, kind: Kind, names: impl Iterator<Item = &'a str>) -> Delta {
@@ -260,24 +383,11 @@ impl Resources {
         };
         for name in names {
             match self.kinds[kind as usize].get(name) {
-                Some(entry) => delta.resources.push(resource(kind, name, entry)),
+                Some(stored) => delta.resources.push(Arc::clone(stored)),
                 None => delta.removed.push(name.to_owned()),
             }
         }
         delta
-    }
-}
-
-fn resource(kind: Kind, name: &str, entry: &Entry) -> Resource {
-    let any = Any {
-        type_url: kind.type_url().to_owned(),
-        value: entry.encoded.bytes.clone(),
-    };
-    Resource {
-        version: format!("{:016x}", entry.version),
-        resource: Some(any),
-        name: name.to_owned(),
-        aliases: entry.encoded.aliases.clone(),
     }
 }
 
@@ -296,6 +406,7 @@ mod tests {
         let resource = content.map(|content| Encoded {
             bytes: Bytes::from_static(content.as_bytes()),
             aliases: vec![format!("/{name}")],
+            with: Vec::new(),
         });
         Update {
             kind: Kind::Address,
@@ -305,7 +416,7 @@ mod tests {
     }
 
     fn names(delta: &Delta) -> (Vec<&str>, Vec<&str>) {
-        let mut names: Vec<_> = delta.resources.iter().map(|it| it.name.as_str()).collect();
+        let mut names: Vec<_> = delta.resources.iter().map(|it| &*it.name).collect();
         names.sort_unstable();
         (names, delta.removed.iter().map(String::as_str).collect())
     }
@@ -329,7 +440,9 @@ mod tests {
         let (store, other) = (Store::default(), Store::default());
         store.update([update("a", Some("1")), update("b", Some("1"))]);
         let has = store.since(Kind::Address, 0).unwrap().resources;
-        let versions = has.into_iter().map(|it| (it.name, it.version)).collect();
+        let versions = has.iter();
+        let versions = versions.map(|it| (it.name.to_string(), format!("{:016x}", it.version)));
+        let versions = versions.collect();
         assert!(store.against(Kind::Address, &versions).is_empty());
         other.update([update("a", Some("2"))]);
         let delta = other.against(Kind::Address, &versions);
@@ -340,11 +453,11 @@ mod tests {
     fn a_name_may_be_an_alias_of_whoever_has_it_now() {
         let store = Store::default();
         store.update([update("a", Some("1"))]);
-        let found = store.named(Kind::Address, ["/a", "/b"].into_iter());
+        let found = store.named(Kind::Address, ["/a", "/b"].into_iter(), None);
         assert_eq!(names(&found), (vec!["a"], vec!["/b"]));
         store.update([update("a", None)]);
         assert_eq!(
-            names(&store.named(Kind::Address, ["/a"].into_iter())),
+            names(&store.named(Kind::Address, ["/a"].into_iter(), None)),
             (vec![], vec!["/a"])
         );
     }

@@ -22,7 +22,7 @@ pub struct Endpoint {
     /// The workload.
     pub workload: Arc<Workload>,
     /// The service's ports as this workload maps them.
-    pub ports: Vec<PortMapping>,
+    pub ports: Arc<[PortMapping]>,
 }
 
 impl Endpoint {

@@ -3,7 +3,7 @@
 //! Not here: reading it from anywhere (`feed`), and the answers themselves (`route`, `authorize`). A change of the
 //! mesh is a new `Mesh`.
 
-use std::{borrow::Cow, hash::Hash, net::IpAddr, sync::Arc};
+use std::{borrow::Cow, hash::Hash, mem, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -76,11 +76,30 @@ pub struct Mesh {
 impl Mesh {
     /// Indexes the parts.
     pub fn new(parts: MeshParts) -> Self {
-        let workloads = unique(parts.workloads, canonical_workload, |workload| {
-            workload.uid.clone()
-        });
-        let services = unique(parts.services, canonical_service, |service| service.key.clone());
-        let policies = unique(parts.policies, canonical_policy, |policy| policy.key.clone());
+        Self::sharing(parts, Vec::new(), Vec::new())
+    }
+
+    /// Indexes the parts and these values, which the mesh then has in common with whoever else holds them.
+    pub fn sharing(mut parts: MeshParts, workloads: Vec<Arc<Workload>>, services: Vec<Arc<Service>>) -> Self {
+        let workloads = unique(
+            mem::take(&mut parts.workloads),
+            workloads,
+            canonical_workload,
+            |it| it.uid.clone(),
+        );
+        let services = unique(
+            mem::take(&mut parts.services),
+            services,
+            canonical_service,
+            |it| it.key.clone(),
+        );
+        let policies = mem::take(&mut parts.policies).into_iter().map(canonical_policy);
+        let policies = unique(
+            policies.collect(),
+            Vec::new(),
+            |_| {},
+            |policy| policy.key.clone(),
+        );
         let policies = Policies::new(&policies);
         let services_by_key = index(services.iter().map(|service| (service.key.clone(), service)));
         let vips = Vips::new(&services);
@@ -292,10 +311,17 @@ impl Mesh {
 }
 
 /// The values to share, without those whose key an earlier one has: nothing may lead to a value that is not there.
-fn unique<K: Eq + Hash, V>(values: Vec<V>, canonical: fn(V) -> V, key: fn(&V) -> K) -> Vec<Arc<V>> {
+fn unique<K: Eq + Hash, V>(
+    own: Vec<V>,
+    shared: Vec<Arc<V>>,
+    canonical: fn(&mut Arc<V>),
+    key: fn(&V) -> K,
+) -> Vec<Arc<V>> {
     let mut keys = FxHashSet::default();
-    let kept = values.into_iter().filter(|value| keys.insert(key(value)));
-    kept.map(|value| Arc::new(canonical(value))).collect()
+    let all = own.into_iter().map(Arc::new).chain(shared);
+    let mut kept: Vec<_> = all.filter(|value| keys.insert(key(value))).collect();
+    kept.iter_mut().for_each(canonical);
+    kept
 }
 
 /// A map of shared values; the first of two values with the same key stays.
@@ -338,12 +364,16 @@ fn endpoints(
     for (workload, service, mapped) in backed(workloads, services) {
         let may_be_chosen = workload.healthy || service.load_balancing.health == HealthPolicy::AllowAll;
         if may_be_chosen && !workload.addresses.is_empty() {
-            endpoints.entry(&service.key).or_default().push(Endpoint {
-                workload: workload.clone(),
-                ports: endpoint_ports(service, mapped),
-            });
+            let all = endpoints.entry(&service.key).or_default();
+            let ports = endpoint_ports(service, mapped);
+            // Most map them as the one before.
+            let alike = all.last().filter(|last| *last.ports == *ports);
+            let ports = alike.map_or_else(|| ports.into(), |last| last.ports.clone());
+            let workload = workload.clone();
+            all.push(Endpoint { workload, ports });
         }
     }
+    endpoints.values_mut().for_each(Vec::shrink_to_fit);
     let close = LoadBalancing::failover(&LoadBalancing::CLOSE);
     let balanced = endpoints.into_iter().map(|(key, all)| {
         let own = &services[key].load_balancing;

@@ -7,6 +7,7 @@ mod endpoints;
 mod flow;
 pub mod http;
 mod index;
+mod interned;
 mod limit;
 mod names;
 mod place;
@@ -31,6 +32,7 @@ pub use bound::{Bound, Demands, Sought, bound};
 pub use endpoints::Endpoint;
 pub use flow::{Direction, FailureKind, Flow, Inbound, Outbound, Outcome, Party, Security};
 pub use index::{Mesh, MeshParts};
+pub use interned::{Interned, Pool, Shared};
 pub use limit::Limit;
 pub use names::{Host, Lookup, Wanted, resolve};
 pub use place::Place;
@@ -46,7 +48,7 @@ pub use service::{
     RoutingScope, Service, ServiceKey,
 };
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
-pub use workload::{Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};
+pub use workload::{BackedServices, Locality, PortMapping, TunnelProtocol, Workload, WorkloadType};
 
 /// The HBONE port of every workload (Istio ambient).
 pub const HBONE_PORT: u16 = 15008;

@@ -1,6 +1,6 @@
 //! Small meshes for tests.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use super::{
     Action, GatewayAddress, GatewayDestination, HBONE_PORT, IpFamilies, LoadBalancing, Locality, Match,
@@ -54,7 +54,7 @@ pub(crate) fn pod(name: &str, addresses: &[&str]) -> Workload {
         native_tunnel: false,
         same_node: None,
         policies: Vec::new(),
-        services: BTreeMap::new(),
+        services: Default::default(),
         subsets: Vec::new(),
         authentications: Vec::new(),
     }

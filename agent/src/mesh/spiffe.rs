@@ -6,6 +6,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
+use super::Shared;
+
 /// The name of a trust domain, for example `cluster.local`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TrustDomain(Arc<str>);
@@ -97,6 +99,12 @@ impl SpiffeId {
     pub fn service_account(&self) -> &str {
         let namespace = usize::from(self.trust_domain_len) + NAMESPACE.len();
         &self.principal()[namespace + usize::from(self.namespace_len) + SERVICE_ACCOUNT.len()..]
+    }
+}
+
+impl Shared for SpiffeId {
+    fn is_the_only_one(&self) -> bool {
+        self.uri.is_the_only_one()
     }
 }
 

@@ -22,7 +22,7 @@ use rustls::{
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName},
-    server::NoServerSessionStorage,
+    server::{NoServerSessionStorage, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use thiserror::Error;
@@ -31,7 +31,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::mesh::{FailureKind, SpiffeId, TrustDomain};
 
-pub use identity::{IdentityError, is_identity_error, peer_identity};
+pub use identity::{IdentityError, expires, is_identity_error, peer_identity};
 pub use read_ahead::ReadAhead;
 pub use revocation::Revocations;
 pub use sessions::{Ended, Proof, Session, Sessions};
@@ -181,6 +181,15 @@ pub fn server(
     config.send_tls13_tickets = 0;
     let config = Arc::new(config);
     Ok(Server { config, side })
+}
+
+/// What a server asks of clients that may have a certificate of the mesh, and may say in another way who they are.
+pub fn optional_clients(trust: TrustBundle, trust_domain: &TrustDomain) -> Arc<dyn ClientCertVerifier> {
+    let trust = Arc::new(Trust::from(trust));
+    let domains = std::slice::from_ref(trust_domain);
+    let verifier =
+        identity::ClientVerifier::new(trust, domains, &crypto_provider(), Verdict::default()).optional();
+    Arc::new(verifier)
 }
 
 /// The server's end of a tunnel.

@@ -13,8 +13,9 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject},
+    ClientConfig, ConfigBuilder, RootCertStore,
+    client::WantsClientCert,
+    pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -23,6 +24,7 @@ use tonic::{
     metadata::{Ascii, MetadataMap, MetadataValue},
     transport::Endpoint,
 };
+use zeroize::Zeroizing;
 
 use crate::net::tls::crypto_provider;
 
@@ -52,8 +54,19 @@ pub struct Credentials {
     pub roots: Roots,
     /// The file with the token that says who we are.
     pub token: PathBuf,
+    /// A certificate of the mesh that says it as well; read for each connection.
+    pub cert: Option<CertFiles>,
     /// The name of our cluster, which the server chooses by how it verifies the token.
     pub cluster: String,
+}
+
+/// A client's own certificate, in files that somebody else keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertFiles {
+    /// The chain, leaf first, PEM.
+    pub chain: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -102,6 +115,15 @@ pub enum ChannelError {
         #[source]
         source: tonic::transport::Error,
     },
+    /// No certificate to say who we are with.
+    #[error("cannot read a certificate from {} and its key from {}", files.chain.display(), files.key.display())]
+    Cert {
+        /// The files.
+        files: CertFiles,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// No token to say who we are with.
     #[error("cannot read a token from {}", path.display())]
     Token {
@@ -120,6 +142,17 @@ pub enum ChannelError {
 pub async fn connect(to: &Credentials) -> Result<Channel, ChannelError> {
     let roots = (to.roots)().await.map_err(ChannelError::Roots)?;
     let config = client_config(&roots).map_err(ChannelError::Roots)?;
+    let config = match &to.cert {
+        None => config.with_no_client_auth(),
+        Some(files) => certify(config, files)
+            .await
+            .map_err(|source| ChannelError::Cert {
+                files: files.clone(),
+                source,
+            })?,
+    };
+    let mut config = config;
+    config.alpn_protocols = vec![b"h2".to_vec()];
     let name = ServerName::try_from(to.server_name.clone()).map_err(|source| ChannelError::Name {
         name: to.server_name.clone(),
         source,
@@ -183,7 +216,19 @@ fn bearer(token: &str) -> io::Result<MetadataValue<Ascii>> {
     Ok(header)
 }
 
-fn client_config(pem: &[u8]) -> io::Result<ClientConfig> {
+type WithRoots = ConfigBuilder<ClientConfig, WantsClientCert>;
+
+async fn certify(config: WithRoots, files: &CertFiles) -> io::Result<ClientConfig> {
+    let chain = tokio::fs::read(&files.chain).await?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+    let key = Zeroizing::new(tokio::fs::read(&files.key).await?);
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(io::Error::other)?;
+    config
+        .with_client_auth_cert(chain.map_err(io::Error::other)?, key)
+        .map_err(io::Error::other)
+}
+
+fn client_config(pem: &[u8]) -> io::Result<WithRoots> {
     let mut roots = RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(pem) {
         let cert = cert.map_err(io::Error::other)?;
@@ -192,14 +237,10 @@ fn client_config(pem: &[u8]) -> io::Result<ClientConfig> {
     if roots.is_empty() {
         return Err(io::Error::other("there is no certificate in them"));
     }
-    let config = ClientConfig::builder_with_provider(crypto_provider())
+    let builder = ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut config = config;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+        .map_err(io::Error::other)?;
+    Ok(builder.with_root_certificates(roots))
 }
 
 /// Dials for tonic.

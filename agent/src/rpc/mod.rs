@@ -12,5 +12,5 @@ pub mod discovery;
 mod server;
 pub mod workload;
 
-pub use channel::{Channel, ChannelError, Credentials, ReadRoots, Roots, connect};
-pub use server::{Answer, Handler, ServeError, ServerTls, serve};
+pub use channel::{CertFiles, Channel, ChannelError, Credentials, ReadRoots, Roots, connect};
+pub use server::{Answer, Certified, Clients, Handler, ServeError, ServerTls, serve};

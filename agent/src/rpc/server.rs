@@ -1,6 +1,12 @@
-//! The server's side: TLS with a certificate that is replaced while it runs, HTTP/2, and one handler for all calls.
+//! The server's side: TLS with a certificate that is replaced while it runs, HTTP/2, and one handler for all calls. A client may
+//! have a certificate of the mesh; whether that is enough the handler says.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
@@ -8,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
+    server::NoServerSessionStorage,
 };
 use thiserror::Error;
 use tokio::{
@@ -18,7 +25,10 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::net::tls::crypto_provider;
+use crate::{
+    mesh::{SpiffeId, TrustDomain},
+    net::tls::{CLOCK_SKEW, TrustBundle, crypto_provider, expires, optional_clients, peer_identity},
+};
 
 /// Connections at once: each agent has two.
 const CONNECTIONS: usize = 10_000;
@@ -40,9 +50,30 @@ pub trait Handler: Send + Sync + 'static {
 /// The answer to come.
 pub type Answer = Pin<Box<dyn Future<Output = http::Response<tonic::body::Body>> + Send>>;
 
-/// The server's certificate. Clones share it.
+/// Who the client of a connection has proved to be by a certificate of the mesh: an extension of each of its calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certified(pub SpiffeId);
+
+/// Whose certificates are believed, where clients may have any.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Clients {
+    /// The roots that they end in.
+    pub trust: TrustBundle,
+    /// The trust domain that they are of.
+    pub trust_domain: TrustDomain,
+}
+
+/// The server's certificate, and which of clients are believed. Clones share it.
 #[derive(Clone)]
-pub struct ServerTls(Arc<ArcSwap<ServerConfig>>);
+pub struct ServerTls(Arc<ArcSwap<Terms>>);
+
+/// What new connections meet.
+struct Terms {
+    config: Arc<ServerConfig>,
+    clients: Option<Clients>,
+    /// Other certificates are believed now: whoever was let in by one comes again.
+    over: CancellationToken,
+}
 
 impl std::fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,15 +90,25 @@ pub enum ServeError {
 }
 
 impl ServerTls {
-    /// Serves with this certificate.
+    /// Serves with this certificate, and asks clients for one where some are believed.
     ///
     /// # Errors
     /// When rustls does not take it.
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, ServeError> {
-        Ok(Self(Arc::new(ArcSwap::from_pointee(config(chain, key)?))))
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        clients: Option<Clients>,
+    ) -> Result<Self, ServeError> {
+        let terms = Terms {
+            config: config(chain, key, clients.as_ref())?,
+            clients,
+            over: CancellationToken::new(),
+        };
+        Ok(Self(Arc::new(ArcSwap::from_pointee(terms))))
     }
 
-    /// Serves new connections with this one.
+    /// Serves new connections with this one. Where other clients are believed from now on, those that were let in by their
+    /// certificate come again.
     ///
     /// # Errors
     /// When rustls does not take it; the one before stays.
@@ -75,8 +116,23 @@ impl ServerTls {
         &self,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
+        clients: Option<Clients>,
     ) -> Result<(), ServeError> {
-        self.0.store(Arc::new(config(chain, key)?));
+        let config = config(chain, key, clients.as_ref())?;
+        let before = self.0.load_full();
+        let is_same = before.clients == clients;
+        let over = match is_same {
+            true => before.over.clone(),
+            false => CancellationToken::new(),
+        };
+        self.0.store(Arc::new(Terms {
+            config,
+            clients,
+            over,
+        }));
+        if !is_same {
+            before.over.cancel();
+        }
         Ok(())
     }
 }
@@ -84,15 +140,25 @@ impl ServerTls {
 fn config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, ServeError> {
-    let mut config = ServerConfig::builder_with_provider(crypto_provider())
+    clients: Option<&Clients>,
+) -> Result<Arc<ServerConfig>, ServeError> {
+    let builder = ServerConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(ServeError::Certificate)?
-        .with_no_client_auth()
+        .map_err(ServeError::Certificate)?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(Clients { trust, trust_domain }) => {
+            builder.with_client_cert_verifier(optional_clients(trust.clone(), trust_domain))
+        }
+    };
+    let mut config = builder
         .with_single_cert(chain, key)
         .map_err(ServeError::Certificate)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    // A ticket would keep a client known that is not believed any more, and connections are few and long.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
 }
 
 /// Serves until `shutdown`, and then what is open for a few seconds more.
@@ -142,6 +208,37 @@ async fn accept(
     Ok((tcp, place))
 }
 
+/// Who has a chain that was verified, and when it runs out.
+fn certified(chain: Option<&[CertificateDer<'_>]>) -> (Option<Certified>, Option<SystemTime>) {
+    match chain {
+        Some(chain) => (peer_identity(chain).ok().map(Certified), expires(chain)),
+        None => (None, None),
+    }
+}
+
+/// Resolves when a connection has to end: with the server, or when its client's certificate is not believed any more.
+async fn is_over(shutdown: &CancellationToken, over: Option<&CancellationToken>, until: Option<SystemTime>) {
+    let over = async {
+        match over {
+            Some(over) => over.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    let expired = async {
+        match until {
+            Some(until) => {
+                sleep(until.duration_since(SystemTime::now()).unwrap_or_default() + CLOCK_SKEW).await
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = over => {}
+        () = expired => {}
+    }
+}
+
 struct Connection<H> {
     tls: ServerTls,
     handler: Arc<H>,
@@ -153,7 +250,8 @@ impl<H: Handler> Connection<H> {
     async fn serve(self, tcp: TcpStream) {
         let peer = tcp.peer_addr().ok();
         let _ = tcp.set_nodelay(true);
-        let acceptor = TlsAcceptor::from(self.tls.0.load_full());
+        let terms = self.tls.0.load_full();
+        let acceptor = TlsAcceptor::from(Arc::clone(&terms.config));
         let stream = match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -162,8 +260,13 @@ impl<H: Handler> Connection<H> {
             }
             Err(_) => return,
         };
+        let (certified, until) = certified(stream.get_ref().1.peer_certificates());
         let handler = Arc::clone(&self.handler);
-        let service = service_fn(move |request| {
+        let is_certified = certified.is_some();
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            if let Some(certified) = &certified {
+                request.extensions_mut().insert(certified.clone());
+            }
             let answer = Arc::clone(&handler).call(request);
             async move { Ok::<_, std::convert::Infallible>(answer.await) }
         });
@@ -176,7 +279,7 @@ impl<H: Handler> Connection<H> {
         tokio::pin!(connection);
         let served = tokio::select! {
             served = connection.as_mut() => served,
-            () = self.shutdown.cancelled() => {
+            () = is_over(&self.shutdown, is_certified.then_some(&terms.over), until) => {
                 connection.as_mut().graceful_shutdown();
                 // Streams have no end of their own.
                 match timeout(DRAIN, connection).await {

@@ -141,7 +141,7 @@ fn workload(place: Place) -> Workload {
         native_tunnel: false,
         same_node: None,
         policies: selecting.collect(),
-        services: BTreeMap::from([(place.service(), Vec::new())]),
+        services: [(place.service(), Vec::new())].into(),
         subsets: Vec::new(),
         authentications: Vec::new(),
     }

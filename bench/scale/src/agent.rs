@@ -1,10 +1,11 @@
 //! The agent's own end of the feed, in a process of its own: what it takes to keep a mesh of that size.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use weft::{
     feed::client::{Client, ClientConfig, MeshSettings},
+    kernel::memory::give_back,
     mesh::{SameNodes, TrustDomain},
     rpc::Credentials,
 };
@@ -21,6 +22,7 @@ pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
                 Box::pin(async move { Ok(roots) })
             }),
             token: dir.join("token"),
+            cert: None,
             cluster: "Kubernetes".into(),
         },
         id: "agent".into(),
@@ -43,8 +45,13 @@ pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
         let mut client = Client::spawn(config);
         let mut _mesh = client.changed().await.mesh;
         fs::write(dir.join("has-mesh"), "")?;
+        // As the agent does beside everything else.
+        let mut turns = tokio::time::interval(Duration::from_secs(5));
         loop {
-            _mesh = client.changed().await.mesh;
+            tokio::select! {
+                changed = client.changed() => _mesh = changed.mesh,
+                _ = turns.tick() => give_back(),
+            }
         }
     })
 }

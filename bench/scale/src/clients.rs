@@ -29,6 +29,7 @@ const LARGEST: usize = 256 << 20;
 /// Clients that come at once.
 const AT_ONCE: usize = 16;
 const CHANGE: Duration = Duration::from_secs(30);
+const BURST: Duration = Duration::from_secs(300);
 
 /// Whether the controller says that it is ready.
 pub(crate) fn is_ready(pages: &str) -> bool {
@@ -60,8 +61,8 @@ pub(crate) struct Clients {
     _runtime: Runtime,
     wanted: usize,
     counts: Arc<Counts>,
-    /// What the first client hears of.
-    heard: mpsc::Receiver<Instant>,
+    /// What the first client hears of: when, and how many resources.
+    heard: mpsc::Receiver<(Instant, usize)>,
 }
 
 impl Clients {
@@ -88,6 +89,7 @@ impl Clients {
                     Box::pin(async move { Ok(roots) })
                 }),
                 token,
+                cert: None,
                 cluster: "Kubernetes".into(),
             };
             let (counts, places) = (Arc::clone(&counts), Arc::clone(&places));
@@ -129,7 +131,7 @@ impl Clients {
             let began = Instant::now();
             cluster.change(turn)?;
             loop {
-                if let Ok(at) = self.heard.try_recv() {
+                if let Ok((at, _)) = self.heard.try_recv() {
                     latencies.push(at.saturating_duration_since(began));
                     break;
                 }
@@ -138,6 +140,28 @@ impl Clients {
             }
         }
         Ok(latencies)
+    }
+
+    /// How long so many changes at once take until the first client has heard of all of them, and until everybody has.
+    pub(crate) fn follow_burst(&mut self, cluster: &Cluster, pods: usize) -> Result<(Duration, Duration)> {
+        while self.heard.try_recv().is_ok() {}
+        let before = self.counts.later.load(Relaxed);
+        let changes = cluster.changes(pods);
+        let began = Instant::now();
+        changes.into_iter().try_for_each(|pod| cluster.api.apply(pod))?;
+        let (mut heard, mut first) = (0, None);
+        let wanted = (pods * self.wanted) as u64;
+        while first.is_none() || self.counts.later.load(Relaxed) - before < wanted {
+            while let Ok((at, resources)) = self.heard.try_recv() {
+                heard += resources;
+                if heard >= pods {
+                    first.get_or_insert(at.saturating_duration_since(began));
+                }
+            }
+            ensure!(began.elapsed() < BURST, "{heard} of {pods} changes have arrived");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok((first.unwrap_or_default(), began.elapsed()))
     }
 
     pub(crate) fn resources_per_change(&self) -> f64 {
@@ -151,7 +175,7 @@ async fn client(
     number: usize,
     counts: &Counts,
     places: &tokio::sync::Semaphore,
-    hear: Option<mpsc::Sender<Instant>>,
+    hear: Option<mpsc::Sender<(Instant, usize)>>,
 ) -> Result<()> {
     let mut place = Some(places.acquire().await?);
     let channel = connect(credentials).await?;
@@ -179,7 +203,7 @@ async fn client(
             counts.responses.fetch_add(1, Relaxed);
             counts.later.fetch_add(response.resources.len() as u64, Relaxed);
             if let Some(hear) = &hear {
-                let _ = hear.send(Instant::now()).await;
+                let _ = hear.send((Instant::now(), response.resources.len())).await;
             }
         }
         let answer = DeltaDiscoveryRequest {

@@ -129,6 +129,16 @@ impl Cluster {
         self.api.apply(pod)
     }
 
+    /// The first pods, each different from what it was: a rollout of all of them.
+    pub(crate) fn changes(&self, pods: usize) -> Vec<Value> {
+        let changed = (0..pods).map(|number| {
+            let mut pod = self.pod(number, true);
+            pod["metadata"]["labels"]["service.istio.io/canonical-revision"] = json!("rollout");
+            pod
+        });
+        changed.collect()
+    }
+
     /// The token of a node's agent.
     pub(crate) fn token(&self, node: usize) -> Result<String> {
         self.api

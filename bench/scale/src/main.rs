@@ -38,6 +38,9 @@ struct Args {
     /// The program
     #[arg(long, default_value = "target/release/weft")]
     weft: PathBuf,
+    /// Pods that change all at once, at last
+    #[arg(long, default_value_t = 10_000)]
+    burst: usize,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -74,13 +77,13 @@ fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
         clients::is_ready(PAGES)
     })?;
     let ready = began.elapsed();
-    let compiled = Usage::of(controller.id())?;
+    let compiled = settled(controller.id())?;
     eprintln!("compiled after {ready:.1?}; {} clients come ...", args.nodes);
     let began = Instant::now();
     let mut clients = clients::Clients::start(FEED, &cluster, args.nodes)?;
     let bytes = clients.wait_for_all(LIMIT)?;
     let served = began.elapsed();
-    let with_clients = Usage::of(controller.id())?;
+    let with_clients = settled(controller.id())?;
     std::fs::write(dir.join("token"), cluster.token(0)?)?;
     std::fs::write(dir.join("roots"), cluster.roots()?)?;
     let own = std::env::current_exe()?;
@@ -92,14 +95,18 @@ fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
             .spawn()?,
     );
     wait(&mut agent, "the agent's mesh", || dir.join("has-mesh").exists())?;
-    let agent_first = Usage::of(agent.id())?;
+    let agent_first = settled(agent.id())?;
     eprintln!(
         "everybody has everything after {served:.1?}; {} pods change ...",
         args.changes
     );
     let mut latencies = clients.follow(&cluster, args.changes)?;
     latencies.sort_unstable();
+    let resources_per_change = clients.resources_per_change();
     let (after, agent_after) = (Usage::of(controller.id())?, Usage::of(agent.id())?);
+    let burst = args.burst.min(args.pods);
+    let (burst_first, burst_all) = clients.follow_burst(&cluster, burst)?;
+    let (burst_usage, burst_agent) = (Usage::of(controller.id())?, Usage::of(agent.id())?);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     let per_change = |later: &Usage, before: &Usage| (later.cpu - before.cpu) / args.changes as f64 * 1e3;
     let report = json!({
@@ -114,10 +121,18 @@ fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
         "agent_first_mesh_cpu_s": agent_first.cpu,
         "agent_cpu_ms_per_change": per_change(&agent_after, &agent_first),
         "change_to_agent_p50_ms": at(0.5), "change_to_agent_p99_ms": at(0.99),
-        "resources_per_change": clients.resources_per_change(),
+        "resources_per_change": resources_per_change,
+        "burst_pods": burst, "burst_to_agent_s": burst_first.as_secs_f64(), "burst_to_all_s": burst_all.as_secs_f64(),
+        "controller_burst_peak_mib": burst_usage.peak_mib, "agent_burst_peak_mib": burst_agent.peak_mib,
     });
     print(args, &report);
     Ok(())
+}
+
+/// What a process takes once it has given back what only a moment needed: it looks every five seconds.
+fn settled(pid: u32) -> Result<Usage> {
+    std::thread::sleep(Duration::from_secs(7));
+    Usage::of(pid)
 }
 
 fn start_controller(args: &Args, dir: &std::path::Path) -> Result<Child> {

@@ -170,7 +170,7 @@ fn workload(draw: &mut Draw, number: usize) -> Workload {
         native_tunnel: false,
         same_node: *draw.pick(&[None, None, None, Some(SameNode::Tunnel), Some(SameNode::Kernel)]),
         policies: Vec::new(),
-        services: BTreeMap::new(),
+        services: Default::default(),
         subsets: Vec::new(),
         authentications: Vec::new(),
     }

@@ -31,8 +31,6 @@ pub struct Endpoint {
     #[serde(deserialize_with = "or_default")]
     pub conditions: EndpointConditions,
     pub target_ref: Option<TargetRef>,
-    pub node_name: Option<String>,
-    pub zone: Option<String>,
 }
 
 /// How an endpoint is; where nothing is said, it is well.
@@ -96,5 +94,14 @@ impl EndpointSlice {
         if let Some(labels) = &mut self.metadata.labels {
             labels.retain(|key, _| key == labels::SERVICE_NAME);
         }
+        let own = self.metadata.namespace.as_deref();
+        for endpoint in &mut self.endpoints {
+            endpoint.addresses.shrink_to_fit();
+            if let Some(target) = &mut endpoint.target_ref {
+                // Where it names none, the slice's own is meant.
+                target.namespace.take_if(|it| own == Some(it));
+            }
+        }
+        self.endpoints.shrink_to_fit();
     }
 }

@@ -38,7 +38,7 @@ fn workload(name: &str, account: &str, node: &str) -> Workload {
         waypoint: None,
         same_node: None,
         policies: Vec::new(),
-        services: BTreeMap::new(),
+        services: Default::default(),
         subsets: Vec::new(),
         authentications: Vec::new(),
     }

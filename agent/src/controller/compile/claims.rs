@@ -96,6 +96,8 @@ impl Claims {
         for claim in new.iter().filter(|claim| old.binary_search(claim).is_err()) {
             let claims = self.0.entry(claim.thing.clone()).or_default();
             touched.extend(claims.iter().map(|claim| claim.owner.namespace.clone()));
+            // Nearly always it is the only one, and Vec would make room for four.
+            claims.reserve_exact(1);
             claims.push(claim.clone());
         }
         touched

@@ -10,6 +10,7 @@ use super::{
     Change, Compiled, Delta, Resources, Settings, WaypointGateway,
     changes::{Changes, differences, routed_differs},
     claims::{Claims, Owner},
+    kept_pod::KeptPod,
     namespace::{self, Context},
     resources::Touched,
     routing::{self, Routing},
@@ -20,7 +21,7 @@ use crate::{
     cluster::{labels, objects::Kind},
     manifests::{Diagnostic, ObjectRef, is_routing},
     mesh::{
-        MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload,
+        Interned, MeshParts, PeerAuthentications, Policy, SameNodes, Service, Workload,
         http::{self, RequestAuthentication, Routes},
     },
 };
@@ -45,6 +46,8 @@ pub(super) struct State {
     units: BTreeMap<Arc<str>, (Unit, Emitted)>,
     claims: Claims,
     routing: Routing,
+    /// What workloads have in common.
+    interned: Interned,
 }
 
 /// What has to be compiled again.
@@ -189,10 +192,10 @@ impl Dirty {
 
 /// The namespaces that have pods on a node.
 fn on_node(resources: &Resources, node: &str) -> impl Iterator<Item = Arc<str>> {
-    let is_there = move |pod: &crate::cluster::objects::Pod| pod.spec.node_name.as_deref() == Some(node);
+    let is_there = move |pod: &KeptPod| pod.node.as_deref() == Some(node);
     let namespaces = resources.namespaces.iter();
     namespaces
-        .filter(move |(_, it)| it.pods.values().any(is_there))
+        .filter(move |(_, it)| it.pods.values().any(|pod| is_there(pod)))
         .map(|(name, _)| name.as_str().into())
 }
 
@@ -222,7 +225,7 @@ impl State {
             }
             match new {
                 Some(mut unit) => {
-                    unit.share(&emitted);
+                    unit.share(&emitted, &mut self.interned);
                     emit.insert(name.clone());
                     self.units.insert(name, (unit, emitted));
                 }
@@ -411,18 +414,13 @@ impl State {
 }
 
 fn reference(resources: &Resources, owner: &Owner) -> ObjectRef {
-    let metadata = resources
-        .namespaces
-        .get(&*owner.namespace)
-        .and_then(|within| within.metadata(owner.kind, &owner.name));
-    match metadata {
-        Some(metadata) => ObjectRef::new(owner.kind, metadata),
-        None => ObjectRef {
-            namespace: owner.namespace.to_string(),
-            kind: owner.kind,
-            name: owner.name.to_string(),
-            uid: String::new(),
-            generation: 0,
-        },
-    }
+    let within = resources.namespaces.get(&*owner.namespace);
+    let found = within.and_then(|within| within.reference(owner.kind, &owner.name));
+    found.unwrap_or_else(|| ObjectRef {
+        namespace: owner.namespace.to_string(),
+        kind: owner.kind,
+        name: owner.name.to_string(),
+        uid: String::new(),
+        generation: 0,
+    })
 }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use rustc_hash::FxHashMap;
 
-use super::claims::Owner;
-use crate::{cluster::objects::Pod, manifests::Labels, mesh::Workload};
+use super::{claims::Owner, kept_pod::KeptPod};
+use crate::{manifests::Labels, mesh::Workload};
 
 /// A workload that is not finished.
 pub(super) struct Draft<'a> {
@@ -16,7 +16,7 @@ pub(super) struct Draft<'a> {
 
 /// What a workload is made from.
 pub(super) enum Source<'a> {
-    Pod(&'a Pod),
+    Pod(&'a KeptPod),
     /// A WorkloadEntry: its labels, and the ports to which it gives names.
     Entry(Labels, BTreeMap<String, u16>),
     /// An address that an EndpointSlice or a ServiceEntry names.
@@ -35,7 +35,7 @@ pub(super) struct Drafts<'a> {
 impl<'a> Draft<'a> {
     fn labels(&self) -> Option<&BTreeMap<String, String>> {
         match &self.source {
-            Source::Pod(pod) => pod.metadata.labels.as_ref(),
+            Source::Pod(pod) => Some(&*pod.labels),
             Source::Entry(labels, _) => Some(labels),
             Source::Address => None,
         }
@@ -51,10 +51,10 @@ impl<'a> Draft<'a> {
     /// The port to which it gives this name.
     pub(super) fn named_port(&self, name: &str) -> Option<u16> {
         match &self.source {
-            Source::Pod(pod) => pod
-                .named_ports()
-                .find(|(its, _)| *its == name)
-                .map(|(_, port)| port),
+            Source::Pod(pod) => {
+                let mut ports = pod.named_ports.iter();
+                ports.find(|(its, _)| **its == *name).map(|(_, port)| *port)
+            }
             Source::Entry(_, ports) => ports.get(name).copied(),
             Source::Address => None,
         }

@@ -14,6 +14,7 @@ mod destination_rules;
 mod drafts;
 mod endpoints;
 mod gateways;
+mod kept_pod;
 mod namespace;
 mod peer_authentications;
 mod pods;
@@ -37,7 +38,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use compiler::{Compiler, compile};
-pub use resources::{Change, Resources};
+pub use kept_pod::KeptPod;
+pub use resources::{Change, Named, Resources};
 pub use waypoint_gateway::{Fault, Listener, WaypointWishes};
 
 pub use crate::manifests::{Diagnostic, ObjectRef, Severity};

@@ -81,7 +81,7 @@ impl<'a> Pass<'a> {
 
     /// An annotation of the namespace itself.
     pub(super) fn annotation(&self, key: &str) -> Option<&'a str> {
-        annotation(self.metadata()?, key)
+        annotation(self.metadata()?.annotations.as_ref(), key)
     }
 
     fn metadata(&self) -> Option<&'a ObjectMeta> {
@@ -90,13 +90,23 @@ impl<'a> Pass<'a> {
 
     /// What is wrong with an object goes here.
     pub(super) fn reader(&mut self, kind: Kind, metadata: &ObjectMeta) -> Reader<'_> {
-        Reader::new(ObjectRef::new(kind, metadata), &mut self.unit.diagnostics)
+        self.reader_of(ObjectRef::new(kind, metadata))
+    }
+
+    /// The same, of an object that is named.
+    pub(super) fn reader_of(&mut self, object: ObjectRef) -> Reader<'_> {
+        Reader::new(object, &mut self.unit.diagnostics)
     }
 
     fn itself(&mut self) {
         let Some(metadata) = self.metadata() else { return };
         let mut reader = self.reader(Kind::Namespace, metadata);
-        let same_node = annotation_value(metadata, labels::SAME_NODE, &mut reader, values::same_node);
+        let same_node = annotation_value(
+            metadata.annotations.as_ref(),
+            labels::SAME_NODE,
+            &mut reader,
+            values::same_node,
+        );
         self.unit.same_node = same_node;
     }
 
@@ -173,18 +183,21 @@ pub(super) fn selects_nothing(object: ObjectRef, unit: &mut Unit) {
 }
 
 /// An annotation of an object.
-pub(super) fn annotation<'m>(metadata: &'m ObjectMeta, key: &str) -> Option<&'m str> {
-    metadata.annotations.as_ref()?.get(key).map(String::as_str)
+pub(super) fn annotation<'m>(
+    annotations: Option<&'m BTreeMap<String, String>>,
+    key: &str,
+) -> Option<&'m str> {
+    annotations?.get(key).map(String::as_str)
 }
 
 /// Reads the value of an annotation.
 pub(super) fn annotation_value<T>(
-    metadata: &ObjectMeta,
+    annotations: Option<&BTreeMap<String, String>>,
     key: &str,
     reader: &mut Reader<'_>,
     parse: impl FnOnce(&str) -> Result<T, String>,
 ) -> Option<T> {
-    let text = annotation(metadata, key)?;
+    let text = annotation(annotations, key)?;
     parse(text)
         .map_err(|message| {
             let message = format!("annotation {key}: {message}");

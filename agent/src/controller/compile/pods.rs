@@ -1,12 +1,13 @@
 //! Pods as workloads: who they are, where they run, what made them, and whether they are in the mesh.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{
     claims::{Claim, Owner, Rank, Thing},
     drafts::{Draft, Source},
+    kept_pod::KeptPod,
     namespace::{Pass, annotation_value, label},
     waypoints::{Consumer, waypoint},
 };
@@ -14,7 +15,7 @@ use crate::{
     cluster::{
         enrolment::{self, Candidate, Outside, Verdict},
         labels,
-        objects::{Kind, Pod},
+        objects::Kind,
     },
     manifests::Severity,
     mesh::{Locality, SpiffeId, TunnelProtocol, Workload, WorkloadType, values},
@@ -28,22 +29,22 @@ pub(super) fn pods(pass: &mut Pass<'_>) {
     let unwell = unwell(pass);
     let objects = pass.objects;
     for (name, pod) in &objects.pods {
-        if pod.is_over() || pod.spec.node_name.is_none() {
+        if pod.is_over || pod.node.is_none() {
             continue;
         }
-        let Some(mut workload) = workload(name, pod, pass) else {
+        let Some(mut workload) = workload(pod, pass) else {
             continue;
         };
-        workload.healthy &= !unwell.contains(name.as_str());
+        workload.healthy &= !unwell.contains(&**name);
         let owner = Owner {
             namespace: pass.namespace.clone(),
             kind: Kind::Pod,
             name: workload.name.clone(),
         };
         if !workload.host_network {
-            let rank = match pod.metadata.deletion_timestamp {
-                None => Rank::Pod,
-                Some(_) => Rank::LeavingPod,
+            let rank = match pod.is_leaving {
+                false => Rank::Pod,
+                true => Rank::LeavingPod,
             };
             let claims = workload.addresses.iter().map(|address| Claim {
                 thing: Thing::Address(IpNet::from(*address)),
@@ -77,40 +78,46 @@ fn unwell<'a>(pass: &Pass<'a>) -> BTreeSet<&'a str> {
 }
 
 /// None where it can have no identity.
-fn workload<'a>(name: &str, pod: &'a Pod, pass: &mut Pass<'a>) -> Option<Workload> {
+fn workload<'a>(pod: &'a KeptPod, pass: &mut Pass<'a>) -> Option<Workload> {
     let settings = pass.cx.settings;
     let namespace = pass.namespace.clone();
-    let account = pod.spec.service_account_name.as_deref().unwrap_or("default");
+    let account = pod.service_account.as_deref().unwrap_or("default");
     let identity = SpiffeId::new(&settings.trust_domain, &namespace, account);
     let verdict = verdict(pod, pass);
-    let same_node = {
-        let mut reader = pass.reader(Kind::Pod, &pod.metadata);
-        annotation_value(&pod.metadata, labels::SAME_NODE, &mut reader, values::same_node)
-    };
+    let same_node = (!pod.annotations.is_empty()).then(|| {
+        let mut reader = pass.reader_of(pod.reference());
+        annotation_value(
+            Some(&pod.annotations),
+            labels::SAME_NODE,
+            &mut reader,
+            values::same_node,
+        )
+    });
+    let same_node = same_node.flatten();
     let identity = match identity {
         Ok(identity) => identity,
         Err(error) => {
-            let mut reader = pass.reader(Kind::Pod, &pod.metadata);
+            let mut reader = pass.reader_of(pod.reference());
             let message = format!("{error}: choose a shorter or a simpler name");
             reader.tell(Severity::Error, "NoIdentity", message);
             return None;
         }
     };
-    let of_pod = pod.metadata.labels.as_ref();
-    let (workload_name, workload_type) = made_by(name, pod);
+    let of_pod = Some(&*pod.labels);
+    let (workload_name, workload_type) = made_by(pod);
     let text = |keys: &[&str]| keys.iter().find_map(|key| label(of_pod, key)).map(Arc::from);
-    let node = pod.spec.node_name.as_deref().unwrap_or_default();
+    let name = &pod.name;
     let native = verdict == Verdict::Outside(Outside::Waypoint);
-    let waypoint = match native || pod.spec.host_network {
+    let waypoint = match native || pod.host_network {
         true => None,
-        false => waypoint(pass, Kind::Pod, &pod.metadata, Consumer::Workload),
+        false => waypoint(pass, Some(&pod.labels), || pod.reference(), Consumer::Workload),
     };
     Some(Workload {
         uid: format!("{}//Pod/{namespace}/{name}", settings.cluster).into(),
-        name: name.into(),
+        name: name.clone(),
         identity,
-        addresses: addresses(pod),
-        node: node.into(),
+        addresses: pod.addresses.to_vec(),
+        node: pod.node.clone().unwrap_or_default(),
         tunnel_protocol: match native || verdict.is_enrolled() {
             true => TunnelProtocol::Hbone,
             false => TunnelProtocol::None,
@@ -123,8 +130,8 @@ fn workload<'a>(name: &str, pod: &'a Pod, pass: &mut Pass<'a>) -> Option<Workloa
         network: text(&[labels::NETWORK]).unwrap_or_default(),
         locality: locality(pod, pass),
         capacity: 1,
-        healthy: pod.is_ready(),
-        host_network: pod.spec.host_network,
+        healthy: pod.is_ready,
+        host_network: pod.host_network,
         native_tunnel: native,
         waypoint,
         same_node,
@@ -137,20 +144,18 @@ fn workload<'a>(name: &str, pod: &'a Pod, pass: &mut Pass<'a>) -> Option<Workloa
 }
 
 /// Whether it is in the mesh. What weft itself runs in never is.
-fn verdict(pod: &Pod, pass: &mut Pass<'_>) -> Verdict {
-    let none = enrolment::Labels::new();
-    let metadata = &pod.metadata;
+fn verdict(pod: &KeptPod, pass: &mut Pass<'_>) -> Verdict {
     let verdict = match *pass.namespace == pass.cx.settings.own_namespace {
         true => Verdict::Outside(Outside::Unlabelled),
         false => enrolment::verdict(Candidate {
-            labels: metadata.labels.as_ref().unwrap_or(&none),
-            annotations: metadata.annotations.as_ref().unwrap_or(&none),
+            labels: &pod.labels,
+            annotations: &pod.annotations,
             namespace: pass.labels(),
-            host_network: pod.spec.host_network,
+            host_network: pod.host_network,
             ended: false,
         }),
     };
-    let asks = label(metadata.labels.as_ref(), enrolment::DATAPLANE_MODE) == Some(enrolment::AMBIENT);
+    let asks = label(Some(&pod.labels), enrolment::DATAPLANE_MODE) == Some(enrolment::AMBIENT);
     let why = match verdict {
         Verdict::Outside(Outside::Unlabelled) if asks => "it is in weft's own namespace".to_owned(),
         Verdict::Outside(why @ Outside::HostNetwork) if asks => why.to_string(),
@@ -158,36 +163,16 @@ fn verdict(pod: &Pod, pass: &mut Pass<'_>) -> Verdict {
         other => return other,
     };
     let message = format!("is labelled istio.io/dataplane-mode=ambient and not captured: {why}");
-    let mut reader = pass.reader(Kind::Pod, metadata);
+    let mut reader = pass.reader_of(pod.reference());
     reader.tell(Severity::Warning, "NotCaptured", message);
     verdict
 }
 
-/// Those of the kinds that pods have.
-fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let several = pod.status.pod_ips.iter().map(|it| it.ip.as_str());
-    let one = pod
-        .status
-        .pod_ip
-        .as_deref()
-        .filter(|_| pod.status.pod_ips.is_empty());
-    let mut addresses: Vec<_> = several
-        .chain(one)
-        .filter_map(|text| values::address(text).ok())
-        .collect();
-    addresses.dedup();
-    addresses
-}
-
-fn locality(pod: &Pod, pass: &Pass<'_>) -> Locality {
-    if let Some(own) = label(pod.metadata.labels.as_ref(), labels::LOCALITY) {
+fn locality(pod: &KeptPod, pass: &Pass<'_>) -> Locality {
+    if let Some(own) = label(Some(&pod.labels), labels::LOCALITY) {
         return written_locality(own, '.');
     }
-    let node = pod
-        .spec
-        .node_name
-        .as_deref()
-        .and_then(|name| pass.cx.nodes.get(name));
+    let node = pod.node.as_deref().and_then(|name| pass.cx.nodes.get(name));
     let of_node = node.and_then(|node| node.metadata.labels.as_ref());
     let text = |key| label(of_node, key).unwrap_or_default().into();
     Locality {
@@ -209,10 +194,10 @@ pub(super) fn written_locality(text: &str, separator: char) -> Locality {
 }
 
 /// The workload that a pod is a pod of, for telemetry.
-fn made_by(name: &str, pod: &Pod) -> (Arc<str>, WorkloadType) {
-    let of_pod = pod.metadata.labels.as_ref();
-    let owner = pod.metadata.owner_references.iter().flatten().next();
-    let (made_by, kind) = match owner.map(|owner| (owner.kind.as_str(), owner.name.as_str())) {
+fn made_by(pod: &KeptPod) -> (Arc<str>, WorkloadType) {
+    let of_pod = Some(&*pod.labels);
+    let owner = pod.made_by.as_ref();
+    let (made_by, kind) = match owner.map(|(kind, name)| (&**kind, &**name)) {
         Some(("ReplicaSet", set)) => match deployment(set, label(of_pod, labels::POD_TEMPLATE_HASH)) {
             Some(deployment) => (deployment, WorkloadType::Deployment),
             None => (set, WorkloadType::Pod),
@@ -225,7 +210,7 @@ fn made_by(name: &str, pod: &Pod) -> (Arc<str>, WorkloadType) {
         Some(("CronJob", cron_job)) => (cron_job, WorkloadType::CronJob),
         // A StatefulSet or a DaemonSet: there is no type of theirs.
         Some((_, other)) => (other, WorkloadType::Pod),
-        None => (name, WorkloadType::Pod),
+        None => (&*pod.name, WorkloadType::Pod),
     };
     (
         label(of_pod, labels::WORKLOAD_NAME).unwrap_or(made_by).into(),

@@ -1,9 +1,14 @@
 //! The objects that there are, as the watches tell it: what is compiled.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use crate::cluster::objects::{
-    Custom, EndpointSlice, Kind, Namespace, Node, Object, ObjectMeta, Pod, Service,
+use super::kept_pod::{InCommon, KeptPod};
+use crate::{
+    cluster::objects::{Custom, EndpointSlice, Kind, Namespace, Node, Object, ObjectMeta, Service},
+    manifests::ObjectRef,
 };
 
 /// What a watch says.
@@ -20,9 +25,13 @@ pub enum Change {
         /// Its name.
         name: String,
     },
-    /// These are all the objects of the kind: what a list says, and so what a watch that begins anew says.
-    Replace(Kind, Vec<Object>),
+    /// These are all the objects of the kind, each of which was applied: the end of a list, and so of what a watch says that begins
+    /// anew.
+    Listed(Kind, BTreeSet<Named>),
 }
+
+/// Namespace and name of an object; the first is empty for a kind without.
+pub type Named = (String, String);
 
 /// Every object that there is, trimmed.
 #[derive(Clone, Debug, Default)]
@@ -30,13 +39,14 @@ pub struct Resources {
     pub(super) nodes: BTreeMap<String, Node>,
     pub(super) gateway_classes: BTreeMap<String, Custom>,
     pub(super) namespaces: BTreeMap<String, InNamespace>,
+    common: InCommon,
 }
 
 /// The objects of one namespace.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct InNamespace {
     pub(super) itself: Option<Namespace>,
-    pub(super) pods: BTreeMap<String, Pod>,
+    pub(super) pods: BTreeMap<Arc<str>, Box<KeptPod>>,
     pub(super) services: BTreeMap<String, Service>,
     pub(super) endpoint_slices: BTreeMap<String, EndpointSlice>,
     /// By kind and name.
@@ -75,15 +85,15 @@ impl Resources {
     }
 
     /// Every namespace, with its pods.
-    pub fn namespaces(&self) -> impl Iterator<Item = (&Namespace, impl Iterator<Item = &Pod>)> {
+    pub fn namespaces(&self) -> impl Iterator<Item = (&Namespace, impl Iterator<Item = &KeptPod>)> {
         let all = self.namespaces.values();
-        all.filter_map(|within| Some((within.itself.as_ref()?, within.pods.values())))
+        all.filter_map(|within| Some((within.itself.as_ref()?, within.pods.values().map(|it| &**it))))
     }
 
     /// Whether there is an object of a kind that is in namespaces.
     pub fn has(&self, kind: Kind, namespace: &str, name: &str) -> bool {
         let within = self.namespaces.get(namespace);
-        within.is_some_and(|within| within.metadata(kind, name).is_some())
+        within.is_some_and(|within| within.has(kind, name))
     }
 
     /// Takes in a change; what only looks like one touches nothing.
@@ -95,29 +105,20 @@ impl Resources {
                 namespace,
                 name,
             } => self.remove(kind, &namespace, &name).into_iter().collect(),
-            Change::Replace(kind, objects) => self.replace(kind, objects),
+            Change::Listed(kind, there) => self.keep(kind, &there),
         }
     }
 
-    fn replace(&mut self, kind: Kind, objects: Vec<Object>) -> Vec<Touched> {
-        let key = |metadata: &ObjectMeta| {
-            let namespace = metadata.namespace.clone().unwrap_or_default();
-            (namespace, metadata.name.clone().unwrap_or_default())
-        };
-        let there: BTreeSet<_> = objects.iter().map(|it| key(it.metadata())).collect();
+    fn keep(&mut self, kind: Kind, there: &BTreeSet<Named>) -> Vec<Touched> {
         let gone = self.names(kind).into_iter().filter(|key| !there.contains(key));
         let gone: Vec<_> = gone.collect();
-        let mut touched: Vec<_> = gone
-            .into_iter()
+        gone.into_iter()
             .filter_map(|(namespace, name)| self.remove(kind, &namespace, &name))
-            .collect();
-        let fitting = objects.into_iter().filter(|it| it.kind() == kind);
-        touched.extend(fitting.filter_map(|object| self.put(object)));
-        touched
+            .collect()
     }
 
     /// Namespace and name of every object of a kind.
-    fn names(&self, kind: Kind) -> Vec<(String, String)> {
+    fn names(&self, kind: Kind) -> Vec<Named> {
         let of_cluster = |name: &String| (String::new(), name.clone());
         match kind {
             Kind::Node => self.nodes.keys().map(of_cluster).collect(),
@@ -156,7 +157,7 @@ impl Resources {
             Object::Custom(kind, _) if !kind.is_custom() => false,
             object => {
                 let within = self.namespaces.entry(namespace.clone()).or_default();
-                within.put(name.clone(), object)
+                within.put(name.clone(), object, &mut self.common)
             }
         };
         changed.then_some(Touched {
@@ -191,7 +192,7 @@ impl Resources {
 impl InNamespace {
     fn names(&self, kind: Kind) -> Vec<String> {
         match kind {
-            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().map(ToString::to_string).collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::EndpointSlice => self.endpoint_slices.keys().cloned().collect(),
             kind => self.of_kind(kind).map(|(name, _)| name.to_owned()).collect(),
@@ -206,25 +207,41 @@ impl InNamespace {
             .map(|((_, name), object)| (name.as_str(), object))
     }
 
-    /// The metadata of an object.
+    /// Whether there is an object.
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.reference(kind, name).is_some()
+    }
+
+    /// What names an object.
+    pub(super) fn reference(&self, kind: Kind, name: &str) -> Option<ObjectRef> {
+        match kind {
+            Kind::Pod => self.pods.get(name).map(|it| it.reference()),
+            kind => Some(ObjectRef::new(kind, self.metadata(kind, name)?)),
+        }
+    }
+
+    /// The metadata of an object of any kind but pods.
     pub(super) fn metadata(&self, kind: Kind, name: &str) -> Option<&ObjectMeta> {
         match kind {
             Kind::Namespace => self.itself.as_ref().map(|it| &it.metadata),
-            Kind::Pod => self.pods.get(name).map(|it| &it.metadata),
+            Kind::Pod => None,
             Kind::Service => self.services.get(name).map(|it| &it.metadata),
             Kind::EndpointSlice => self.endpoint_slices.get(name).map(|it| &it.metadata),
             kind => self.customs.get(&(kind, name.to_owned())).map(|it| &it.metadata),
         }
     }
 
-    fn put(&mut self, name: String, object: Object) -> bool {
+    fn put(&mut self, name: String, object: Object, common: &mut InCommon) -> bool {
         match object {
             Object::Namespace(it) => {
                 let changed = self.itself.as_ref() != Some(&*it);
                 self.itself = Some(*it);
                 changed
             }
-            Object::Pod(it) => insert(&mut self.pods, name, *it),
+            Object::Pod(it) => {
+                let pod = KeptPod::new(*it, common);
+                insert(&mut self.pods, pod.name.clone(), Box::new(pod))
+            }
             Object::Service(it) => insert(&mut self.services, name, *it),
             Object::EndpointSlice(it) => insert(&mut self.endpoint_slices, name, *it),
             Object::Custom(kind, it) => insert(&mut self.customs, (kind, name), *it),

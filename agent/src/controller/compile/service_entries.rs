@@ -12,7 +12,7 @@ use super::{
     namespace::Pass,
     services::{app_protocol, traffic_distribution},
     unit::Owned,
-    waypoints::{Consumer, waypoint},
+    waypoints::{Consumer, waypoint_of},
     workload_entries::{self, Entry},
 };
 use crate::{
@@ -76,7 +76,7 @@ fn service_entry(name: &str, object: &Custom, pass: &mut Pass<'_>) {
         kind: Kind::ServiceEntry,
         name: name.into(),
     };
-    let bound = waypoint(pass, Kind::ServiceEntry, &object.metadata, Consumer::Service);
+    let bound = waypoint_of(pass, Kind::ServiceEntry, &object.metadata, Consumer::Service);
     if read.resolution == Resolution::Dns && bound.is_none() {
         let mut reader = pass.reader(Kind::ServiceEntry, &object.metadata);
         let message = "spec.resolution: names are not looked up by an agent, so that this is as if it were not there: \

@@ -13,7 +13,7 @@ use super::{
     endpoints::{Outside, outside},
     namespace::{Pass, annotation_value, label},
     unit::Owned,
-    waypoints::{Consumer, waypoint},
+    waypoints::{Consumer, waypoint_of},
 };
 use crate::{
     cluster::{
@@ -87,7 +87,7 @@ fn service(name: &str, object: &Service, pass: &mut Pass<'_>) -> Option<mesh::Se
     let is_waypoints = of_gateway.or_else(|| pass.cx.shared.waypoint_of(&key)).is_some();
     let waypoint = match is_waypoints {
         true => None,
-        false => waypoint(pass, Kind::Service, &object.metadata, Consumer::Service),
+        false => waypoint_of(pass, Kind::Service, &object.metadata, Consumer::Service),
     };
     let vips = cluster_ips(object).chain(load_balancer_ips(object)).collect();
     Some(mesh::Service {
@@ -242,8 +242,13 @@ pub(super) fn traffic_distribution(
     if let Some(field) = field {
         return said("trafficDistribution", read(field), &mut reader);
     }
-    annotation_value(metadata, labels::TRAFFIC_DISTRIBUTION, &mut reader, read)
-        .or_else(|| of_namespace.and_then(|text| read(text).ok()))
+    annotation_value(
+        metadata.annotations.as_ref(),
+        labels::TRAFFIC_DISTRIBUTION,
+        &mut reader,
+        read,
+    )
+    .or_else(|| of_namespace.and_then(|text| read(text).ok()))
 }
 
 fn ip_families(object: &Service) -> IpFamilies {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     manifests::{Bound, Diagnostic, ObjectRef, Severity},
     mesh::{
-        PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload,
+        Interned, PeerAuthentication, Policy, PolicyKey, SameNode, Service, ServiceKey, Workload,
         http::RequestAuthentication,
     },
 };
@@ -64,8 +64,8 @@ pub(super) struct Emitted {
 }
 
 impl Unit {
-    /// What is as it was before stays the same value, for whoever holds it.
-    pub(super) fn share(&mut self, before: &Emitted) {
+    /// What is as it was before stays the same value, for whoever holds it, and what workloads have in common is kept once.
+    pub(super) fn share(&mut self, before: &Emitted, interned: &mut Interned) {
         fn share<T: Eq>(new: &mut Arc<T>, old: Option<&Arc<T>>) {
             if let Some(same) = old.filter(|old| *old == new) {
                 *new = same.clone();
@@ -74,7 +74,12 @@ impl Unit {
         for it in &mut self.workloads {
             let old = before.workloads.get(&it.value.uid);
             share(&mut it.value, old);
+            if let Some(new) = Arc::get_mut(&mut it.value) {
+                new.intern(interned);
+            }
         }
+        self.workloads.shrink_to_fit();
+        self.claims.shrink_to_fit();
         for it in &mut self.services {
             let old = before.services.get(&it.value.key);
             share(&mut it.value, old);

@@ -109,7 +109,7 @@ impl Reading<'_, '_> {
         key: &str,
         parse: fn(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let text = annotation(&object.metadata, key)?;
+        let text = annotation(object.metadata.annotations.as_ref(), key)?;
         match parse(text) {
             Ok(value) => Some(value),
             Err(message) => {

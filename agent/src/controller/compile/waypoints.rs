@@ -15,7 +15,7 @@ use crate::{
         labels,
         objects::{Kind, ObjectMeta},
     },
-    manifests::{ObjectRef, Reader, Severity},
+    manifests::{Labels, ObjectRef, Reader, Severity},
     mesh::{GatewayAddress, GatewayDestination, HBONE_PORT, ServiceKey},
 };
 
@@ -37,19 +37,30 @@ struct Asked {
 }
 
 /// The waypoint that an object is bound to.
-pub(super) fn waypoint(
+pub(super) fn waypoint_of(
     pass: &mut Pass<'_>,
     kind: Kind,
     metadata: &ObjectMeta,
     consumer: Consumer,
 ) -> Option<GatewayAddress> {
-    let asked = asked(pass, metadata)?;
+    let object = || ObjectRef::new(kind, metadata);
+    waypoint(pass, metadata.labels.as_ref(), object, consumer)
+}
+
+/// The waypoint that an object of these labels is bound to.
+pub(super) fn waypoint(
+    pass: &mut Pass<'_>,
+    labels: Option<&Labels>,
+    object: impl FnOnce() -> ObjectRef,
+    consumer: Consumer,
+) -> Option<GatewayAddress> {
+    let asked = asked(pass, labels)?;
     let key = (asked.namespace.clone(), asked.name.clone());
     pass.unit.asked.insert(key.clone());
     let found = pass.cx.shared.waypoint(&key);
     let teller = match (&pass.objects.itself, asked.itself) {
         (Some(namespace), false) => ObjectRef::new(Kind::Namespace, &namespace.metadata),
-        _ => ObjectRef::new(kind, metadata),
+        _ => object(),
     };
     let own_labels = pass.labels();
     let namespace = pass.namespace.clone();
@@ -96,8 +107,7 @@ pub(super) fn waypoint(
     }
 }
 
-fn asked(pass: &Pass<'_>, metadata: &ObjectMeta) -> Option<Asked> {
-    let own = metadata.labels.as_ref();
+fn asked(pass: &Pass<'_>, own: Option<&Labels>) -> Option<Asked> {
     let (labels, itself) = match label(own, labels::USE_WAYPOINT) {
         Some(_) => (own, true),
         None => (pass.labels(), false),

@@ -11,7 +11,7 @@ use super::{
     namespace::{Pass, label},
     pods::written_locality,
     shared::condition,
-    waypoints::{Consumer, waypoint},
+    waypoints::{Consumer, waypoint_of},
 };
 use crate::{
     cluster::{
@@ -141,7 +141,7 @@ fn workload(name: &str, object: &Custom, entry: &Entry, pass: &mut Pass<'_>) -> 
     };
     let own = Some(&entry.labels);
     let text = |keys: &[&str]| keys.iter().find_map(|key| label(own, key)).map(Arc::from);
-    let waypoint = waypoint(pass, Kind::WorkloadEntry, &object.metadata, Consumer::Workload);
+    let waypoint = waypoint_of(pass, Kind::WorkloadEntry, &object.metadata, Consumer::Workload);
     Some(Workload {
         uid: format!(
             "{}/networking.istio.io/WorkloadEntry/{namespace}/{name}",

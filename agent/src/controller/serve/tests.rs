@@ -1,5 +1,7 @@
 //! Who may see the mesh: each refusal.
 
+mod certificates;
+
 use tonic::Code;
 
 use super::*;

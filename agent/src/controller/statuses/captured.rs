@@ -3,13 +3,13 @@
 //! does not run cannot; and on the namespace, because writing pods' or nodes' statuses is a right that reaches too far.
 
 use super::super::{
-    compile::{ObjectRef, Resources, Settings},
+    compile::{KeptPod, ObjectRef, Resources, Settings},
     conditions::{Condition, Status},
 };
 use crate::cluster::{
     enrolment::{self, Candidate, REDIRECTION},
     labels,
-    objects::{Kind, Namespace, Pod},
+    objects::{Kind, Namespace},
 };
 
 /// Pods that are named.
@@ -36,29 +36,23 @@ pub(super) fn captured<'a>(
 }
 
 /// Whether a pod runs and is to be captured.
-fn is_expected(namespace: &Namespace, pod: &Pod) -> bool {
-    let none = enrolment::Labels::new();
+fn is_expected(namespace: &Namespace, pod: &KeptPod) -> bool {
     let verdict = enrolment::verdict(Candidate {
-        labels: pod.metadata.labels.as_ref().unwrap_or(&none),
-        annotations: pod.metadata.annotations.as_ref().unwrap_or(&none),
+        labels: &pod.labels,
+        annotations: &pod.annotations,
         namespace: namespace.metadata.labels.as_ref(),
-        host_network: pod.spec.host_network,
-        ended: pod.is_over(),
+        host_network: pod.host_network,
+        ended: pod.is_over,
     });
-    let runs = pod.status.phase.as_deref() == Some("Running");
-    verdict.is_enrolled() && runs && pod.metadata.deletion_timestamp.is_none()
+    verdict.is_enrolled() && pod.is_running && !pod.is_leaving
 }
 
 /// None without pods.
-fn condition<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<Condition> {
+fn condition<'a>(pods: impl Iterator<Item = &'a KeptPod>) -> Option<Condition> {
     let (mut all, mut missing, mut named) = (0_usize, 0_usize, Vec::new());
     for pod in pods {
         all += 1;
-        let state = pod
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|it| it.get(REDIRECTION));
+        let state = pod.annotations.get(REDIRECTION);
         let why = match state.map(String::as_str) {
             Some("enabled") => continue,
             Some(_) => "its agent is at it, and `weft status` there says what it waits for",
@@ -66,8 +60,7 @@ fn condition<'a>(pods: impl Iterator<Item = &'a Pod>) -> Option<Condition> {
         };
         missing += 1;
         if named.len() < MOST_NAMED {
-            let name = pod.metadata.name.as_deref().unwrap_or_default();
-            let node = pod.spec.node_name.as_deref().unwrap_or_default();
+            let (name, node) = (&pod.name, pod.node.as_deref().unwrap_or_default());
             named.push(format!("{name} on node {node} ({why})"));
         }
     }

@@ -1,6 +1,6 @@
 //! What has arrived, and the mesh that it is.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use ipnet::IpNet;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -11,8 +11,8 @@ use crate::{
         wds::{self, Addressed, Converted, Defaults, Http, Sees},
     },
     mesh::{
-        Mesh, MeshParts, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, SameNodes, TrustDomain,
-        Workload, http,
+        Interned, Mesh, MeshParts, PeerAuthentication, PeerAuthentications, Policy, PolicyKey, SameNodes,
+        TrustDomain, Workload, http,
     },
     rpc::discovery::{DeltaDiscoveryResponse, Resource},
 };
@@ -48,12 +48,42 @@ impl MeshSettings {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Received {
     sees: Sees,
-    addresses: HashMap<String, (String, Addressed)>,
-    policies: HashMap<String, (String, Policy)>,
+    addresses: ByName<Addressed>,
+    policies: ByName<Policy>,
     /// None where it cannot be read. Its version is empty then, so that it is sent again to whoever asks again.
-    http: HashMap<String, (String, Option<Http>)>,
+    http: ByName<Option<Http>>,
+    /// What workloads have in common.
+    interned: Interned,
     /// Of which kinds everything has arrived once.
     complete: [bool; Kind::ALL.len()],
+}
+
+type ByName<T> = FxHashMap<Arc<str>, (Version, T)>;
+
+/// The version of a resource: any text; our own controller's, which are sixteen hexadecimal digits, as a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Version {
+    Number(u64),
+    Text(Box<str>),
+}
+
+impl Version {
+    fn new(text: &str) -> Self {
+        let number = u64::from_str_radix(text, 16).map(Self::Number);
+        match number {
+            Ok(number) if number.to_string() == text => number,
+            Ok(_) | Err(_) => Self::Text(text.into()),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number:016x}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Received {
@@ -76,9 +106,9 @@ impl Received {
     /// Whether a response says more than that there is nothing of some names.
     pub(super) fn would_change(&self, kind: Kind, response: &DeltaDiscoveryResponse) -> bool {
         let is_here = |name: &String| match kind {
-            Kind::Address => self.addresses.contains_key(name),
-            Kind::Authorization => self.policies.contains_key(name),
-            Kind::Http => self.http.contains_key(name),
+            Kind::Address => self.addresses.contains_key(name.as_str()),
+            Kind::Authorization => self.policies.contains_key(name.as_str()),
+            Kind::Http => self.http.contains_key(name.as_str()),
         };
         !self.complete[kind as usize]
             || !response.resources.is_empty()
@@ -95,9 +125,9 @@ impl Received {
         let mut problems = Vec::new();
         for name in &response.removed_resources {
             match kind {
-                Kind::Address => drop(self.addresses.remove(name)),
-                Kind::Authorization => drop(self.policies.remove(name)),
-                Kind::Http => drop(self.http.remove(name)),
+                Kind::Address => drop(self.addresses.remove(name.as_str())),
+                Kind::Authorization => drop(self.policies.remove(name.as_str())),
+                Kind::Http => drop(self.http.remove(name.as_str())),
             }
         }
         let defaults = settings.defaults(self.sees);
@@ -124,20 +154,25 @@ impl Received {
             ..
         } = resource;
         let bytes = resource.map(|any| any.value).unwrap_or_default();
+        let version = Version::new(&version);
         match kind {
             Kind::Address => {
-                let address = wds::address(&bytes, defaults)?;
+                let address = wds::address(&bytes, defaults, &mut self.interned)?;
+                let name = match &address {
+                    Addressed::Workload(it) if *it.uid == *name => it.uid.clone(),
+                    Addressed::Workload(_) | Addressed::Service(_) => name.into(),
+                };
                 self.addresses.insert(name, (version, address));
             }
             Kind::Authorization => {
                 let policy = wds::policy(&bytes, self.sees)?;
-                self.policies.insert(name, (version, policy));
+                self.policies.insert(name.into(), (version, policy));
             }
             // What it was before may let through what it is to refuse now.
             Kind::Http => match wds::http(&name, &bytes) {
-                Ok(read) => drop(self.http.insert(name, (version, Some(read)))),
+                Ok(read) => drop(self.http.insert(name.into(), (version, Some(read)))),
                 Err(error) => {
-                    self.http.insert(name, (String::new(), None));
+                    self.http.insert(name.into(), (Version::new(""), None));
                     return Err(error);
                 }
             },
@@ -152,8 +187,9 @@ impl Received {
 
     /// What is here already, for a server that is asked again.
     pub(super) fn versions(&self, kind: Kind) -> HashMap<String, String> {
-        fn of<T>(all: &HashMap<String, (String, T)>) -> HashMap<String, String> {
-            let version = |(name, (version, _)): (&String, &(String, T))| (name.clone(), version.clone());
+        fn of<T>(all: &ByName<T>) -> HashMap<String, String> {
+            let version =
+                |(name, (version, _)): (&Arc<str>, &(Version, T))| (name.to_string(), version.to_string());
             all.iter().map(version).collect()
         }
         match kind {
@@ -169,8 +205,8 @@ impl Received {
         let (mut workloads, mut services) = (Vec::new(), Vec::new());
         for (_, address) in self.addresses.values() {
             match address {
-                Addressed::Workload(workload) => workloads.push(modes.apply((**workload).clone())),
-                Addressed::Service(service) => services.push((**service).clone()),
+                Addressed::Workload(workload) => workloads.push(modes.apply(workload)),
+                Addressed::Service(service) => services.push(Arc::clone(service)),
             }
         }
         let policies = self.policies.values().map(|(_, policy)| policy);
@@ -178,14 +214,14 @@ impl Received {
             .filter(|policy| modes.is_a_policy(&policy.key))
             .cloned()
             .collect();
-        Mesh::new(MeshParts {
+        let parts = MeshParts {
             trust_domain: settings.trust_domain.clone(),
             cluster: settings.cluster.clone(),
             cluster_domain: settings.cluster_domain.clone(),
             root_namespace: settings.root_namespace.clone(),
             cluster_cidrs: settings.cluster_cidrs.clone(),
-            workloads,
-            services,
+            workloads: Vec::new(),
+            services: Vec::new(),
             policies,
             peer_authentications: PeerAuthentications {
                 workloads: modes.of_workloads,
@@ -193,7 +229,8 @@ impl Received {
             },
             same_nodes: settings.same_nodes.clone(),
             http: self.http(),
-        })
+        };
+        Mesh::sharing(parts, workloads, services)
     }
 
     /// What waypoints do. An authentication that cannot be read is none: whoever names it refuses.
@@ -231,8 +268,13 @@ impl Modes {
         }
     }
 
-    /// Takes the modes out of a workload's policies. A second one stays a policy: it refuses as well.
-    fn apply(&mut self, mut workload: Workload) -> Workload {
+    /// Takes the modes out of a workload's policies. A second one stays a policy: it refuses as well. A workload without any stays
+    /// the value that it is.
+    fn apply(&mut self, workload: &Arc<Workload>) -> Arc<Workload> {
+        if !workload.policies.iter().any(|key| self.by_key.contains_key(key)) {
+            return Arc::clone(workload);
+        }
+        let mut workload = Workload::clone(workload);
         let mut own = None;
         workload.policies.retain(|key| match self.by_key.get(key) {
             Some(modes) if own.is_none() => {
@@ -248,7 +290,7 @@ impl Modes {
         if let Some(modes) = own {
             self.of_workloads.insert(workload.uid.clone(), modes);
         }
-        workload
+        Arc::new(workload)
     }
 
     fn is_a_policy(&self, key: &PolicyKey) -> bool {

@@ -30,9 +30,7 @@ impl Handler for Open {
         Box::pin(async move {
             assert_eq!(request.uri().path(), DELTA_PATH);
             assert_eq!(request.headers()["authorization"], "Bearer a-token");
-            self.0
-                .answer("test".into(), CancellationToken::new(), request)
-                .await
+            self.0.answer("test".into(), CancellationToken::new(), request)
         })
     }
 }
@@ -52,7 +50,12 @@ impl World {
             .unwrap()
             .self_signed(&key)
             .unwrap();
-        let tls = ServerTls::new(vec![cert.der().clone()], key.serialize_der().try_into().unwrap()).unwrap();
+        let tls = ServerTls::new(
+            vec![cert.der().clone()],
+            key.serialize_der().try_into().unwrap(),
+            None,
+        )
+        .unwrap();
         let token = std::env::temp_dir().join(format!("weft-token-{}-{:p}", std::process::id(), &tls));
         std::fs::write(&token, "a-token\n").unwrap();
         let store = Store::default();
@@ -99,6 +102,7 @@ impl World {
                     Box::pin(async move { Ok(root) })
                 }),
                 token: self.token.clone(),
+                cert: None,
                 cluster: "Kubernetes".into(),
             },
             id: "agent".into(),
@@ -130,6 +134,7 @@ fn pod(name: &str, address: &str, policies: &[PolicyKey]) -> (Workload, Update) 
     let encoded = Encoded {
         bytes: wds::encode_workload(&workload, policies),
         aliases: vec![format!("/{address}")],
+        with: Vec::new(),
     };
     let update = Update {
         kind: Kind::Address,
@@ -309,6 +314,7 @@ async fn mtls_modes_arrive_as_modes() {
         resource: Some(Encoded {
             bytes: wds::encode_policy(&wds::encode_modes(key.clone(), &strict)),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     };
     world.store.update([policy, pod("a-1", "10.0.0.1", &[key]).1]);
@@ -343,6 +349,7 @@ fn http(name: &str, text: Option<String>) -> Update {
         resource: text.map(|text| Encoded {
             bytes: text.into(),
             aliases: Vec::new(),
+            with: Vec::new(),
         }),
     }
 }

@@ -79,7 +79,7 @@ pub(super) fn pod<'a>(
             .and_then(|w| waypoint(w, globals, &place.field("waypoint"), problems)),
         same_node: problems.optional(&entry.same_node, place, "sameNode", values::same_node),
         policies: Vec::new(),
-        services: BTreeMap::new(),
+        services: Default::default(),
         subsets: Vec::new(),
         authentications: Vec::new(),
         name,

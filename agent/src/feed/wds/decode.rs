@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     mesh::{
-        AppProtocol, BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT, HealthPolicy, IpFamilies,
-        LoadBalancing, Locality, PolicyKey, PortMapping, RoutingScope, SameNode, Service, ServiceKey,
-        SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
+        AppProtocol, BackedServices, BalancingMode, GatewayAddress, GatewayDestination, HBONE_PORT,
+        HealthPolicy, IpFamilies, LoadBalancing, Locality, PolicyKey, PortMapping, RoutingScope, SameNode,
+        Service, ServiceKey, SpiffeId, TrustDomain, TunnelProtocol, Workload, WorkloadType,
     },
     rpc::workload as wire,
 };
@@ -153,9 +153,7 @@ fn locality(it: wire::Locality) -> Locality {
     }
 }
 
-fn services(
-    services: &HashMap<String, wire::PortList>,
-) -> Result<BTreeMap<ServiceKey, Vec<PortMapping>>, Unreadable> {
+fn services(services: &HashMap<String, wire::PortList>) -> Result<BackedServices, Unreadable> {
     let each = services.iter().map(|(name, list)| {
         let key =
             service_key(name).ok_or_else(|| bad("services", format!("{name} is not namespace/hostname")))?;

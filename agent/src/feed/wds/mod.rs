@@ -25,7 +25,7 @@ pub use http::{
 pub use mtls::{Converted, converted, encode_modes, modes_policy};
 pub use policies::{encode_policy, policy};
 
-use crate::mesh::{PolicyKey, Service, ServiceKey, TrustDomain};
+use crate::mesh::{Interned, PolicyKey, Service, ServiceKey, TrustDomain};
 
 /// How a workload's connections inside its node go: `kernel` or `tunnel`.
 const SAME_NODE: &str = "weft.dev/same-node";
@@ -93,22 +93,26 @@ pub struct Defaults {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Addressed {
     /// A workload.
-    Workload(Box<crate::mesh::Workload>),
+    Workload(Arc<crate::mesh::Workload>),
     /// A service.
-    Service(Box<Service>),
+    Service(Arc<Service>),
 }
 
-/// Reads an `istio.workload.Address`.
+/// Reads an `istio.workload.Address`. What workloads have in common is kept once, in `interned`.
 ///
 /// # Errors
 /// When it says nothing that could be, with the field.
-pub fn address(bytes: &[u8], defaults: &Defaults) -> Result<Addressed, Unreadable> {
+pub fn address(bytes: &[u8], defaults: &Defaults, interned: &mut Interned) -> Result<Addressed, Unreadable> {
     use crate::rpc::workload::{Address, AddressType};
     let address: Address =
         prost::Message::decode(bytes).map_err(|err| Unreadable::Encoding(err.to_string()))?;
     match address.r#type {
-        Some(AddressType::Workload(it)) => Ok(Addressed::Workload(Box::new(workload(*it, defaults)?))),
-        Some(AddressType::Service(it)) => Ok(Addressed::Service(Box::new(service(*it)?))),
+        Some(AddressType::Workload(it)) => {
+            let mut workload = workload(*it, defaults)?;
+            workload.intern(interned);
+            Ok(Addressed::Workload(Arc::new(workload)))
+        }
+        Some(AddressType::Service(it)) => Ok(Addressed::Service(Arc::new(service(*it)?))),
         None => Err(bad("type", "neither a workload nor a service")),
     }
 }

@@ -14,6 +14,10 @@ use crate::{
     rpc::authorization as wire,
 };
 
+fn read(bytes: &[u8], defaults: &Defaults) -> Result<Addressed, Unreadable> {
+    address(bytes, defaults, &mut Interned::default())
+}
+
 fn defaults() -> Defaults {
     Defaults {
         sees: Sees::Requests,
@@ -56,7 +60,7 @@ pub(in crate::feed) fn sample() -> Workload {
         }),
         same_node: Some(SameNode::Tunnel),
         policies: vec![policy_key("shop/viewer")],
-        services: BTreeMap::from([(key, vec![mapping])]),
+        services: [(key, vec![mapping])].into(),
         subsets: Vec::new(),
         authentications: Vec::new(),
     }
@@ -80,7 +84,7 @@ fn a_workload_arrives_as_it_was() {
     let bytes = encode_workload(&behind_a_waypoint(), std::slice::from_ref(&more));
     let check = |sees, mut expected: Workload| {
         let defaults = Defaults { sees, ..defaults() };
-        let Ok(Addressed::Workload(arrived)) = address(&bytes, &defaults) else {
+        let Ok(Addressed::Workload(arrived)) = read(&bytes, &defaults) else {
             panic!("no workload")
         };
         expected.policies.push(more.clone());
@@ -101,13 +105,13 @@ fn what_only_waypoints_ask_concerns_nobody_else() {
         let found = workload.extensions.iter_mut().find(|it| it.name == name);
         found.unwrap().config.as_mut().unwrap().value = "[[1]]".into();
         let bytes = prost::Message::encode_to_vec(&sent);
-        let error = address(&bytes, &defaults()).unwrap_err().to_string();
+        let error = read(&bytes, &defaults()).unwrap_err().to_string();
         assert!(error.starts_with(name), "{error}");
         let agent = Defaults {
             sees: Sees::Connections,
             ..defaults()
         };
-        assert!(address(&bytes, &agent).is_ok());
+        assert!(read(&bytes, &agent).is_ok());
     };
     check(SUBSETS);
     check(AUTHENTICATIONS);
@@ -124,7 +128,7 @@ fn what_cannot_be_read_is_named_and_never_becomes_open() {
                 ..workload
             }))),
         };
-        let error = address(&prost::Message::encode_to_vec(&it), &defaults()).unwrap_err();
+        let error = read(&prost::Message::encode_to_vec(&it), &defaults()).unwrap_err();
         assert!(error.to_string().starts_with(field), "{error}");
     };
     check(
@@ -539,6 +543,6 @@ proptest! {
 
     #[test]
     fn nothing_that_arrives_is_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = (address(&bytes, &defaults()), policy(&bytes, Sees::Requests), http("a/b", &bytes));
+        let _ = (read(&bytes, &defaults()), policy(&bytes, Sees::Requests), http("a/b", &bytes));
     }
 }

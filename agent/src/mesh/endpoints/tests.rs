@@ -25,7 +25,7 @@ fn pod(text: &str) -> Workload {
 fn endpoints(pods: &[&str], balancing: &LoadBalancing) -> Endpoints {
     let endpoint = |text: &&str| Endpoint {
         workload: Arc::new(pod(text)),
-        ports: Vec::new(),
+        ports: [].into(),
     };
     Endpoints::new(pods.iter().map(endpoint).collect(), balancing)
 }
@@ -163,7 +163,7 @@ proptest! {
         let scopes = [RoutingScope::Region, RoutingScope::Zone, RoutingScope::Node];
         let mode = if strict { BalancingMode::Strict } else { BalancingMode::Failover };
         let balancing = LoadBalancing { mode, ..LoadBalancing::failover(&scopes) };
-        let endpoint = |workload| Endpoint { workload: Arc::new(workload), ports: Vec::new() };
+        let endpoint = |workload| Endpoint { workload: Arc::new(workload), ports: [].into() };
         let endpoints = Endpoints::new(pods.into_iter().map(endpoint).collect(), &balancing);
         let nearness = |endpoint: &Endpoint| endpoints.shared_scopes(&client, &endpoint.workload).len();
         let allowed = |endpoint: &&Endpoint| {

@@ -6,19 +6,37 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::mesh::{GatewayAddress, GatewayDestination, Match, Policy, Service, Workload};
 
-pub(super) fn canonical_workload(mut workload: Workload) -> Workload {
-    canonical_addresses(&mut workload.addresses);
-    workload.waypoint = workload.waypoint.map(canonical_gateway);
-    workload
+/// One that is in that form already stays the value that others have.
+pub(super) fn canonical_workload(workload: &mut Arc<Workload>) {
+    if !are_canonical(&workload.addresses, workload.waypoint.as_ref()) {
+        let workload = Arc::make_mut(workload);
+        canonical_addresses(&mut workload.addresses);
+        workload.waypoint.iter_mut().for_each(canonical_gateway);
+    }
 }
 
-pub(super) fn canonical_service(mut service: Service) -> Service {
-    canonical_addresses(&mut service.vips);
-    for network in &mut service.vip_networks {
-        *network = canonical_net(*network);
+/// One that is in that form already stays the value that others have.
+pub(super) fn canonical_service(service: &mut Arc<Service>) {
+    let is_canonical = |it: &IpNet| canonical_net(*it) == *it;
+    if !are_canonical(&service.vips, service.waypoint.as_ref())
+        || !service.vip_networks.iter().all(is_canonical)
+    {
+        let service = Arc::make_mut(service);
+        canonical_addresses(&mut service.vips);
+        for network in &mut service.vip_networks {
+            *network = canonical_net(*network);
+        }
+        service.waypoint.iter_mut().for_each(canonical_gateway);
     }
-    service.waypoint = service.waypoint.map(canonical_gateway);
-    service
+}
+
+fn are_canonical(addresses: &[IpAddr], gateway: Option<&GatewayAddress>) -> bool {
+    let of_gateway = match gateway.map(|it| &it.destination) {
+        Some(GatewayDestination::Address(address)) => Some(address),
+        Some(GatewayDestination::Service(_)) | None => None,
+    };
+    let mut all = addresses.iter().chain(of_gateway);
+    all.all(|address| address.to_canonical() == *address)
 }
 
 fn canonical_addresses(addresses: &mut [IpAddr]) {
@@ -27,11 +45,10 @@ fn canonical_addresses(addresses: &mut [IpAddr]) {
     }
 }
 
-fn canonical_gateway(mut gateway: GatewayAddress) -> GatewayAddress {
+fn canonical_gateway(gateway: &mut GatewayAddress) {
     if let GatewayDestination::Address(address) = &mut gateway.destination {
         *address = address.to_canonical();
     }
-    gateway
 }
 
 pub(super) fn canonical_policy(mut policy: Policy) -> Policy {

@@ -5,6 +5,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use rustls::{
@@ -40,6 +41,13 @@ pub fn peer_identity(certs: &[CertificateDer<'_>]) -> Result<SpiffeId, IdentityE
         (Some(_), Some(_)) => Err(IdentityError::SeveralUris),
         (None, _) => Err(IdentityError::NoUri),
     }
+}
+
+/// When the leaf of a chain runs out; none where it cannot be read.
+pub fn expires(certs: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let (_, leaf) = X509Certificate::from_der(certs.first()?).ok()?;
+    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// Whether a handshake failed because of who the peer is: the chain was good, the identity was not.
@@ -207,13 +215,15 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// What a server asks of a client's certificate: there must be one, its chain, and an identity of our trust domains.
+/// What a server asks of a client's certificate: its chain, and an identity of our trust domains; and that there is one, unless
+/// clients may also say otherwise who they are.
 #[derive(Debug)]
 pub(super) struct ClientVerifier {
     trust: Arc<Trust>,
     trust_domains: Vec<TrustDomain>,
     algorithms: WebPkiSupportedAlgorithms,
     verdict: Verdict,
+    is_mandatory: bool,
 }
 
 impl ClientVerifier {
@@ -228,11 +238,24 @@ impl ClientVerifier {
             trust_domains: trust_domains.to_vec(),
             algorithms: provider.signature_verification_algorithms,
             verdict,
+            is_mandatory: true,
+        }
+    }
+
+    /// A client without a certificate is let in as nobody.
+    pub(super) fn optional(self) -> Self {
+        Self {
+            is_mandatory: false,
+            ..self
         }
     }
 }
 
 impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.is_mandatory
+    }
+
     /// None: clients have one certificate each, and the names of our roots would only make the handshake longer.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]

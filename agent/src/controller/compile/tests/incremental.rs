@@ -394,17 +394,24 @@ fn nothing_is_compiled_where_nothing_changed() {
 
 #[test]
 fn a_list_replaces_what_is_not_in_it() {
-    let pod = |name| {
+    let pod = |name: &str| {
         let document = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"nodeName": "n1"},
         });
         Object::from_manifest(document).unwrap()
     };
+    let list = |compiler: &mut Compiler, names: [&str; 2]| {
+        for name in names {
+            compiler.apply(Change::Apply(pod(name)));
+        }
+        let there = names.map(|name| ("shop".to_owned(), name.to_owned()));
+        compiler.apply(Change::Listed(Kind::Pod, there.into()))
+    };
     let mut compiler = Compiler::new(settings());
-    compiler.apply(Change::Replace(Kind::Pod, vec![pod("a"), pod("b")]));
+    list(&mut compiler, ["a", "b"]);
     assert_eq!(compiler.compile().workloads.len(), 2);
-    assert!(compiler.apply(Change::Replace(Kind::Pod, vec![pod("b"), pod("c")])));
+    assert!(list(&mut compiler, ["b", "c"]));
     let delta = compiler.compile();
     let names = |all: &[Arc<Workload>]| all.iter().map(|it| it.name.to_string()).collect::<Vec<_>>();
     assert_eq!(names(&delta.workloads), ["c"]);
