@@ -35,7 +35,7 @@ pub enum SourceConfig {
         trust: TrustFiles,
     },
     /// A controller, or any other server of the same protocols.
-    Controller(ClientConfig),
+    Controller(Box<ClientConfig>),
 }
 
 impl fmt::Display for SourceConfig {
@@ -139,8 +139,8 @@ impl Source {
                 warn_of_no_cidrs(config);
                 Ok(Self::Controller {
                     ca: Arc::new(ca(config).await),
-                    client: Client::spawn(config.clone()),
-                    config: Box::new(config.clone()),
+                    client: Client::spawn(ClientConfig::clone(config)),
+                    config: config.clone(),
                 })
             }
         }

@@ -1,5 +1,6 @@
 //! Capture before a pod's first instruction, where the container runtime waits for it: with the library that runtimes use.
 
+#[expect(dead_code, reason = "some of it is for the tests of enrolment")]
 #[path = "enrolment/api.rs"]
 mod api;
 mod common;
@@ -142,7 +143,7 @@ fn no_pod_is_refused_that_dials_with_its_first_instruction() {
     with_scene(|world, scene| {
         let spec = |number: usize| {
             // Some have nothing in their cgroup yet, as where a runtime starts no sandbox process.
-            let name = if number % 5 == 0 {
+            let name = if number.is_multiple_of(5) {
                 format!("elsewhere-{number}")
             } else {
                 folder(number)

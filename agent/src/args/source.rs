@@ -119,7 +119,7 @@ impl SourceArgs {
     /// As it is opened. `roots` are those that a controller's certificate may end in.
     pub(super) fn config(&self, who: &Who<'_>, roots: Roots) -> SourceConfig {
         match &self.controller {
-            Some(address) => SourceConfig::Controller(self.client(address, who, roots)),
+            Some(address) => SourceConfig::Controller(Box::new(self.client(address, who, roots))),
             None => self.files(),
         }
     }

@@ -227,7 +227,7 @@ async fn is_over(shutdown: &CancellationToken, over: Option<&CancellationToken>,
     let expired = async {
         match until {
             Some(until) => {
-                sleep(until.duration_since(SystemTime::now()).unwrap_or_default() + CLOCK_SKEW).await
+                sleep(until.duration_since(SystemTime::now()).unwrap_or_default() + CLOCK_SKEW).await;
             }
             None => std::future::pending().await,
         }

@@ -75,7 +75,7 @@ async fn scenes(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     scene("STRICT refuses who is outside of the mesh", scenes::strict(world)).await?;
     scene(
         "a waypoint: routes, a policy of layer 7, its end",
-        waypoints::scene(mesh, world),
+        Box::pin(waypoints::scene(mesh, world)),
     )
     .await?;
     scene(
