@@ -58,7 +58,7 @@ use crate::{
         objects::Kind,
     },
     feed::{server::Server, store::Store},
-    kernel::memory::{give_back, resident},
+    kernel::memory::give_back_regularly,
     mesh::TrustDomain,
     net::chain,
     rpc::{self, Clients, ServerTls},
@@ -71,10 +71,6 @@ const QUIET: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_millis(500);
 /// How long before its end the server's certificate is replaced.
 const SERVER_CERT: Duration = Duration::from_secs(6 * 3600);
-/// How often it is looked whether memory can be given back,
-const LOOK: Duration = Duration::from_secs(5);
-/// and what must have been added for it to be worth the work, in bytes.
-const GROWN: u64 = 4 << 20;
 /// The pause after the API has failed at the start.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -170,7 +166,7 @@ pub async fn run(config: ControllerConfig, shutdown: CancellationToken) -> anyho
         roots,
     };
     writing.spawn(&config, &counts, &tasks, &shutdown);
-    tasks.spawn(until(shutdown.clone(), give_back_memory()));
+    tasks.spawn(until(shutdown.clone(), give_back_regularly(|_| {})));
     let page = page(Arc::clone(&services), store);
     tracing::info!(address = %config.listen, "serving the mesh and certificates");
     tokio::join!(
@@ -436,27 +432,6 @@ impl Compiling {
             }
             differs
         });
-    }
-}
-
-/// Lists, and clients that all come at once, need memory that nobody needs afterwards. What stays in use is not asked for again
-/// until there is more.
-async fn give_back_memory() {
-    let mut turns = interval(LOOK);
-    let mut least = 0;
-    loop {
-        turns.tick().await;
-        let turn = move || match resident() {
-            Some(now) if now <= least + GROWN => least.min(now),
-            _ => {
-                give_back();
-                resident().unwrap_or_default()
-            }
-        };
-        match tokio::task::spawn_blocking(turn).await {
-            Ok(now) => least = now,
-            Err(_) => return,
-        }
     }
 }
 

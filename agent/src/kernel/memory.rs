@@ -1,12 +1,16 @@
 //! This process's own memory: how much there is, and giving back what is not in use: free pages of the heap, and pages of the
 //! program that only its start ran.
 
+mod regularly;
+
 use std::{
     ffi::c_int,
     fs,
     hint::black_box,
     sync::{Mutex, PoisonError},
 };
+
+pub use regularly::give_back_regularly;
 
 /// What is allocated from the heap, and not from the kernel each time. glibc would learn it, up to 32 MiB, from what is freed; but
 /// it learns no more once the other bound has been set. The largest buffers, of some 512 KiB, come and go with bulk streams.

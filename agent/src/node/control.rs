@@ -18,7 +18,6 @@ use super::{
     NodeConfig, Shared,
     enroll::{Desired, Enrolment},
     exposed::{Exposed, Fresh},
-    memory::Memory,
     pod::Pod,
     pods::{Pods, View, nri::Captures, report::Report},
     same_node::{Inbox, SameNode, lease},
@@ -29,7 +28,7 @@ use crate::{
     feed::{FeedError, LocalPod, Lookups},
     kernel::{events::log_decisions, load::Kernel, pins::Pins, takeover::Claim},
     mesh::{Mesh, SpiffeId, TunnelProtocol, Workload},
-    net::{lanes::Lanes, netns::NetnsSource},
+    net::netns::NetnsSource,
     source::{Source, Update},
     telemetry::chain,
 };
@@ -55,8 +54,6 @@ pub(super) struct Kept {
     pub(super) enrolment: Enrolment,
     pub(super) same_node: SameNode,
     pub(super) exposed: Exposed,
-    /// The workers' threads.
-    pub(super) lanes: Vec<Lanes>,
     /// The node's pods, where the API says which they are, and how they were at first.
     pub(super) pods: Option<(Pods, Arc<View>)>,
     /// Where the container runtime is told of what is captured.
@@ -83,7 +80,6 @@ pub(super) struct Control {
     /// What the API and the cgroups say of this node's pods; nothing where the mesh file does.
     view: Option<Arc<View>>,
     desired: BTreeMap<Arc<str>, Desired>,
-    memory: Memory,
 }
 
 impl Control {
@@ -113,7 +109,6 @@ impl Control {
             standing: Standing::Writing,
             local_pods: Vec::new(),
             desired: BTreeMap::new(),
-            memory: Memory::new(kept.lanes),
         }
     }
 
@@ -130,7 +125,7 @@ impl Control {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = looks.tick() => if !self.look().await { continue },
-                _ = turns.tick() => self.memory.turn(),
+                _ = turns.tick() => {}
                 _ = certificates.changed() => self.same_node.look_again(),
                 incoming = inbox.next() => {
                     if self.standing == Standing::Writing {

@@ -11,7 +11,6 @@ mod draws;
 mod enroll;
 mod exposed;
 mod inbound;
-mod memory;
 mod node_netns;
 mod outbound;
 mod pod;
@@ -57,6 +56,7 @@ use crate::{
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
+        memory::give_back_regularly,
         pins::Pins,
         preflight, selftest,
         takeover::{Claim, ClaimError},
@@ -222,6 +222,10 @@ pub async fn run(
     let buffers = tunnels.buffers.clone();
     shared.metrics.count_limits(Box::new(move || buffers.refused()));
     let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
+    let lanes = workers.lanes.clone();
+    let giving_back = tokio::spawn(give_back_regularly(move |work| {
+        lanes.iter().for_each(|lanes| lanes.on_each(work));
+    }));
     let node = open_node_netns(&config.node_netns);
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
@@ -245,7 +249,6 @@ pub async fn run(
         enrolment,
         same_node,
         exposed: Exposed::new(node, shared.metrics.clone()),
-        lanes: workers.lanes.clone(),
         pods: local,
         captures,
     };
@@ -253,6 +256,7 @@ pub async fn run(
     control.serve_ports(ports);
     control.take(first);
     control.run(&mut feed, lookups, inbox).await;
+    giving_back.abort();
     workers.join();
     control.close_ports().await;
     Ok(())

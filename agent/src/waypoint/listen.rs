@@ -11,6 +11,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -44,6 +45,8 @@ pub(super) struct Worker {
 /// The data plane's threads.
 pub(super) struct Workers {
     threads: Vec<JoinHandle<()>>,
+    /// Their runtimes.
+    pub(super) handles: Vec<Handle>,
 }
 
 impl Workers {
@@ -62,13 +65,13 @@ impl Workers {
         for _ in 1..config.workers.max(1) {
             listeners.push(listen_shared(addr)?);
         }
-        let threads = listeners
+        let started = listeners
             .into_iter()
             .zip(0_u16..)
             .map(|(listener, number)| start(number, listener, Arc::clone(shared), drain.clone()));
-        Ok(Self {
-            threads: threads.collect::<io::Result<_>>()?,
-        })
+        let started = started.collect::<io::Result<Vec<_>>>()?;
+        let (threads, handles) = started.into_iter().unzip();
+        Ok(Self { threads, handles })
     }
 
     /// Waits for their end.
@@ -100,19 +103,21 @@ fn start(
     listener: StdListener,
     shared: Arc<Shared>,
     drain: CancellationToken,
-) -> io::Result<JoinHandle<()>> {
+) -> io::Result<(JoinHandle<()>, Handle)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .event_interval(TURNS)
         .build()?;
-    thread::Builder::new()
+    let handle = runtime.handle().clone();
+    let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
             if let Err(error) = slice::shorten() {
                 tracing::debug!(%error, "the kernel grants no short slices");
             }
             runtime.block_on(run(listener, shared, drain));
-        })
+        })?;
+    Ok((thread, handle))
 }
 
 /// A worker's life. It ends when `drain` is set and its connections have ended, or their time is up.

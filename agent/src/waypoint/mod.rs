@@ -52,6 +52,7 @@ use self::{
 use crate::{
     admin::{Admin, AdminAddrs, Listeners},
     hbone,
+    kernel::memory::give_back_regularly,
     limits::{LimitSettings, Limits, Places, PodPlaces},
     mesh::{HBONE_PORT, Mesh, SpiffeId, SpiffeIdError, TrustDomain, Workload, http::Normalization},
     net::tls,
@@ -213,6 +214,12 @@ pub async fn run(
         let workers = Workers::start(&config, &shared, &shutdown)
             .with_context(|| format!("take tunnels at {}", config.listen))?;
         state.listening();
+        let threads = workers.handles.clone();
+        tokio::spawn(give_back_regularly(move |work| {
+            for thread in &threads {
+                thread.spawn(async move { work() });
+            }
+        }));
         control.run(&mut feed, &shutdown).await;
         tracing::info!("shutting down: requests under way go on to their end");
         state.draining();
