@@ -29,7 +29,10 @@ pub(crate) struct Options {
 /// Something is missing: it could not be installed, or `install` is off. The commands are already printed.
 pub(crate) fn run(options: Options) -> Result<()> {
     satisfy(needs::all(options.tests, options.dev), options.install)?;
-    if options.tests {
+    // CI leaves nothing out.
+    if options.dev {
+        satisfy(vec![needs::container_runtime()], options.install)?;
+    } else if options.tests {
         optional(needs::container_runtime(), options.install, "the tests of NRI");
     }
     Ok(())

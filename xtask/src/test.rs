@@ -159,6 +159,9 @@ impl Run {
             );
             all.add(title, tally);
         }
+        for skip in &all.skips {
+            println!("SKIPPED {skip}");
+        }
         for name in &all.failures {
             println!("FAILED {name}");
         }

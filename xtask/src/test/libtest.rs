@@ -12,6 +12,10 @@ pub(super) struct Tally {
     pub(super) skipped: usize,
     /// The names of those that failed.
     pub(super) failures: Vec<String>,
+    /// Which of the skipped tests have said so themselves, and why: libtest calls them passed (`weft_tests::skip`).
+    pub(super) skips: Vec<String>,
+    /// How many of them the result line that is to come counts as passed.
+    unsettled: usize,
     /// Result lines seen.
     results: usize,
 }
@@ -34,11 +38,16 @@ impl Tally {
         {
             self.failures.push(name.to_owned());
         }
+        if let Some(skip) = line.strip_prefix("SKIPPED ") {
+            self.skips.push(skip.to_owned());
+            self.unsettled += 1;
+        }
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.results += 1;
-            self.passed += count(counts, "passed");
+            let skips = std::mem::take(&mut self.unsettled);
+            self.passed += count(counts, "passed").saturating_sub(skips);
             self.failed += count(counts, "failed");
-            self.skipped += count(counts, "ignored");
+            self.skipped += count(counts, "ignored") + skips;
         }
     }
 
@@ -62,6 +71,8 @@ impl Tally {
         self.skipped += other.skipped;
         self.failures
             .extend(other.failures.iter().map(|name| format!("{title}: {name}")));
+        self.skips
+            .extend(other.skips.iter().map(|skip| format!("{title}: {skip}")));
     }
 }
 
@@ -118,6 +129,16 @@ mod tests {
             "6 passed, 0 failed, 2 skipped",
             0,
         );
+    }
+
+    #[test]
+    fn a_test_that_says_that_it_has_not_run_has_not_passed() {
+        let lines = format!("test a ... ok\n\nSKIPPED b: no such kernel\ntest b ... ok\n{GREEN}\n{GREEN}");
+        check(&lines, &exited(0), "5 passed, 0 failed, 3 skipped", 0);
+        let (mut binary, mut all) = (Tally::default(), Tally::default());
+        lines.lines().for_each(|line| binary.line(line));
+        all.add("tests/nri", &binary);
+        assert_eq!(all.skips, ["tests/nri: b: no such kernel"]);
     }
 
     #[test]
