@@ -65,6 +65,16 @@ fn roll(api: &StandIn, deployment: &Value) {
             scale(api, set, replicas(set) - down);
         }
     }
+    tell(api, deployment, new, &old, missing);
+}
+
+/// Writes the status.
+fn tell(api: &StandIn, deployment: &Value, new: &Value, old: &[Value], missing: u64) {
+    let wanted = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
+    let of_old: u64 = old
+        .iter()
+        .map(|set| set["spec"]["replicas"].as_u64().unwrap_or(0))
+        .sum();
     let of = |set: &Value, field: &str| set["status"][field].as_u64().unwrap_or(0);
     let sum = |field: &str| -> u64 { old.iter().chain([new]).map(|set| of(set, field)).sum() };
     let enough = sum("availableReplicas") + missing >= wanted;
