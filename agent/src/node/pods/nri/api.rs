@@ -72,8 +72,10 @@ pub(super) struct ConfigureResponse {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct SynchronizeRequest {
-    #[prost(message, repeated, tag = "1")]
-    pub(super) pods: Vec<PodSandbox>,
+    /// [`PodSandbox`]es, each still as it came: two bytes of a message may be a whole one, which is a hundred times as much
+    /// in memory.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub(super) pods: Vec<Bytes>,
     /// Whether another one of these follows.
     #[prost(bool, tag = "3")]
     pub(super) more: bool,

@@ -20,8 +20,12 @@ use crate::{
 
 /// Sandboxes that are remembered; a kubelet has some hundred pods at most.
 const MOST: usize = 4096;
-/// Longest name, id or path that is believed: of a path, and of everything else less (PATH_MAX).
-const LONGEST: usize = 4096;
+/// Longest path that is believed (PATH_MAX).
+const LONGEST_PATH: usize = 4096;
+/// Longest name, id or value: Kubernetes has none of more than 253 characters.
+const LONGEST: usize = 512;
+/// Addresses of a pod; the API shows two at most.
+const MOST_ADDRESSES: usize = 8;
 /// For how long the runtime's word is enough where the API is there and does not show the pod.
 const UNKNOWN: Duration = Duration::from_secs(60);
 /// What `cluster::enrolment` asks of a pod's labels and annotations. Nothing else is kept.
@@ -58,12 +62,15 @@ impl Sandboxes {
         self.insert(pod, Some(now))
     }
 
-    /// Takes all that run, in place of what was told before.
-    pub(super) fn replace(&mut self, pods: Vec<PodSandbox>) {
-        self.by_id.clear();
-        for pod in pods {
-            self.insert(pod, None);
-        }
+    /// Takes one of those that run already.
+    pub(super) fn take_running(&mut self, pod: PodSandbox) {
+        self.insert(pod, None);
+    }
+
+    /// All that run, in place of what was told before.
+    pub(super) fn replace(&mut self, running: Self) {
+        self.by_id = running.by_id;
+        self.told = self.told.max(running.told);
     }
 
     /// Forgets one that has ended.
@@ -150,7 +157,7 @@ fn read(pod: PodSandbox, number: u64, started: Option<Instant>) -> Option<Sandbo
     let network = namespaces.into_iter().find(|it| it.r#type == "network");
     let host_network = says && network.is_none();
     let path = network.map(|network| network.path);
-    let path = path.filter(|path| path.starts_with('/') && path.len() <= LONGEST);
+    let path = path.filter(|path| path.starts_with('/') && path.len() <= LONGEST_PATH);
     Some(Sandbox {
         uid: pod.uid,
         namespace: pod.namespace,
@@ -158,7 +165,12 @@ fn read(pod: PodSandbox, number: u64, started: Option<Instant>) -> Option<Sandbo
         labels: kept(pod.labels, &LABELS),
         annotations: kept(pod.annotations, &ANNOTATIONS),
         host_network,
-        addresses: pod.ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        addresses: pod
+            .ips
+            .iter()
+            .take(MOST_ADDRESSES)
+            .filter_map(|ip| ip.parse().ok())
+            .collect(),
         netns: path.map(PathBuf::from),
         number,
         started,
@@ -256,7 +268,9 @@ mod tests {
         });
         assert!(matches!(told.added_to(&listing, now), Cow::Borrowed(_)));
         assert!(told.end("s") && !told.end("s"));
-        told.replace(vec![sandbox("s", "u", "/run/netns/x")]);
+        let mut running = Sandboxes::default();
+        running.take_running(sandbox("s", "u", "/run/netns/x"));
+        told.replace(running);
         assert!(
             told.added_to(&Listing::default(), now).pods.is_empty(),
             "it ran before"
@@ -289,7 +303,7 @@ mod tests {
         assert!(of(pod.clone()).host_network);
         pod.linux = None;
         assert!(!of(pod).host_network);
-        for odd in ["", "run/netns/x", &format!("/{}", "x".repeat(LONGEST))] {
+        for odd in ["", "run/netns/x", &format!("/{}", "x".repeat(LONGEST_PATH))] {
             assert_eq!(of(sandbox("s", "u", odd)).netns(), None);
         }
     }
@@ -305,6 +319,10 @@ mod tests {
             told.start(sandbox(&number.to_string(), &number.to_string(), ""), now);
         }
         assert_eq!(told.by_id.len(), MOST);
+        let mut many = sandbox("0", "0", "");
+        many.ips = vec!["10.0.0.1".to_owned(); 1000];
+        assert!(told.start(many, now).is_some());
+        assert_eq!(told.by_id["0"].addresses.len(), MOST_ADDRESSES);
         // One that is known may say something else.
         assert!(told.start(sandbox("0", "0", "/run/netns/x"), now).is_some());
     }

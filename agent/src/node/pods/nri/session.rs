@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    Captures, Plugin,
+    Captures, Plugin, Sandboxes,
     api::{
         ConfigureRequest, ConfigureResponse, Event, INVALID, PLUGIN, PodSandbox, RUNTIME,
         RegisterPluginRequest, Request, Response, StateChangeEvent, Status, SynchronizeRequest,
@@ -49,8 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LEAST: Duration = Duration::from_millis(100);
 /// Sandboxes that are waited for at a time. Runtimes start one after the other.
 const MOST_WAITING: usize = 64;
-/// Pods that a runtime may have when it begins to tell.
-const MOST_PODS: usize = 4096;
+/// So much of a text of the runtime's is shown.
+const SHOWN: usize = 256;
 
 /// Why a connection has ended, or was not to be had.
 #[derive(Debug, Error)]
@@ -89,7 +89,7 @@ struct Session<'a> {
     write: OwnedWriteHalf,
     waiting: Waiting,
     /// Of a runtime that has not told of everything yet.
-    pods: Vec<PodSandbox>,
+    running: Sandboxes,
     runtime: String,
     synchronized: bool,
     /// How many captures have not ended in time, one after the other.
@@ -112,7 +112,7 @@ async fn talk(plugin: &Plugin, stream: UnixStream) -> Result<(), SessionError> {
         plugin,
         write,
         waiting: Waiting::new(),
-        pods: Vec::new(),
+        running: Sandboxes::default(),
         runtime: String::new(),
         synchronized: false,
         late: 0,
@@ -162,7 +162,10 @@ impl Session<'_> {
             (Connection::Runtime, Kind::Response, REGISTRATION) => {
                 let status = Response::decode(message.payload)?.status;
                 match status.filter(|status| status.code != 0) {
-                    Some(status) => Err(SessionError::Refused(status)),
+                    Some(Status { code, message }) => Err(SessionError::Refused(Status {
+                        code,
+                        message: shown(message),
+                    })),
                     None => Ok(()),
                 }
             }
@@ -179,7 +182,7 @@ impl Session<'_> {
         match (request.service.as_str(), request.method.as_str()) {
             (PLUGIN, "Configure") => {
                 let asked = ConfigureRequest::decode(payload)?;
-                self.runtime = format!("{} {}", asked.runtime_name, asked.runtime_version);
+                self.runtime = format!("{} {}", shown(asked.runtime_name), shown(asked.runtime_version));
                 let wanted = [
                     Event::RunPodSandbox,
                     Event::StopPodSandbox,
@@ -205,11 +208,13 @@ impl Session<'_> {
     }
 
     async fn synchronize(&mut self, stream: u32, part: SynchronizeRequest) -> Result<(), SessionError> {
-        let room = MOST_PODS.saturating_sub(self.pods.len());
-        self.pods.extend(part.pods.into_iter().take(room));
+        // One by one: of each only what is kept of it stays.
+        for pod in part.pods {
+            self.running.take_running(PodSandbox::decode(pod)?);
+        }
         if !part.more {
-            let pods = std::mem::take(&mut self.pods);
-            self.tell(|sandboxes| sandboxes.replace(pods));
+            let running = std::mem::take(&mut self.running);
+            self.tell(|sandboxes| sandboxes.replace(running));
             if !self.synchronized {
                 self.synchronized = true;
                 self.plugin.connected(self.runtime.clone());
@@ -252,8 +257,8 @@ impl Session<'_> {
         }
     }
 
-    fn tell<T>(&self, change: impl FnOnce(&mut super::Sandboxes) -> T) -> T {
-        let mut sandboxes = super::Sandboxes::clone(&self.plugin.told.borrow());
+    fn tell<T>(&self, change: impl FnOnce(&mut Sandboxes) -> T) -> T {
+        let mut sandboxes = Sandboxes::clone(&self.plugin.told.borrow());
         let changed = change(&mut sandboxes);
         self.plugin.told.send_replace(std::sync::Arc::new(sandboxes));
         changed
@@ -340,6 +345,14 @@ impl Session<'_> {
         };
         let written = timeout(WRITE, self.write.write_all(&encode(&message))).await;
         Ok(written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
+    }
+}
+
+/// The beginning of a text that goes into the log and the status.
+fn shown(text: String) -> String {
+    match text.char_indices().nth(SHOWN) {
+        None => text,
+        Some((end, _)) => text[..end].to_owned(),
     }
 }
 

@@ -91,7 +91,7 @@ impl Scene {
         assert_eq!(configured.events, 0b111);
         for (stream, id, more) in [(3, "a", true), (5, "b", false)] {
             let part = SynchronizeRequest {
-                pods: vec![told(id, "in", id, "/nowhere")],
+                pods: vec![told(id, "in", id, "/nowhere").encode_to_vec().into()],
                 more,
             };
             assert_ne!(scene.status.borrow().state, NriState::Connected);
@@ -334,6 +334,9 @@ async fn a_runtime_that_refuses_or_speaks_something_else_is_left() {
     scene.write(&bytes).await;
     let ended = (&mut scene.session).await.expect("no panic");
     assert!(matches!(ended, Err(SessionError::Message(_))), "{ended:?}");
+    // What it says of itself goes into the log and the status.
+    assert_eq!(shown("é".repeat(4 << 20)), "é".repeat(SHOWN));
+    assert_eq!(shown("containerd".to_owned()), "containerd");
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,4 +350,52 @@ async fn another_agents_turn_ends_the_session() {
     let scene = Scene::connected().await;
     scene.captures.send_replace(None);
     assert!(scene.session.await.expect("no panic").is_ok());
+}
+
+#[tokio::test]
+async fn a_runtime_that_tells_without_end_is_heard_to_a_limit() {
+    const TOLD: usize = 5000;
+    const KEPT: usize = 4096;
+    let mut scene = Scene::connected().await;
+    // Two bytes each of the message, and nothing that a pod could be known by.
+    let nothing = SynchronizeRequest {
+        pods: vec![Bytes::new(); 1 << 20],
+        more: true,
+    };
+    let mut stream = 7;
+    for _ in 0..3 {
+        let SynchronizeResponse { more } = scene.call(stream, "Synchronize", &nothing).await;
+        assert!(more);
+        stream += 2;
+    }
+    let long = "x".repeat(8192);
+    for part in 0..5 {
+        let pods = (0..TOLD / 5).map(|number| {
+            let id = format!("{part}-{number}");
+            let mut pod = told(&id, "in", &id, "/nowhere");
+            pod.labels = [(long.clone(), long.clone())].into();
+            pod.encode_to_vec().into()
+        });
+        // In messages that ttrpc has room for.
+        for pods in pods.collect::<Vec<_>>().chunks(200) {
+            let some = SynchronizeRequest {
+                pods: pods.to_vec(),
+                more: true,
+            };
+            let _: SynchronizeResponse = scene.call(stream, "Synchronize", &some).await;
+            stream += 2;
+        }
+    }
+    let _: SynchronizeResponse = scene
+        .call(stream, "Synchronize", &SynchronizeRequest::default())
+        .await;
+    assert_eq!(scene.ids().len(), KEPT);
+    // One more is not waited for, and the runtime is not held up.
+    let since = Instant::now();
+    scene
+        .event(stream + 2, Event::RunPodSandbox, "one-more", SECOND)
+        .await;
+    assert_eq!(scene.answer(stream + 2).await.status, None);
+    assert!(since.elapsed() < SECOND / 2, "{:?}", since.elapsed());
+    assert_eq!(scene.ids().len(), KEPT);
 }
