@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, client};
+use tonic::{Code, client, metadata::MetadataMap};
 
 use super::*;
 use crate::{
@@ -37,8 +37,12 @@ impl Reviewer for Named {
 
 fn ca(trust_domain: &str) -> LocalCa {
     let (cert, key) = LocalCa::create(&trust_domain.parse().unwrap()).unwrap();
-    let (cert, key) = (cert.into_bytes(), key.into_bytes());
-    LocalCa::from_pem(&cert, &key, "tls.crt".as_ref(), "tls.key".as_ref()).unwrap()
+    of_pem(&cert, &key)
+}
+
+fn of_pem(cert: &str, key: &str) -> LocalCa {
+    let (cert, key) = (cert.as_bytes(), key.as_bytes());
+    LocalCa::from_pem(cert, key, "tls.crt".as_ref(), "tls.key".as_ref()).unwrap()
 }
 
 struct World {
@@ -51,7 +55,10 @@ struct World {
 
 impl World {
     async fn new(name: &str) -> Self {
-        let ca = ca("cluster.local");
+        Self::of(name, ca("cluster.local")).await
+    }
+
+    async fn of(name: &str, ca: LocalCa) -> Self {
         let cert = ca.server_cert(&[NAME.to_owned()]).unwrap();
         let tls = ServerTls::new(cert.chain, cert.key, Some(clients(ca.trust()))).unwrap();
         let services = Services {
@@ -115,8 +122,16 @@ impl World {
         token: Option<&str>,
     ) -> Result<Option<Code>, String> {
         let credentials = self.credentials(cert, token);
+        let mut metadata = MetadataMap::new();
+        if token.is_some() {
+            credentials.sign(&mut metadata).await.unwrap();
+        }
+        Self::is_heard_by(&credentials, metadata).await
+    }
+
+    async fn is_heard_by(credentials: &Credentials, metadata: MetadataMap) -> Result<Option<Code>, String> {
         let said = |error: &dyn std::error::Error| chain(error);
-        let channel = connect(&credentials).await.map_err(|error| said(&error))?;
+        let channel = connect(credentials).await.map_err(|error| said(&error))?;
         let (requests, queue) = tokio::sync::mpsc::channel(1);
         let subscription = DeltaDiscoveryRequest {
             type_url: Resources::Address.type_url().to_owned(),
@@ -124,9 +139,7 @@ impl World {
         };
         requests.send(subscription).await.unwrap();
         let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        if token.is_some() {
-            credentials.sign(request.metadata_mut()).await.unwrap();
-        }
+        *request.metadata_mut() = metadata;
         let mut client = client::Grpc::new(channel);
         client.ready().await.map_err(|error| said(&error))?;
         let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
@@ -215,6 +228,14 @@ async fn whoever_proves_nothing_is_nobody() {
         world.hears(agent, Some("bad")).await,
         Ok(Some(Code::Unauthenticated))
     );
+    // Nor what is no token at all where one belongs.
+    let credentials = world.credentials(agent, None);
+    for odd in ["Basic d2VmdA==", "Bearer", "weft-system/weft-agent", ""] {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", odd.parse().unwrap());
+        let heard = World::is_heard_by(&credentials, metadata).await;
+        assert_eq!(heard, Ok(Some(Code::Unauthenticated)), "{odd:?}");
+    }
 }
 
 #[tokio::test]
@@ -243,6 +264,38 @@ async fn a_certificate_of_another_root_ends_the_handshake() {
     let elsewhere = "spiffe://elsewhere/ns/weft-system/sa/weft-agent";
     let refused = world.hears(Some((&world.ca, elsewhere)), None).await;
     assert!(refused.is_err(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_expired_certificate_ends_the_handshake() {
+    let (root, root_key) = LocalCa::create(&TrustDomain::default()).unwrap();
+    let world = World::of("expired", of_pem(&root, &root_key)).await;
+    let root_key = rcgen::KeyPair::from_pem(&root_key).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&root, root_key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let (now, hour) = (std::time::SystemTime::now(), std::time::Duration::from_secs(3600));
+    // How long ago it has ended; more than clocks may be apart.
+    for (ago, expect) in [(hour, Err(())), (std::time::Duration::ZERO, Ok(None))] {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.subject_alt_names = vec![rcgen::SanType::URI(AGENT.try_into().unwrap())];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = (now - 2 * hour).into();
+        params.not_after = (now - ago).into();
+        let cert = params.signed_by(&key, &issuer).unwrap();
+        let files = CertFiles {
+            chain: world.dir.join("cert.pem"),
+            key: world.dir.join("key.pem"),
+        };
+        std::fs::write(&files.chain, cert.pem()).unwrap();
+        std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        let credentials = Credentials {
+            cert: Some(files),
+            ..world.credentials(None, None)
+        };
+        let heard = World::is_heard_by(&credentials, MetadataMap::new()).await;
+        assert_eq!(heard.map_err(drop), expect, "{ago:?} ago");
+    }
 }
 
 #[tokio::test]
