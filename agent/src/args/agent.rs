@@ -48,7 +48,7 @@ pub struct AgentArgs {
     #[arg(long, env = "WEFT_STARTUP_TAINT", value_name = "KEY")]
     pub startup_taint: Option<String>,
     /// The container runtime's NRI socket: it tells of pods that start, and waits until they are captured. Where there is none
-    /// they are found by their cgroups; an empty path asks nobody
+    /// they are found by their cgroups; `none` asks nobody
     #[arg(long, env = "WEFT_NRI_SOCKET", value_name = "FILE", default_value = SOCKET)]
     pub nri_socket: String,
     /// The node's own network namespace [default: in a container that of the runtime that started it, else that of process 1]
@@ -185,7 +185,9 @@ impl AgentArgs {
             },
             pods_cgroup: self.pods_cgroup.clone(),
             listing: None,
-            nri_socket: (!self.nri_socket.is_empty()).then(|| PathBuf::from(&self.nri_socket)),
+            nri_socket: Some(&self.nri_socket)
+                .filter(|socket| !["", "none"].contains(&socket.as_str()))
+                .map(PathBuf::from),
             node_netns: self.node_netns.clone(),
             node_ip: self.node_ip,
             same_node_lease: Duration::from_secs(self.same_node_lease),
