@@ -4,6 +4,12 @@
 #[path = "enrolment/api.rs"]
 mod api;
 mod common;
+#[expect(dead_code, reason = "some of it is for the tests of DNS")]
+mod names {
+    pub(crate) mod ask;
+    pub(crate) mod scripted;
+    pub(crate) mod wire;
+}
 
 use std::{
     fs,
@@ -17,6 +23,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use api::Api;
 use common::{MARKER, SERVICE4, addr, refused_at_once};
+use names::{
+    ask::{WEB, says, unbound},
+    wire,
+};
 use serde_json::{Value, json};
 use weft_tests::{
     Agent, AgentOptions, LIMIT, Membership, Pod, PodSpec, Server, World,
@@ -24,7 +34,7 @@ use weft_tests::{
     capture::contains,
     cgroup,
     nri::{self, Runtime, sandbox},
-    wait_until, with_world,
+    skip, wait_until, with_world,
 };
 
 const MODE: &str = "istio.io/dataplane-mode";
@@ -56,9 +66,7 @@ struct Scene {
 
 fn with_scene(test: impl FnOnce(&mut World, &mut Scene) -> Result<()>) {
     let Some(program) = nri::program() else {
-        return eprintln!(
-            "SKIPPED: there is no container runtime's half of NRI here: cargo xtask setup builds it"
-        );
+        return skip("there is no container runtime's half of NRI here: cargo xtask setup builds it");
     };
     with_world(|world| {
         let web = PodSpec::new("web").service_account("web").label("app", "web");
@@ -213,9 +221,61 @@ fn a_pod_that_the_mesh_does_not_know_yet_waits_instead_of_being_refused() {
         ensure!(answer == MARKER);
         first_instruction(&young, scene.web.addr(8080))?;
         // It was captured once: what the mesh says of it is what was found.
+        scene
+            .a
+            .wait_for_log("its capture", |line| line.contains("pod captured"))?;
         let log = scene.a.log();
         ensure!(log.matches("pod captured").count() == 1, "{log}");
         ensure!(!contains(&capture.stop()?, MARKER), "it was in clear");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_that_the_mesh_does_not_know_yet_may_ask_for_a_name_with_its_first_instruction() {
+    with_scene(|world, scene| {
+        // Whoever passes a query on to it gets another answer than the mesh's.
+        let (dns, server) = says(world, 9)?;
+        for (number, over_tcp) in [(1, false), (2, true)] {
+            let young = PodSpec::new(&format!("young-{number}"))
+                .cgroup(&folder(number))
+                .unlisted();
+            let young = world.pod("a", young)?;
+            scene.runtime.run(&sandbox(&id(number), &uid(number), &young))?;
+            let (query, to) = (wire::query(7, WEB, wire::A), dns.addr(53));
+            let ask = || -> Result<Vec<u8>> {
+                if over_tcp {
+                    let mut stream = young.connect(to)?;
+                    wire::write_frame(&mut stream, &query)?;
+                    Ok(wire::read_frame(&mut stream)?)
+                } else {
+                    Ok(wire::exchange(&unbound(&young, to)?, to, &query)?.0)
+                }
+            };
+            let answer = thread::scope(|scope| {
+                let asking = scope.spawn(ask);
+                thread::sleep(Duration::from_secs(1));
+                ensure!(!asking.is_finished(), "it is answered before anybody knows it");
+                world.set_membership(&young, Membership::Mesh);
+                world.apply()?;
+                asking.join().ok().context("it panicked")?
+            });
+            let seen = wire::seen(&answer.context("it is answered")?)?;
+            ensure!(seen.id == 7 && seen.tail == [10, 96, 0, 10], "{seen:?}");
+            // The next one does not wait.
+            let since = Instant::now();
+            ask()?;
+            ensure!(
+                since.elapsed() < Duration::from_millis(500),
+                "{:?}",
+                since.elapsed()
+            );
+        }
+        ensure!(
+            server.asked().is_empty(),
+            "the server was asked by {:?}",
+            server.asked()
+        );
         Ok(())
     });
 }
@@ -250,12 +310,9 @@ fn what_is_not_the_meshs_is_not_held_up_and_what_cannot_be_captured_not_for_long
         );
         refused_at_once(&wrong, scene.web.addr(8080))?;
         ensure!(scene.sandboxes("late")? == 1.0);
-        ensure!(
-            scene
-                .a
-                .log()
-                .contains("was not captured before its containers start")
-        );
+        scene.a.wait_for_log("who was late", |line| {
+            line.contains("was not captured before its containers start")
+        })?;
         // The next one that is late is waited for half as long, and one that is not is as ever.
         scene.runtime.stop(&id(4))?;
         let waited = scene.runtime.run(&sandbox("again", &uid(4), &wrong))?;
