@@ -184,6 +184,8 @@ fn failed_connections_are_counted_with_their_reason() {
                 samples.sum("istio_tcp_connections_opened_total", &[]) == 0.0,
                 "none of them was open"
             );
+            // The log's writer may be some milliseconds behind the counts.
+            wait_until("the lines", LIMIT, || agent.access_lines().len() >= 3)?;
             let lines = agent.access_lines();
             ensure!(
                 lines.len() == 3 && lines.iter().all(|line| !line.is_ok()),

@@ -253,10 +253,9 @@ fn a_filter_that_lets_only_tunnels_through_sends_the_pair_back_to_the_agent() {
         })?;
         echoed(&client, to).context("through the tunnel")?;
         stays_with_the_agent(&agent, &client, to)?;
-        assert!(
-            agent.log().contains("does a NetworkPolicy"),
-            "an operator is told"
-        );
+        agent.wait_for_log("what an operator is told", |line| {
+            line.contains("does a NetworkPolicy")
+        })?;
         node.ip(&format!(
             "rule del to {} ipproto tcp dport 8080 blackhole\n",
             web.v4()
