@@ -21,10 +21,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use tokio::{net::TcpStream, runtime::Handle};
 use tokio_util::sync::CancellationToken;
+
+/// The pause after the second thread could not be started.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// One of the two threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +73,9 @@ enum Bulk {
     #[default]
     Unborn,
     Runs(Running),
-    /// It could not be started, or has been ended.
+    /// It could not be started, as where no file was free: it is tried again at this time.
+    Failed(Instant),
+    /// It has been ended.
     Gone,
 }
 
@@ -131,19 +137,24 @@ impl Threads {
 
     fn bulk_runtime(&self) -> Option<Handle> {
         let mut bulk = self.bulk();
-        if matches!(*bulk, Bulk::Unborn) {
+        let wanted = match &*bulk {
+            Bulk::Unborn => true,
+            Bulk::Failed(again) => *again <= Instant::now(),
+            Bulk::Runs(_) | Bulk::Gone => false,
+        };
+        if wanted {
             *bulk = match Running::start(&self.name) {
                 Ok(running) => Bulk::Runs(running),
                 Err(error) => {
                     let thread = &self.name;
                     tracing::warn!(%error, thread, "no thread for bulk: messages wait longer beside bulk streams");
-                    Bulk::Gone
+                    Bulk::Failed(Instant::now() + AGAIN)
                 }
             };
         }
         match &*bulk {
             Bulk::Runs(running) => Some(running.handle.clone()),
-            Bulk::Unborn | Bulk::Gone => None,
+            Bulk::Unborn | Bulk::Failed(_) | Bulk::Gone => None,
         }
     }
 
@@ -239,7 +250,7 @@ fn registered_here(socket: &TcpStream) -> io::Result<TcpStream> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, time::Duration};
+    use std::future::poll_fn;
 
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -312,12 +323,81 @@ mod tests {
         assert!(timeout(Duration::from_secs(5), dropped).await.unwrap().is_err());
     }
 
-    #[tokio::test]
-    async fn a_socket_follows_its_task_and_loses_no_byte() {
+    async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (dialled, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
-        let (mut far, mut near) = (dialled.unwrap(), accepted.unwrap().0);
+        (dialled.unwrap(), accepted.unwrap().0)
+    }
+
+    /// Sends what comes back, after each piece on the other thread, and while it waits as well.
+    async fn echo_by_turns(mut near: TcpStream, pieces: usize) {
+        let mut berth = Berth::new();
+        for turn in 0..pieces {
+            berth.follow(&mut near);
+            let mut piece = [0; 64];
+            let mut waits = turn % 2 == 0;
+            let mut read = std::pin::pin!(near.read_exact(&mut piece));
+            let other = if here() == Lane::Talk {
+                Lane::Bulk
+            } else {
+                Lane::Talk
+            };
+            // It moves while it is waiting for a socket that is still known to the other epoll.
+            poll_fn(|cx| {
+                let read = read.as_mut().poll(cx);
+                if read.is_pending() && std::mem::take(&mut waits) {
+                    want(other);
+                }
+                read
+            })
+            .await
+            .unwrap();
+            near.write_all(&piece).await.unwrap();
+            go(if turn % 3 == 0 { Lane::Bulk } else { Lane::Talk }).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn many_tasks_that_flap_lose_nothing_and_no_wake_up() {
+        const TASKS: usize = 100;
+        const PIECES: usize = 60;
+        let lanes = lanes();
+        let (ended, mut ends) = tokio::sync::mpsc::channel::<()>(1);
+        let mut clients = tokio::task::JoinSet::new();
+        for number in 0..TASKS {
+            let (mut far, near) = pair().await;
+            let ended = ended.clone();
+            lanes.spawn(async move {
+                echo_by_turns(near, PIECES).await;
+                drop(ended);
+            });
+            clients.spawn(async move {
+                for turn in 0..PIECES {
+                    let sent = [(number + turn) as u8; 64];
+                    far.write_all(&sent).await.unwrap();
+                    let mut got = [0; 64];
+                    far.read_exact(&mut got).await.unwrap();
+                    assert_eq!(sent, got);
+                }
+            });
+        }
+        drop(ended);
+        let all = async {
+            while let Some(client) = clients.join_next().await {
+                client.unwrap();
+            }
+            assert_eq!(ends.recv().await, None, "every task has ended");
+        };
+        timeout(Duration::from_secs(60), all)
+            .await
+            .expect("somebody waits for ever");
+        lanes.stop();
+    }
+
+    #[tokio::test]
+    async fn a_socket_follows_its_task_and_loses_no_byte() {
+        let (mut far, mut near) = pair().await;
         let lanes = lanes();
         let echo = done(&lanes, async move {
             let mut berth = Berth::new();
