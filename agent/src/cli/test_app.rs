@@ -323,7 +323,8 @@ async fn get(target: SocketAddr, path: &str, header: &str) -> anyhow::Result<boo
         Ok::<_, io::Error>(answer)
     });
     let answer = answer.await?.with_context(|| format!("ask {target}"))?;
-    print!("{answer}");
+    // What comes next begins a line, however the answer ends.
+    println!("{}", answer.strip_suffix('\n').unwrap_or(&answer));
     let status = answer.split(' ').nth(1).unwrap_or_default();
     Ok(status == "200")
 }
