@@ -70,6 +70,15 @@ pub(crate) fn runtime(install: bool) -> Result<()> {
     satisfy(needs::runtime(), install)
 }
 
+/// Finds or installs what the rehearsal of the end-to-end suite runs pods with.
+///
+/// # Errors
+/// The same.
+pub(crate) fn rehearsal(install: bool) -> Result<()> {
+    let needs = needs::runtime().into_iter().chain(needs::rehearsal());
+    satisfy(needs.collect(), install)
+}
+
 /// Finds or installs what `profile` needs besides what `bench` does.
 ///
 /// # Errors

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// How long a connection may take to open, and an answer to come.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections that `serve` has at a time.
+/// From a refusal to the next attempt.
+const AGAIN: Duration = Duration::from_millis(50);
 const MOST_CONNECTIONS: usize = 1_000;
 /// The most bytes that `get` reads.
 const LONGEST_ANSWER: u64 = 16 << 20;
@@ -50,6 +52,10 @@ pub enum App {
         /// Milliseconds from one to the next
         #[arg(long, default_value_t = 0)]
         every: u64,
+        /// Seconds for which the first connection may be refused, and is tried again: without NRI a pod that starts is, until it is
+        /// captured
+        #[arg(long, default_value_t = 0)]
+        patience: u64,
         /// Stay when it is done, as a pod that must not be started again does
         #[arg(long)]
         stay: bool,
@@ -61,6 +67,10 @@ pub enum App {
         /// Milliseconds from one line to the next
         #[arg(long, default_value_t = 100)]
         every: u64,
+        /// Seconds for which the first connection may be refused, and is tried again: without NRI a pod that starts is, until it is
+        /// captured
+        #[arg(long, default_value_t = 0)]
+        patience: u64,
     },
     /// Answer every HTTP request with one word
     Http {
@@ -135,18 +145,25 @@ pub async fn run(args: TestAppArgs, shutdown: CancellationToken) -> anyhow::Resu
             target,
             count,
             every,
+            patience,
             stay,
         } => {
-            let tally = call(target, count, Duration::from_millis(every), &shutdown).await;
+            let times = [Duration::from_millis(every), Duration::from_secs(patience)];
+            let tally = call(target, count, times, &shutdown).await;
             let code = tally.print();
             if stay {
                 shutdown.cancelled().await;
             }
             Ok(code)
         }
-        App::Hold { target, every } => Ok(hold(target, Duration::from_millis(every), &shutdown)
-            .await
-            .print()),
+        App::Hold {
+            target,
+            every,
+            patience,
+        } => {
+            let times = [Duration::from_millis(every), Duration::from_secs(patience)];
+            Ok(hold(target, times, &shutdown).await.print())
+        }
         App::Http { listen, say } => http(listen, &say, &shutdown).await,
         App::Get {
             target,
@@ -208,11 +225,17 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     writer.shutdown().await
 }
 
-async fn call(target: SocketAddr, count: u64, every: Duration, shutdown: &CancellationToken) -> Tally {
+async fn call(
+    target: SocketAddr,
+    count: u64,
+    [every, mut patience]: [Duration; 2],
+    shutdown: &CancellationToken,
+) -> Tally {
     let mut tally = Tally::default();
     let mut next = Instant::now();
     while (count == 0 || tally.done + tally.failed < count) && !shutdown.is_cancelled() {
-        tally.count(within(once(target)).await);
+        tally.count(patiently(patience, async || once(target).await).await);
+        patience = Duration::ZERO;
         next += every;
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
@@ -220,6 +243,25 @@ async fn call(target: SocketAddr, count: u64, every: Duration, shutdown: &Cancel
         }
     }
     tally
+}
+
+/// Dials, again and again for as long as it is refused and has patience.
+async fn patiently<T>(patience: Duration, dial: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+    let (begun, mut refused) = (Instant::now(), 0_u32);
+    loop {
+        let outcome = within(dial()).await;
+        let again = matches!(&outcome, Err(error) if error.kind() == io::ErrorKind::ConnectionRefused);
+        if again && begun.elapsed() < patience {
+            refused += 1;
+            sleep(AGAIN).await;
+            continue;
+        }
+        if refused > 0 {
+            let within = begun.elapsed().as_millis();
+            println!("{{\"refused\":{refused},\"within\":\"{within}ms\"}}");
+        }
+        return outcome;
+    }
 }
 
 async fn once(target: SocketAddr) -> io::Result<()> {
@@ -232,9 +274,9 @@ async fn once(target: SocketAddr) -> io::Result<()> {
     }
 }
 
-async fn hold(target: SocketAddr, every: Duration, shutdown: &CancellationToken) -> Tally {
+async fn hold(target: SocketAddr, [every, patience]: [Duration; 2], shutdown: &CancellationToken) -> Tally {
     let mut tally = Tally::default();
-    let mut stream = match within(TcpStream::connect(target)).await {
+    let mut stream = match patiently(patience, async || TcpStream::connect(target).await).await {
         Ok(stream) => stream,
         Err(error) => {
             tally.count(Err(error));
@@ -323,7 +365,8 @@ async fn get(target: SocketAddr, path: &str, header: &str) -> anyhow::Result<boo
         Ok::<_, io::Error>(answer)
     });
     let answer = answer.await?.with_context(|| format!("ask {target}"))?;
-    print!("{answer}");
+    // What comes next begins a line, however the answer ends.
+    println!("{}", answer.strip_suffix('\n').unwrap_or(&answer));
     let status = answer.split(' ').nth(1).unwrap_or_default();
     Ok(status == "200")
 }
@@ -338,22 +381,31 @@ mod tests {
         let target = listener.local_addr().expect("its address");
         drop(listener);
         let shutdown = CancellationToken::new();
-        let refused = call(target, 2, Duration::ZERO, &shutdown).await;
+        let at_once = [Duration::ZERO; 2];
+        let refused = call(target, 2, at_once, &shutdown).await;
         assert_eq!((refused.done, refused.failed, refused.failures.len()), (0, 2, 2));
 
+        let late = [Duration::ZERO, PATIENCE];
+        let waiting = tokio::spawn({
+            let shutdown = shutdown.clone();
+            async move { call(target, 1, late, &shutdown).await }
+        });
+        sleep(Duration::from_millis(100)).await;
         let serving = tokio::spawn(serve(target, shutdown.clone()));
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(target).await.is_err() && Instant::now() < deadline {
             tokio::task::yield_now().await;
         }
-        let called = call(target, 20, Duration::ZERO, &shutdown).await;
+        let waited = waiting.await.expect("no panic");
+        assert_eq!((waited.done, waited.failed), (1, 0), "{waited:?}");
+        let called = call(target, 20, at_once, &shutdown).await;
         assert_eq!((called.done, called.failed), (20, 0), "{called:?}");
         let ended = CancellationToken::new();
         let holding = tokio::spawn({
             let ended = ended.clone();
-            async move { hold(target, Duration::from_millis(1), &ended).await }
+            async move { hold(target, [Duration::from_millis(1), Duration::ZERO], &ended).await }
         });
-        call(target, 20, Duration::ZERO, &shutdown).await;
+        call(target, 20, at_once, &shutdown).await;
         ended.cancel();
         let held = holding.await.expect("no panic");
         assert_eq!(held.failed, 0, "{held:?}");

@@ -17,7 +17,7 @@ use http::{HeaderValue, StatusCode};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -133,12 +133,23 @@ pub enum ServeError {
     /// The connection broke.
     #[error("the connection broke")]
     Broken(#[source] h2::Error),
-    /// The peer did not answer a PING.
+    /// The peer did not answer a PING, and nothing was open any more: so ends a tunnel of a pod that has ended, whose network is
+    /// gone before a good-bye could leave it.
+    #[error("the peer is gone: it did not answer a PING within {0:?}, and no stream was open")]
+    Gone(Duration),
+    /// The peer did not answer a PING, and streams were open.
     #[error("the peer did not answer a PING within {0:?}")]
     Silent(Duration),
     /// Streams went on after the drain's deadline and were cut.
     #[error("streams were still open {0:?} after the drain began")]
     DrainTimedOut(Duration),
+}
+
+impl ServeError {
+    /// Whether it is an end that ending pods give their tunnels every day, and nobody has lost anything by it.
+    pub fn is_usual(&self) -> bool {
+        matches!(self, Self::Gone(_))
+    }
 }
 
 /// When a tunnel comes to its end by our own wish.
@@ -175,11 +186,7 @@ where
         .await
         .map_err(|_| ServeError::TimedOut(settings.handshake_timeout))?;
     let mut connection = handshake.map_err(name_error)?;
-    let silence = keepalive::silence(connection.ping_pong(), settings);
-    tokio::select! {
-        served = requests(&mut connection, settings, growth, drain, on_request) => served,
-        after = silence => Err(ServeError::Silent(after)),
-    }
+    requests(&mut connection, settings, growth, drain, on_request).await
 }
 
 async fn requests<S, F>(
@@ -197,8 +204,12 @@ where
         drain.begins.cancelled().await;
         sleep(settings.drain_timeout).await;
     };
-    tokio::pin!(deadline);
+    let silence = keepalive::silence(connection.ping_pong(), settings);
+    tokio::pin!(deadline, silence);
     let mut draining = false;
+    // Runs from the GOAWAY on.
+    let mut unanswered = interval(settings.goaway_timeout);
+    unanswered.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let tunnel = Part::new();
     let mut window = Window::new(tunnel.unread.clone(), growth, settings);
     let taken = AtomicUsize::new(0);
@@ -218,18 +229,19 @@ where
                 Some(Err(err)) => return Err(name_error(err)),
                 None => return Ok(()),
             },
-            () = &mut unused, if !draining => {
+            () = go_away(&mut unused, &drain), if !draining => {
                 draining = true;
+                unanswered.reset();
                 connection.graceful_shutdown();
             }
-            () = drain.goaway.cancelled(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
-            () = drain.begins.cancelled(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-            }
+            // With the answer, the connection would have ended by itself.
+            _ = unanswered.tick(), if draining => if tunnel.is_last() {
+                return Ok(());
+            },
+            after = &mut silence => return Err(match tunnel.is_last() {
+                true => ServeError::Gone(after),
+                false => ServeError::Silent(after),
+            }),
             () = &mut deadline => {
                 connection.abrupt_shutdown(Reason::NO_ERROR);
                 // The GOAWAY and the resets, if the peer still reads.
@@ -238,6 +250,15 @@ where
                 return Err(ServeError::DrainTimedOut(settings.drain_timeout));
             }
         }
+    }
+}
+
+/// Resolves when the peer is to open new streams elsewhere.
+async fn go_away(unused: impl Future<Output = ()>, drain: &Drain) {
+    tokio::select! {
+        () = unused => {}
+        () = drain.goaway.cancelled() => {}
+        () = drain.begins.cancelled() => {}
     }
 }
 

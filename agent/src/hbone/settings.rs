@@ -38,6 +38,9 @@ pub struct Settings {
     pub buffers: Buffers,
     /// The longest frame that we take.
     pub max_frame: u32,
+    /// How long the answer to a GOAWAY may take where no stream is open: who does not give it is gone, as the network of a pod is
+    /// that has ended.
+    pub goaway_timeout: Duration,
     /// How long streams may go on after a drain began, before they are cut.
     pub drain_timeout: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for Settings {
             connection_window_most: 64 << 20,
             buffers: Buffers::new(512 << 20, 128 << 20),
             max_frame: 1 << 20,
+            goaway_timeout: Duration::from_secs(3),
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -227,8 +227,14 @@ impl InboundTunnel {
             why = self.session.rejected() => {
                 tracing::warn!(%peer, %pod, %why, "a tunnel was cut: it is not trusted any more");
             }
-            served = hbone::serve(stream, &settings, pair, drain, each) => if let Err(error) = served {
-                tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
+            served = hbone::serve(stream, &settings, pair, drain, each) => match served {
+                Err(error) if error.is_usual() => {
+                    tracing::debug!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended");
+                }
+                Err(error) => {
+                    tracing::warn!(%peer, %identity, %pod, error = chain(&error), "a tunnel ended before its time");
+                }
+                Ok(()) => {}
             },
             never = renewed => match never {},
         }

@@ -135,8 +135,14 @@ impl Tunnel {
             why = self.session.rejected() => {
                 tracing::warn!(%peer, %why, "a tunnel was cut: it is not trusted any more");
             }
-            served = hbone::serve(stream, settings, pair, drain, each) => if let Err(error) = served {
-                tracing::warn!(%peer, %identity, error = chain(&error), "a tunnel ended before its time");
+            served = hbone::serve(stream, settings, pair, drain, each) => match served {
+                Err(error) if error.is_usual() => {
+                    tracing::debug!(%peer, %identity, error = chain(&error), "a tunnel ended");
+                }
+                Err(error) => {
+                    tracing::warn!(%peer, %identity, error = chain(&error), "a tunnel ended before its time");
+                }
+                Ok(()) => {}
             },
             never = retired => match never {},
         }

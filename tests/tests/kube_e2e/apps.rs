@@ -25,6 +25,9 @@ pub(crate) const OUTSIDE: &str = "weft-e2e-outside";
 pub(crate) const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// How long a pod may take to start, an image that has to be pulled included.
 const START: Duration = Duration::from_secs(180);
+/// Seconds for which the first connection of a pod may be refused and is tried again: where the container runtime has no NRI it is,
+/// until the pod is captured.
+pub(crate) const PATIENCE: &str = "30";
 /// The port of servers.
 pub(crate) const PORT: u16 = 8080;
 
@@ -212,13 +215,19 @@ impl<'a> World<'a> {
         target: &str,
         count: u32,
     ) -> Result<Tally> {
-        let args = words(&["call", target, "--count", &count.to_string(), "--every", "10"]);
+        self.caller(namespace, account, &[target, "--patience", PATIENCE], count)
+            .await
+    }
+
+    async fn caller(&self, namespace: &str, account: &str, how: &[&str], count: u32) -> Result<Tally> {
+        let count = count.to_string();
+        let args = [&["call", "--count", &count, "--every", "10"], how].concat();
         let app = App {
             namespace,
             name: "caller",
             account,
             node: &self.nodes[0],
-            args,
+            args: words(&args),
         };
         tally(&self.run(&app).await?)
     }
@@ -236,7 +245,7 @@ impl<'a> World<'a> {
             if allowed { "let in" } else { "refused" }
         );
         until(&what, Duration::from_secs(90), async || {
-            let tally = self.call(namespace, account, target, 3).await?;
+            let tally = self.caller(namespace, account, &[target], 3).await?;
             let as_expected = if allowed {
                 tally.failed == 0
             } else {

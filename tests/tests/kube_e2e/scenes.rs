@@ -11,7 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    apps::{App, INSIDE, OUTSIDE, World, restarts, words},
+    apps::{App, INSIDE, OUTSIDE, PATIENCE, World, restarts, words},
     cluster::{delete, until},
     commands,
     mesh::{Mesh, identity},
@@ -141,7 +141,8 @@ pub(crate) async fn strict(world: &World<'_>) -> Result<()> {
     world.call_until(OUTSIDE, "client", &server, true).await
 }
 
-/// Each pod's first instruction is a connection: it may wait until it is captured, and must not go out in plaintext.
+/// Each pod's first instruction is a connection: it may wait until it is captured, or be refused for a moment where the runtime has
+/// no NRI; it must not go out in plaintext.
 pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let since = Timestamp::now();
     let target = world.service().await?;
@@ -150,7 +151,7 @@ pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
         name: "start",
         account: "client",
         node: &world.nodes[0],
-        args: words(&["call", &target, "--count", "1"]),
+        args: words(&["call", &target, "--count", "1", "--patience", PATIENCE]),
     });
     pod["metadata"]["name"].take();
     let job = serde_json::from_value(json!({
@@ -214,7 +215,16 @@ pub(crate) async fn upgrade(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
             name: "load",
             account: "client",
             node: &world.nodes[0],
-            args: words(&["call", &target, "--count", "0", "--every", "20"]),
+            args: words(&[
+                "call",
+                &target,
+                "--count",
+                "0",
+                "--every",
+                "20",
+                "--patience",
+                PATIENCE,
+            ]),
         })
         .await?;
     world.captured("load", true).await?;
@@ -243,7 +253,7 @@ pub(crate) async fn unenrol(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
             name: "holder",
             account: "client",
             node: &world.nodes[0],
-            args: words(&["hold", &target]),
+            args: words(&["hold", &target, "--patience", PATIENCE]),
         })
         .await?;
     world.captured("holder", true).await?;

@@ -280,6 +280,22 @@ pub(crate) fn runtime() -> Vec<Need> {
     ]
 }
 
+/// What the rehearsal of the end-to-end suite needs besides: what gives pods their network, and Services their addresses.
+pub(crate) fn rehearsal() -> Vec<Need> {
+    let plugins = PLUGINS.map(|name| Check::File(Path::new("/usr/lib/cni").join(name)));
+    vec![
+        packaged(
+            "CNI's own plug-ins",
+            &Check::All(plugins.to_vec()),
+            "containernetworking-plugins",
+        ),
+        packaged("iptables", &Check::Program("iptables-restore"), "iptables"),
+    ]
+}
+
+/// Those that the rehearsal's nodes name (tests/src/cluster/node.rs), and the one that containerd itself asks for.
+const PLUGINS: [&str; 3] = ["ptp", "host-local", "loopback"];
+
 /// What only `profile` needs.
 pub(crate) fn profiler() -> Vec<Need> {
     vec![

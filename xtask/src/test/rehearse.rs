@@ -26,7 +26,7 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, install: bool) -> Result<()>
         filter == Some("kube"),
         "--rehearse is for `cargo xtask test kube --rehearse`, which runs as a whole"
     );
-    setup::runtime(install)?;
+    setup::rehearsal(install)?;
     step("building weft for the rehearsal, without optimisations");
     shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
     let dir = shell::root().join("target/rehearsal");

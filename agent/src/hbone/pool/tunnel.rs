@@ -283,7 +283,13 @@ impl Tunnel {
                     break;
                 }
                 after = &mut silence => {
-                    tracing::warn!(peer = %self.peer, ?after, "tunnel given up: no answer to a PING");
+                    match self.streams() {
+                        // So end the tunnels to a pod that has ended: its network is gone before a good-bye could leave it.
+                        0 => tracing::debug!(peer = %self.peer, ?after, "tunnel ended: its peer is gone"),
+                        streams => {
+                            tracing::warn!(peer = %self.peer, ?after, streams, "tunnel given up: no answer to a PING");
+                        }
+                    }
                     break;
                 }
                 () = &mut idle, if !retired => {

@@ -203,7 +203,7 @@ async fn a_head_that_is_begun_and_never_ended() {
     write.write_all(&begun).await.unwrap();
     write.flush().await.unwrap();
     let ended = soon(world.server.ended.recv()).await.unwrap();
-    assert!(matches!(ended, Err(ServeError::Silent(_))), "{ended:?}");
+    assert!(matches!(ended, Err(ServeError::Gone(_))), "{ended:?}");
 }
 
 #[tokio::test]

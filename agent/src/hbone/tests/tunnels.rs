@@ -346,7 +346,37 @@ async fn a_peer_that_falls_silent_is_given_up() {
         .await
         .unwrap();
     let ended = soon(world.server.ended.recv()).await.unwrap();
-    assert!(matches!(ended, Err(ServeError::Silent(_))), "{ended:?}");
+    assert!(matches!(ended, Err(ServeError::Gone(_))), "{ended:?}");
+}
+
+/// A pod's network goes before its tunnels can say good-bye: an agent that ends meanwhile must not wait for their answer.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_peer_that_is_gone() {
+    let settings = Settings {
+        goaway_timeout: Duration::from_millis(50),
+        ..Settings::default()
+    };
+    let (accept, held) = hold();
+    let mut world = World::with(settings, accept).await;
+    // One that takes no part in the end, and has nothing open.
+    let mut gone = world.raw().await;
+    gone.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
+    // One that has.
+    let stream = world.connect(nowhere()).await.unwrap();
+    for tunnel in world.server.tunnels.lock().unwrap().iter() {
+        tunnel.drain.cancel();
+    }
+    soon(world.server.ended.recv()).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(
+        world.server.ended.try_recv().is_err(),
+        "what is open goes on for the drain's time"
+    );
+    drop(stream);
+    held.lock().unwrap().clear();
+    soon(world.server.ended.recv()).await.unwrap().unwrap();
 }
 
 #[tokio::test]
