@@ -311,8 +311,8 @@ impl Control {
         // Without a view there are none, and what an earlier agent has left is let go. Pods that share the node's network
         // must never be held back, the API's own server for one, so that the node must be known.
         let none = View::default();
-        let view = self.view.as_deref().filter(|_| self.exposed.knows_node());
-        let view = view.unwrap_or(&none);
+        let view = self.newest().filter(|_| self.exposed.knows_node());
+        let view = view.as_deref().unwrap_or(&none);
         let mut told = self.enrolment.set_pending(&view.pending);
         if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, view.pods_cgroup) {
             told = self.enrolment.set_pods_cgroup(pods);
@@ -321,6 +321,12 @@ impl Control {
             let error = chain(&error);
             tracing::error!(error, "pods that start are not held back until they are captured");
         }
+    }
+
+    /// What the node shows by now: pods start while others are captured.
+    fn newest(&self) -> Option<Arc<View>> {
+        let newest = self.pods.as_ref().and_then(Pods::newest);
+        newest.or_else(|| self.view.clone())
     }
 
     /// Which of the node's pods are captured, for the API.
@@ -397,7 +403,10 @@ impl Control {
         // Nothing goes directly to or from a pod that is about to change: its address may be another's by now.
         self.hold_pending();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
-        let mut turn = self.enrolment.turn(&self.desired).await;
+        // The captures of a burst take longer than a pod needs to start.
+        let starting = self.pods.clone().filter(|_| self.exposed.knows_node());
+        let starting = || starting.as_ref().and_then(Pods::newest);
+        let mut turn = self.enrolment.turn(&self.desired, starting).await;
         self.tell_runtime();
         self.judge_exposed(std::mem::take(&mut turn.fresh));
         self.hold_pending();

@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     dns,
     pod::Pod,
-    pods::{Awaited, Pending},
+    pods::{Awaited, Pending, View},
     worker::Serve,
 };
 use crate::{
@@ -239,9 +239,24 @@ impl Enrolment {
 
     /// One turn: does what is missing. A pod that fails does not stop the others; it is tried again at the next turn,
     /// and what was captured of it before stays captured.
-    pub(super) async fn turn(&mut self, desired: &BTreeMap<Arc<str>, Desired>) -> Turn {
+    ///
+    /// `starting` is what the node shows by then: what starts meanwhile is held back between one pod and the next.
+    pub(super) async fn turn(
+        &mut self,
+        desired: &BTreeMap<Arc<str>, Desired>,
+        starting: impl Fn() -> Option<Arc<View>>,
+    ) -> Turn {
         let mut turn = Turn::default();
+        let mut held: Option<Arc<View>> = None;
         for action in plan(desired, &self.actual()) {
+            let newest = starting().filter(|view| !held.as_ref().is_some_and(|held| Arc::ptr_eq(held, view)));
+            if let Some(view) = newest {
+                if let Err(error) = self.set_pending(&view.pending) {
+                    let error = crate::telemetry::chain(&error);
+                    tracing::error!(error, "pods that start are not held back until they are captured");
+                }
+                held = Some(view);
+            }
             let (uid, result) = match &action {
                 Action::Capture(uid) => (uid, self.capture(uid, &desired[uid]).await),
                 Action::SetModes(uid) => (uid, self.set_modes(uid, &desired[uid].modes)),

@@ -225,6 +225,11 @@ impl Pods {
         }
     }
 
+    /// What should be by now, which stays to be waited for with [`Pods::changed`].
+    pub fn newest(&self) -> Option<Arc<View>> {
+        self.views.borrow().clone()
+    }
+
     /// What should be; none before the API has shown the node's pods.
     pub fn view(&mut self) -> Option<Arc<View>> {
         self.views.borrow_and_update().clone()
