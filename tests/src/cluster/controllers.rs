@@ -70,8 +70,16 @@ fn child(owner: &Value, api_version: &str, kind: &str, name: String) -> Value {
 }
 
 fn make(api: &StandIn, value: Value) {
+    let (kind, of) = (value["kind"].clone(), value["metadata"].clone());
     if let Err(error) = api.apply(value) {
-        eprintln!("controllers: {error:#}");
+        return eprintln!("controllers: {error:#}");
+    }
+    // The owner may have been deleted since it was looked at: the garbage collector takes what it left.
+    let owner = &of["ownerReferences"][0];
+    let namespace = text(&of["namespace"]);
+    let found = api.get(text(&owner["kind"]), namespace, text(&owner["name"]));
+    if found.is_none_or(|found| found["metadata"]["uid"] != owner["uid"] || is_leaving(&found)) {
+        api.delete(text(&kind), namespace, text(&of["name"]));
     }
 }
 
