@@ -234,7 +234,7 @@ async fn call(
     let mut tally = Tally::default();
     let mut next = Instant::now();
     while (count == 0 || tally.done + tally.failed < count) && !shutdown.is_cancelled() {
-        tally.count(patiently(patience, async || once(target).await).await);
+        tally.count(patiently(patience, || once(target)).await);
         patience = Duration::ZERO;
         next += every;
         tokio::select! {
@@ -246,7 +246,10 @@ async fn call(
 }
 
 /// Dials, again and again for as long as it is refused and has patience.
-async fn patiently<T>(patience: Duration, dial: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+async fn patiently<T, F>(patience: Duration, dial: impl Fn() -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
     let (begun, mut refused) = (Instant::now(), 0_u32);
     loop {
         let outcome = within(dial()).await;
@@ -276,7 +279,7 @@ async fn once(target: SocketAddr) -> io::Result<()> {
 
 async fn hold(target: SocketAddr, [every, patience]: [Duration; 2], shutdown: &CancellationToken) -> Tally {
     let mut tally = Tally::default();
-    let mut stream = match patiently(patience, async || TcpStream::connect(target).await).await {
+    let mut stream = match patiently(patience, || TcpStream::connect(target)).await {
         Ok(stream) => stream,
         Err(error) => {
             tally.count(Err(error));
