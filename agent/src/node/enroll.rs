@@ -3,6 +3,7 @@
 //!
 //! The only writer of the kernel's maps. What is to be done is `plan`'s to say.
 
+mod error;
 mod netns;
 mod plan;
 
@@ -14,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use error::EnrollError;
 use netns::{check_addresses, open};
 use plan::{Action, plan};
-use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -35,6 +36,7 @@ use crate::{
     limits::Places,
     mesh::{MtlsMode, PortModes},
     net::{netns::NetnsSource, socket::Family},
+    telemetry::chain,
 };
 
 /// A pod that should be captured.
@@ -52,27 +54,6 @@ struct Captured {
     released: CancellationToken,
     /// What is in the kernel of it may be another agent's by now.
     stale: bool,
-}
-
-/// Why a pod could not be captured or released.
-#[derive(Debug, Error)]
-pub(super) enum EnrollError {
-    #[error("open the pod's network namespace {path}")]
-    Netns { path: String, source: io::Error },
-    #[error("the pod's network namespace is not found: {0}")]
-    Missing(Arc<str>),
-    #[error("the pod has no address in the mesh")]
-    NoAddress,
-    #[error("the mesh says that the pod has the address {address}, but its network namespace does not")]
-    NotItsAddress { address: IpAddr, source: io::Error },
-    #[error("listen inside the pod")]
-    Listen(#[source] io::Error),
-    #[error("write the maps of the kernel's programs")]
-    Maps(#[from] aya::maps::MapError),
-    #[error("attach to the pod's network namespace")]
-    Attach(#[source] LoadError),
-    #[error("a worker has ended")]
-    WorkerGone,
 }
 
 /// The loop's state: what is captured, and the hands that change it.
@@ -231,8 +212,8 @@ impl Enrolment {
     pub(super) fn set_pending(&mut self, pending: &Pending) -> Result<(), LoadError> {
         let is_captured = |awaited: &Awaited| self.is_captured_at(&awaited.uid, &awaited.netns);
         let waits = |awaited: &Option<Awaited>| !awaited.as_ref().is_some_and(is_captured);
-        let cgroups = pending.cgroups.iter().filter(|(_, awaited)| waits(awaited));
-        let cgroups = cgroups.map(|(cgroup, _)| *cgroup).collect();
+        let held = |(cgroup, awaited): (&u64, _)| waits(awaited).then_some(*cgroup);
+        let cgroups = pending.cgroups.iter().filter_map(held).collect();
         let written = self.maps.set_pending(&cgroups, pending.levels);
         written.map_err(|source| self.kernel.map_error(source))
     }
@@ -252,8 +233,7 @@ impl Enrolment {
             let newest = starting().filter(|view| !held.as_ref().is_some_and(|held| Arc::ptr_eq(held, view)));
             if let Some(view) = newest {
                 if let Err(error) = self.set_pending(&view.pending) {
-                    let error = crate::telemetry::chain(&error);
-                    tracing::error!(error, "pods that start are not held back until they are captured");
+                    tracing::error!(error = chain(&error), "pods that start are not held back");
                 }
                 held = Some(view);
             }
@@ -266,7 +246,7 @@ impl Enrolment {
                 (Ok(()), Action::Capture(_)) => turn.started += 1,
                 (Ok(()), Action::Release(_)) => turn.stopped += 1,
                 (Ok(()), Action::SetModes(_)) => {}
-                (Err(error), _) => drop(turn.failed.insert(uid.clone(), crate::telemetry::chain(&error))),
+                (Err(error), _) => drop(turn.failed.insert(uid.clone(), chain(&error))),
             }
         }
         turn.fresh = std::mem::take(&mut self.fresh);
@@ -277,7 +257,7 @@ impl Enrolment {
             self.release_strangers(&mut turn);
         }
         if let Err(error) = self.settle(all) {
-            let error = crate::telemetry::chain(&error);
+            let error = chain(&error);
             tracing::error!(error, "cannot take an earlier agent's place; trying again");
             turn.unsettled = Some(error);
         }

@@ -222,10 +222,7 @@ pub async fn run(
     let buffers = tunnels.buffers.clone();
     shared.metrics.count_limits(Box::new(move || buffers.refused()));
     let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
-    let lanes = workers.lanes.clone();
-    let giving_back = tokio::spawn(give_back_regularly(move |work| {
-        lanes.iter().for_each(|lanes| lanes.on_each(work));
-    }));
+    let giving_back = workers.give_back();
     let node = open_node_netns(&config.node_netns);
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
@@ -410,6 +407,14 @@ impl Workers {
             workers.threads.push(started.thread);
         }
         Ok(workers)
+    }
+
+    /// Starts to give back memory that is not needed any more.
+    fn give_back(&self) -> tokio::task::JoinHandle<()> {
+        let lanes = self.lanes.clone();
+        tokio::spawn(give_back_regularly(move |work| {
+            lanes.iter().for_each(|lanes| lanes.on_each(work));
+        }))
     }
 
     fn join(self) {
