@@ -114,7 +114,8 @@ pub struct View {
     /// What stays open. A pod that an agent did not see starting: nothing holds it back until an agent runs (a start-up
     /// taint keeps pods away until then), and its sockets of before are judged at its capture. Nodes whose runtime keeps
     /// containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1): there is no cgroup to know a
-    /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. UDP other
+    /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. Nodes that
+    /// are starved of processor time: a cgroup is held once the agent has seen it, and an app may be faster. UDP other
     /// than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
     /// share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of the
     /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
