@@ -334,6 +334,38 @@ fn a_policy_that_denies_is_answered_401_and_named() {
 }
 
 #[test]
+fn what_comes_with_a_connect_reaches_an_app_that_it_may_reach_and_no_other() {
+    with_world(|world| {
+        let scene = Scene::new(world)?;
+        runtime()?.block_on(async {
+            let target = scene.web.addr(8080).to_string();
+            let denied = scene.tunnel("denied").await?;
+            for port in 44_000..44_020 {
+                let client = scene.client(port);
+                let (head, _) = denied.connect_with(&target, &client, b"secret").await?;
+                ensure!(head.status == 401, "{}", head.status);
+            }
+            ensure!(scene.server.accepted() == 0, "the app was reached");
+            let tunnel = scene.tunnel("client").await?;
+            for port in 44_100..44_110 {
+                let client = scene.client(port);
+                let (head, mut stream) = tunnel.connect_with(&target, &client, b"first").await?;
+                ensure!(head.status == 200, "{}", head.status);
+                ensure!(head.headers.contains_key("weft-early-data"), "{head:?}");
+                let first = stream.recv.data().await.context("no echo")??;
+                stream.recv.flow_control().release_capacity(first.len())?;
+                ensure!(first == b"first"[..], "{first:?}");
+                stream.echo(b" and second").await?;
+                let line = scene.line_of(&client)?;
+                let wanted = [("bytes_recv", "16"), ("bytes_sent", "16")];
+                ensure!(line.is_ok() && line.matches(&wanted), "{line}");
+            }
+            Ok(())
+        })
+    });
+}
+
+#[test]
 fn a_client_without_a_good_certificate_and_h2_gets_no_answer() {
     with_world(|world| {
         let scene = Scene::new(world)?;

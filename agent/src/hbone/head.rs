@@ -1,8 +1,8 @@
 //! What a request on a tunnel says. Pure: `server` answers it.
 
-use http::{Method, request::Parts};
+use http::{HeaderValue, Method, request::Parts};
 
-use super::{Authority, Baggage, Forwarded, TraceParent, headers, settings::HEADER_LIST};
+use super::{Authority, Forwarded, TraceParent, headers, settings::HEADER_LIST};
 use crate::mesh::{Limit, Refusal};
 
 /// The head of a request, as far as it could be understood.
@@ -10,8 +10,8 @@ use crate::mesh::{Limit, Refusal};
 pub struct Head {
     /// Where it wants to go; or that it is not a CONNECT, or to no address and port, or too long.
     pub target: Result<Authority, Refusal>,
-    /// What the other agent says about its workload.
-    pub baggage: Option<Baggage>,
+    /// What the other agent says about its workload ([`super::Baggage`]), unread.
+    pub baggage: Option<HeaderValue>,
     /// Who it says the connection is for.
     pub forwarded: Option<Forwarded>,
     /// The trace it is part of.
@@ -28,7 +28,7 @@ impl Head {
     pub fn read(request: &Parts) -> Self {
         Self {
             target: target(request),
-            baggage: headers::read(&request.headers, &headers::BAGGAGE),
+            baggage: request.headers.get(headers::BAGGAGE).cloned(),
             forwarded: headers::read(&request.headers, &headers::FORWARDED),
             traceparent: headers::read(&request.headers, &headers::TRACEPARENT),
         }

@@ -22,6 +22,9 @@ mod tests;
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// RFC 7239.
 pub const FORWARDED: HeaderName = http::header::FORWARDED;
+/// On the answer to a CONNECT: the next one on the same tunnel may have the app's first bytes right behind it. weft's own. An
+/// agent of another kind is not asked to take bytes that it has not agreed to (RFC 9110 9.3.6).
+pub const EARLY_DATA: HeaderName = HeaderName::from_static("weft-early-data");
 /// W3C Trace Context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 

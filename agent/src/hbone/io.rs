@@ -62,6 +62,7 @@ pub struct Io {
 }
 
 impl From<Stream> for Io {
+    /// Of a stream that was asked for without first bytes.
     fn from(stream: Stream) -> Self {
         Self {
             send: stream.send,

@@ -20,10 +20,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
+use h2::SendStream;
 use http::{HeaderValue, Method, Uri, Version};
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Authority, Baggage, Forwarded, Settings, Stream, TraceParent, headers};
+use super::{Authority, Forwarded, Settings, Stream, TraceParent, headers};
 use crate::{
     mesh::SpiffeId,
     net::{
@@ -65,6 +67,9 @@ pub struct ConnectRequest {
     pub forwarded: Option<Forwarded>,
     /// The trace that the connection is part of.
     pub traceparent: Option<TraceParent>,
+    /// The app's first bytes, as far as they are there. They go out right behind the CONNECT where the other end takes them so,
+    /// and after its answer otherwise.
+    pub first: Bytes,
 }
 
 /// A connection for a tunnel, and what its owner wants to be held for as long as it is open.
@@ -119,7 +124,8 @@ impl Pool {
     /// TCP_NODELAY.
     ///
     /// # Errors
-    /// When no tunnel can be opened or the other end does not answer 200. No byte of the app has been sent then.
+    /// When no tunnel can be opened or the other end does not answer 200. No byte has reached an app then, but for
+    /// [`ConnectError::InDoubt`].
     pub async fn connect<T, D, F, C>(
         &self,
         key: TunnelKey,
@@ -133,7 +139,7 @@ impl Pool {
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: Into<Dialled> + Send,
     {
-        let request = encode(&request)?;
+        let (request, first) = (encode(&request)?, request.first);
         let mut new = Some((tls, dial));
         let mut turned_away = ConnectError::Closed { peer: key.gateway };
         for _ in 0..ATTEMPTS {
@@ -150,7 +156,7 @@ impl Pool {
                     self.shared.open(&key, client, dial)
                 }
             };
-            match self.shared.ask(&key, slot, request.clone()).await {
+            match self.shared.ask(&key, slot, request.clone(), first.clone()).await {
                 Err(err @ ConnectError::Closed { .. }) => turned_away = err,
                 answer => return answer,
             }
@@ -235,42 +241,56 @@ impl Shared {
         key: &TunnelKey,
         slot: Slot,
         request: http::Request<()>,
+        first: Bytes,
     ) -> Result<Stream, ConnectError> {
         let peer = key.gateway;
         let (sender, session) = slot.ready().await?;
+        let mut has_first = false;
         let failed = |source| match session.is_rejected() {
-            // Cut by us: nothing of the app's was sent, and another tunnel's peer may have a better certificate.
+            // Cut by us: another tunnel's peer may have a better certificate.
             true => ConnectError::Closed { peer },
             false => error::of_stream(peer, source),
         };
         let answered = timeout(self.settings.answer_timeout, async {
             let mut sender = sender.ready().await.map_err(failed)?;
-            let (answer, send) = sender.send_request(request, false).map_err(failed)?;
+            let (answer, mut send) = sender.send_request(request, false).map_err(failed)?;
+            if slot.takes_early_data() {
+                has_first = send_first(&mut send, first);
+            }
             Ok((answer.await.map_err(failed)?, send))
         });
-        let (answer, send) = answered.await.map_err(|_| ConnectError::Unanswered {
+        let unanswered = ConnectError::Unanswered {
             peer,
             after: self.settings.answer_timeout,
-        })??;
+        };
+        let answered = answered.await.unwrap_or(Err(unanswered));
+        let (answer, send) = answered.map_err(|error| error.having_sent(has_first, session.is_rejected()))?;
         let (head, recv) = answer.into_parts();
-        let baggage: Option<Baggage> = headers::read(&head.headers, &headers::BAGGAGE);
         if head.status != http::StatusCode::OK {
             return Err(ConnectError::Refused {
                 peer,
                 status: head.status.as_u16(),
             });
         }
+        if head.headers.contains_key(headers::EARLY_DATA) {
+            slot.early_data_is_taken();
+        }
         Ok(Stream {
             send,
             recv,
-            peer: baggage.map(Box::new),
             session: Some(Arc::clone(&session)),
             unread: slot.unread(),
             load: slot.load(),
             slot: Some(slot),
             served: None,
+            has_first,
         })
     }
+}
+
+/// Whether there were any, and they are on their way. What the window has no room for yet waits inside h2; it is one read at most.
+fn send_first(send: &mut SendStream<Bytes>, first: Bytes) -> bool {
+    !first.is_empty() && send.send_data(first, false).is_ok()
 }
 
 /// RFC 9113 8.5: CONNECT has an authority and neither scheme nor path.

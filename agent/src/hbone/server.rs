@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Authority, Baggage, Forwarded, Pair, Settings, Stream, TraceParent,
+    Authority, Forwarded, Pair, Settings, Stream, TraceParent,
     buffers::Growth,
     head::Head,
     headers, keepalive,
@@ -35,8 +35,8 @@ use crate::{mesh::Refusal, net::weight::Load};
 pub struct Request {
     /// Where it wants to go; or that it is not a CONNECT, or to no address and port.
     pub target: Result<Authority, Refusal>,
-    /// What the other agent says about its workload.
-    pub baggage: Option<Baggage>,
+    /// What the other agent says about its workload ([`super::Baggage`]), unread.
+    pub baggage: Option<HeaderValue>,
     /// Who it says the connection is for.
     pub forwarded: Option<Forwarded>,
     /// The trace it is part of.
@@ -91,6 +91,9 @@ impl Responder {
     /// When the client has gone meanwhile.
     pub fn accept(mut self, baggage: Option<&HeaderValue>) -> Result<Stream, h2::Error> {
         let mut answer = http::Response::new(());
+        answer
+            .headers_mut()
+            .insert(headers::EARLY_DATA, HeaderValue::from_static("1"));
         if let Some(baggage) = baggage {
             answer.headers_mut().insert(headers::BAGGAGE, baggage.clone());
         }
@@ -98,13 +101,18 @@ impl Responder {
         Ok(Stream {
             send,
             recv: self.recv,
-            peer: None,
             session: None,
             unread: self.tunnel.unread,
             load: self.tunnel.load,
             slot: None,
             served: Some(self.tunnel.served),
+            has_first: false,
         })
+    }
+
+    /// Whether the app's first bytes have come with the CONNECT.
+    pub fn has_first_bytes(&mut self) -> bool {
+        self.recv.flow_control().used_capacity() > 0
     }
 
     /// A status that is not 200, and the stream's end.

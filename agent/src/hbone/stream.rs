@@ -15,7 +15,6 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::{net::TcpStream, task::yield_now};
 
 use super::{
-    Baggage,
     pool::Slot,
     window::{Part, Unread},
 };
@@ -33,8 +32,6 @@ use crate::net::{
 pub struct Stream {
     pub(super) send: SendStream<Bytes>,
     pub(super) recv: RecvStream,
-    /// What the other agent said about its workload.
-    pub peer: Option<Box<Baggage>>,
     /// The tunnel's; known to the side that dialled.
     pub(super) session: Option<Arc<Session>>,
     /// The place on the tunnel that the stream holds; given back when it is dropped.
@@ -45,6 +42,8 @@ pub struct Stream {
     pub(super) load: Load,
     /// On the side that was dialled: tells the connection that a stream is still there.
     pub(super) served: Option<Arc<()>>,
+    /// Whether the app's first bytes went out with the CONNECT.
+    pub(super) has_first: bool,
 }
 
 impl Stream {
@@ -67,7 +66,8 @@ pub enum AppSide {
     Answered,
 }
 
-/// Copies between an app and a stream until both ways have ended.
+/// Copies between an app and a stream until both ways have ended. `first` is what was read of the app before the stream was there
+/// ([`super::ConnectRequest::first`]).
 ///
 /// Dropping the future resets both: a connection that is cut short must not look finished.
 ///
@@ -75,85 +75,99 @@ pub enum AppSide {
 /// When the app's socket or the stream breaks; the other one has been reset then.
 pub fn copy(
     app: TcpStream,
-    stream: Stream,
+    (stream, first): (Stream, Bytes),
     side: AppSide,
     counters: &impl Count,
 ) -> impl Future<Output = Result<(), CopyError>> {
-    // Outside of the future, which may be dropped before it was polled.
-    run(Closing::new(app), stream, side, counters)
+    // Outside of the future, which may be dropped before it was polled; and what is made here is kept once, not twice.
+    let mut app = Closing::new(app);
+    let mut ways = Ways::of(stream, first);
+    async move {
+        // The future takes those fields alone that are named in it.
+        let _until_the_end = (&ways.slot, &ways.served);
+        let count = |n, is_ours: bool| {
+            ways.weight.add(n as usize);
+            match is_ours == (side == AppSide::Dialled) {
+                true => counters.up(n),
+                false => counters.down(n),
+            }
+        };
+        let (sent, received) = (|n| count(n, true), |n| count(n, false));
+        sent(ways.sent_before);
+        let copied = loop {
+            let here = app.follow();
+            let mut broken = pin!(here.broken());
+            let stage = poll_fn(|cx| {
+                if here.is_left() {
+                    return Poll::Ready(None);
+                }
+                // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
+                let up = ways.to_stream.poll(cx, &here.socket, &mut ways.send, sent);
+                let down = ways.to_app.poll(cx, &here.socket, received);
+                ways.weight.choose_lane();
+                if let Poll::Ready(copied) = both(up, down) {
+                    return Poll::Ready(Some(copied));
+                }
+                let broken = broken.as_mut().poll(cx);
+                broken.map(|error| Some(Err(CopyError::App(error))))
+            });
+            if let Some(copied) = stage.await {
+                break copied;
+            }
+        };
+        match copied {
+            Ok(()) => app.finish(),
+            Err(CopyError::App(_)) if !ways.to_stream.done => reset_flushed(&mut ways.send).await,
+            Err(_) => {}
+        }
+        copied
+    }
 }
 
-async fn run(
-    mut app: Closing,
-    stream: Stream,
-    side: AppSide,
-    counters: &impl Count,
-) -> Result<(), CopyError> {
-    let Stream {
-        mut send,
-        recv,
-        unread,
-        load,
-        slot: _slot,
-        served: _served,
-        ..
-    } = stream;
-    let weight = Weight::new(Some(load));
-    let sent = |n| {
-        weight.add(n as usize);
-        match side {
-            AppSide::Dialled => counters.up(n),
-            AppSide::Answered => counters.down(n),
+/// A stream, as it is copied.
+struct Ways {
+    send: SendStream<Bytes>,
+    to_stream: ToStream,
+    to_app: ToApp,
+    weight: Weight,
+    /// How many of the app's bytes have gone out already.
+    sent_before: u64,
+    /// Given back when both ways have ended.
+    slot: Option<Slot>,
+    served: Option<Arc<()>>,
+}
+
+impl Ways {
+    fn of(stream: Stream, first: Bytes) -> Self {
+        let (sent, waiting) = match stream.has_first {
+            true => (first.len(), Bytes::new()),
+            false => (0, first),
+        };
+        Self {
+            send: stream.send,
+            to_stream: ToStream {
+                waiting,
+                ..ToStream::default()
+            },
+            to_app: ToApp {
+                recv: stream.recv,
+                unread: stream.unread.part(),
+                outlet: Outlet::default(),
+                total: 0,
+                ended: false,
+                done: false,
+            },
+            weight: Weight::new(Some(stream.load)),
+            sent_before: sent as u64,
+            slot: stream.slot,
+            served: stream.served,
         }
-    };
-    let received = |n| {
-        weight.add(n as usize);
-        match side {
-            AppSide::Dialled => counters.down(n),
-            AppSide::Answered => counters.up(n),
-        }
-    };
-    let mut to_stream = ToStream::default();
-    let mut to_app = ToApp {
-        recv,
-        unread: unread.part(),
-        outlet: Outlet::default(),
-        total: 0,
-        ended: false,
-        done: false,
-    };
-    let copied = loop {
-        let here = app.follow();
-        let mut broken = pin!(here.broken());
-        let stage = poll_fn(|cx| {
-            if here.is_left() {
-                return Poll::Ready(None);
-            }
-            // Both ways before anything is called broken: what arrived before a reset is passed on before the reset.
-            let up = to_stream.poll(cx, &here.socket, &mut send, sent);
-            let down = to_app.poll(cx, &here.socket, received);
-            weight.choose_lane();
-            if let Poll::Ready(copied) = both(up, down) {
-                return Poll::Ready(Some(copied));
-            }
-            let broken = broken.as_mut().poll(cx);
-            broken.map(|error| Some(Err(CopyError::App(error))))
-        });
-        if let Some(copied) = stage.await {
-            break copied;
-        }
-    };
-    match copied {
-        Ok(()) => app.finish(),
-        Err(CopyError::App(_)) if !to_stream.done => reset_flushed(send).await,
-        Err(_) => {}
     }
-    copied
 }
 
 /// A reset would discard what is queued. An end that was queued is flushed by h2 when the stream is dropped; for anything else
 /// the tunnel's own task, which has been woken, gets its turn first.
-async fn reset_flushed(mut send: SendStream<Bytes>) {
+async fn reset_flushed(send: &mut SendStream<Bytes>) {
     for _ in 0..FLUSH_TURNS {
         yield_now().await;
     }

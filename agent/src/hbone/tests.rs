@@ -2,6 +2,7 @@
 
 mod apps;
 mod bulk;
+mod early;
 mod floods;
 mod trust;
 mod tunnels;

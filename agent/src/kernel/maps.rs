@@ -259,6 +259,15 @@ pub struct SocketStates {
     own: Mutex<SkStorage<MapData, u32>>,
 }
 
+/// What the programs have told of a connection that was steered to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steered {
+    /// What the app dialled.
+    pub destination: SocketAddr,
+    /// What the endpoint is to be picked by, where the way began in the kernel: see [`super::verdicts::Verdicts::spread`].
+    pub draw: Option<u64>,
+}
+
 impl SocketStates {
     /// Opens the socket storage of a generation, and the one that all share.
     ///
@@ -274,17 +283,13 @@ impl SocketStates {
     }
 
     /// What the app dialled, for an accepted socket that was steered to us; `None` for one that was not.
-    pub fn original_destination(&self, accepted: &impl AsRawFd) -> Option<SocketAddr> {
+    pub fn steered(&self, accepted: &impl AsRawFd) -> Option<Steered> {
         let state = self.storage().get(accepted, 0).ok()?;
         let steered = state.flags & flags::STEERED != 0;
-        steered.then(|| SocketAddr::new(state.addr.into(), state.port as u16))
-    }
-
-    /// What the endpoint is to be picked by, for an accepted socket whose way began in the kernel: see
-    /// [`super::verdicts::Verdicts::spread`].
-    pub fn draw(&self, accepted: &impl AsRawFd) -> Option<u64> {
-        let state = self.storage().get(accepted, 0).ok()?;
-        (state.flags & flags::DRAWN != 0).then(|| state.draw.into())
+        steered.then(|| Steered {
+            destination: SocketAddr::new(state.addr.into(), state.port as u16),
+            draw: (state.flags & flags::DRAWN != 0).then(|| state.draw.into()),
+        })
     }
 
     /// Whom an accepted socket was told that it was dialled on behalf of.

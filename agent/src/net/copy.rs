@@ -68,7 +68,7 @@ pub enum CopyError {
     Stream(#[source] h2::Error),
 }
 
-/// Copies between two sockets until both have ended.
+/// Copies between two sockets until both have ended. `first` is what was read of the app before.
 ///
 /// Dropping the future resets both: a connection that is cut short must not look finished.
 ///
@@ -77,14 +77,21 @@ pub enum CopyError {
 pub fn copy_tcp(
     app: TcpStream,
     upstream: TcpStream,
+    first: Bytes,
     counters: &impl Count,
 ) -> impl Future<Output = Result<(), CopyError>> {
     // Outside of the future, which may be dropped before it was polled.
-    run(Closing::new(app), Closing::new(upstream), counters)
+    run(Closing::new(app), Closing::new(upstream), first, counters)
 }
 
-async fn run(mut app: Closing, mut upstream: Closing, counters: &impl Count) -> Result<(), CopyError> {
+async fn run(
+    mut app: Closing,
+    mut upstream: Closing,
+    first: Bytes,
+    counters: &impl Count,
+) -> Result<(), CopyError> {
     let (mut up, mut down) = (Leg::default(), Leg::default());
+    up.outlet.push(first);
     let (of_app, of_upstream): (Name, Name) = (CopyError::App, CopyError::Upstream);
     let weight = Weight::new(None);
     let weigh = |n: u64| {
@@ -296,14 +303,39 @@ impl Inlet {
     }
 }
 
+/// What an app that has just dialled has sent already, in a single look; nothing where it has sent nothing yet or has ended, which
+/// the copy will see again.
+///
+/// # Errors
+/// The connection's: it is over.
+pub(crate) fn first_bytes(socket: &std::net::TcpStream) -> io::Result<Bytes> {
+    SHARED.with_borrow_mut(|shared| {
+        make_room(shared, SMALL);
+        let read = match SockRef::from(socket).recv(shared.spare_capacity_mut()) {
+            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+            read => read?,
+        };
+        if read == 0 {
+            return Ok(Bytes::new());
+        }
+        // SAFETY: `recv` has initialised the first `read` bytes of the spare room.
+        unsafe { shared.set_len(shared.len() + read) };
+        Ok(shared.split().freeze())
+    })
+}
+
 /// One read; nothing at the end. Uses what is left of the buffer up to its last quarter; `reserve` takes the same memory again
 /// once the chunks that were split off have been sent.
 fn read_chunk(socket: &TcpStream, buffer: &mut BytesMut, size: usize) -> io::Result<Bytes> {
+    make_room(buffer, size);
+    read_once(socket, buffer)?;
+    Ok(buffer.split().freeze())
+}
+
+fn make_room(buffer: &mut BytesMut, size: usize) {
     if buffer.capacity() < size / 4 {
         buffer.reserve(size);
     }
-    read_once(socket, buffer)?;
-    Ok(buffer.split().freeze())
 }
 
 /// One `recv` into the spare room of `buffer`. A short read means that the socket is empty: saying so to tokio saves
@@ -338,6 +370,9 @@ pub(crate) struct Outlet {
     chunks: VecDeque<Bytes>,
     /// Bytes after `chunks`, in a buffer of their own.
     joined: BytesMut,
+    /// Whether the runtime has been asked if the socket takes bytes. A new one does: its first bytes go at once, in the turn that
+    /// connected it, and not in the one in which epoll tells of it.
+    asked: bool,
 }
 
 /// Chunks below this size are joined once `VECTORS` of them wait.
@@ -370,8 +405,13 @@ impl Outlet {
             self.chunks.push_back(std::mem::take(&mut self.joined).freeze());
         }
         while !self.chunks.is_empty() {
-            ready!(socket.poll_write_ready(cx))?;
-            match self.write_once(socket) {
+            let write = if std::mem::replace(&mut self.asked, true) {
+                ready!(socket.poll_write_ready(cx))?;
+                self.write_once(socket)
+            } else {
+                self.write_unasked(socket)
+            };
+            match write {
                 Ok(written) => {
                     self.advance(written);
                     return Poll::Ready(Ok(written));
@@ -381,6 +421,11 @@ impl Outlet {
             }
         }
         Poll::Ready(Ok(0))
+    }
+
+    fn write_unasked(&self, socket: &TcpStream) -> io::Result<usize> {
+        let first = self.chunks.front().map_or(&[][..], |chunk| chunk);
+        SockRef::from(socket).send(first)
     }
 
     fn write_once(&self, socket: &TcpStream) -> io::Result<usize> {

@@ -13,7 +13,9 @@ use tokio::{net::TcpStream, time::timeout};
 use super::pod::Pod;
 use crate::{
     kernel::maps::{SocketStates, behalf_source},
-    net::socket::{Other, abort_on_close, bind_source, pick_few_ports, unconnected},
+    net::socket::{
+        Other, abort_on_close, acknowledge_with_data, bind_source, is_connected, pick_few_ports, unconnected,
+    },
 };
 
 /// How long a TCP connect may take: as in Istio's ambient mode.
@@ -41,16 +43,24 @@ pub(super) async fn dial(
     connect(socket, remote).await
 }
 
-/// Dials an app in the pod; the app sees `client` as its peer. The source is an address that cannot come from outside
-/// the pod: see [`sources`].
+/// Who dials an app.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    /// Whom the app sees as its peer.
+    pub(super) client: SocketAddr,
+    /// Whether it has spoken already: its bytes follow at once.
+    pub(super) has_spoken: bool,
+}
+
+/// Dials an app in the pod. The source is an address that cannot come from outside the pod: see [`sources`].
 pub(super) async fn dial_app(
     sockets: &SocketStates,
     pod: &Pod,
     app: SocketAddr,
-    client: SocketAddr,
+    caller: Caller,
 ) -> io::Result<TcpStream> {
-    for source in sources(app.ip(), client.ip()) {
-        let connecting = connect_app(sockets, pod, app, client, source);
+    for source in sources(app.ip(), caller.client.ip()) {
+        let connecting = connect_app(sockets, pod, app, caller, source);
         let connected = if source == IpAddr::V6(Ipv6Addr::LOCALHOST) {
             match timeout(LOOPBACK_ANSWER, connecting).await {
                 Ok(connected) => connected,
@@ -74,12 +84,15 @@ async fn connect_app(
     sockets: &SocketStates,
     pod: &Pod,
     app: SocketAddr,
-    client: SocketAddr,
+    caller: Caller,
     source: IpAddr,
 ) -> io::Result<TcpStream> {
     let socket = pod.netns.enter(|| unconnected(app, Other::App))?;
+    if caller.has_spoken {
+        acknowledge_with_data(&socket);
+    }
     sockets
-        .mark_on_behalf(&socket, client)
+        .mark_on_behalf(&socket, caller.client)
         .map_err(io::Error::other)?;
     bind_source(&socket, source)?;
     if source == app.ip() {
@@ -136,8 +149,11 @@ fn begin(socket: Socket, remote: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Waits for the answer.
+/// Waits for the answer, which an app of this node has given by now.
 async fn finish(connecting: TcpStream, remote: SocketAddr) -> io::Result<TcpStream> {
+    if is_connected(&connecting) {
+        return Ok(connecting);
+    }
     let answered = async {
         connecting.writable().await?;
         connecting.take_error()?.map_or(Ok(()), Err)

@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 pub(super) use error::EnrollError;
 use netns::{check_addresses, open};
 use plan::{Action, plan};
@@ -310,6 +311,7 @@ impl Enrolment {
             dns: desired.dns.then(|| self.dns_places.of_pod()),
             places: self.places.of_pod(),
             since: Instant::now(),
+            baggage: ArcSwapOption::empty(),
         };
         let for_dns = listen_for_dns(&mut pod)?;
         let pod = Arc::new(pod);

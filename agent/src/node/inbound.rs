@@ -5,19 +5,20 @@
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
     connections::{Asked, Carried},
-    dial::dial_app,
+    dial::{Caller, dial_app},
     pod::Pod,
     target,
     worker::Worker,
 };
 use crate::{
-    hbone::{self, AppSide, Authority, Baggage, Forwarded, Request, Responder, Settings},
+    hbone::{self, AppSide, Authority, Forwarded, Request, Responder, Settings},
     limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Inbound, Mesh, Outcome, Party, Refusal, Security, Verdict, Workload,
@@ -43,7 +44,7 @@ pub(super) async fn serve_plaintext(worker: Arc<Worker>, pod: Arc<Pod>, client: 
         Ok(Admitted { app, asked, _places }) => {
             let carried = Carried::open(&worker.shared, flow, since, Some(asked), None);
             let copied = {
-                let copy = pin!(copy_tcp(client, app, carried.counts()));
+                let copy = pin!(copy_tcp(client, app, Bytes::new(), carried.counts()));
                 carried.unless_refused(copy).await
             };
             carried.close(copied);
@@ -83,7 +84,11 @@ async fn admit_plaintext(
         source_ip: peer.ip(),
         destination,
     };
-    let mut admitted = admit(worker, pod, &mesh, workload, question, peer, flow).await?;
+    let caller = Caller {
+        client: peer,
+        has_spoken: false,
+    };
+    let mut admitted = admit(worker, pod, (&mesh, workload), question, caller, flow).await?;
     admitted._places.push(accepted);
     Ok(admitted)
 }
@@ -257,9 +262,13 @@ impl InboundTunnel {
             .forwarded
             .as_ref()
             .and_then(|forwarded| forwarded.host.clone());
+        let caller = Caller {
+            client,
+            has_spoken: request.respond.has_first_bytes(),
+        };
         let admitted = tokio::select! {
             // Boxed: what it needs would otherwise be kept for as long as the stream lives.
-            admitted = Box::pin(self.admit_stream(target, host, client, &mut flow)) => admitted,
+            admitted = Box::pin(self.admit_stream(target, host, caller, &mut flow)) => admitted,
             () = request.respond.cancelled() => {
                 Err(Outcome::Failed(FailureKind::Broken, "the client gave up before the answer".to_owned()))
             }
@@ -288,7 +297,7 @@ impl InboundTunnel {
         &self,
         target: Result<Authority, Refusal>,
         host: Option<String>,
-        client: SocketAddr,
+        caller: Caller,
         flow: &mut Flow,
     ) -> Result<Admitted, Outcome> {
         let mesh = self.worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
@@ -301,7 +310,7 @@ impl InboundTunnel {
             workload,
             &self.pod,
             &target?,
-            (client.ip(), host.as_deref()),
+            (caller.client.ip(), host.as_deref()),
         )?;
         let destination = target.addr;
         flow.destination.addr = Some(destination);
@@ -311,21 +320,23 @@ impl InboundTunnel {
             source_ip: self.peer.ip(),
             destination,
         };
-        admit(&self.worker, &self.pod, &mesh, workload, question, client, flow).await
+        admit(&self.worker, &self.pod, (&mesh, workload), question, caller, flow).await
     }
 
     async fn carry(&self, respond: Responder, admitted: Admitted, flow: Box<Flow>, since: Instant) {
         let Admitted { app, asked, _places } = admitted;
-        let baggage = flow
-            .destination
-            .workload
-            .as_ref()
-            .map(|workload| Baggage::of(workload).header());
+        let workload = flow.destination.workload.as_ref();
+        let baggage = workload.map(|workload| self.pod.baggage(workload));
         let session = Some(Arc::clone(&self.session));
         let carried = Carried::open(&self.worker.shared, flow, since, Some(asked), session);
         let copied = match respond.accept(baggage.as_ref()) {
             Ok(stream) => {
-                let copy = pin!(hbone::copy(app, stream, AppSide::Answered, carried.counts()));
+                let copy = pin!(hbone::copy(
+                    app,
+                    (stream, Bytes::new()),
+                    AppSide::Answered,
+                    carried.counts()
+                ));
                 carried.unless_refused(copy).await
             }
             Err(error) => {
@@ -349,13 +360,12 @@ struct Admitted {
 async fn admit(
     worker: &Worker,
     pod: &Pod,
-    mesh: &Mesh,
-    workload: &Workload,
+    (mesh, workload): (&Mesh, &Workload),
     question: Inbound,
-    client: SocketAddr,
+    caller: Caller,
     flow: &mut Flow,
 ) -> Result<Admitted, Outcome> {
-    tell_of_dry_runs(&worker.shared, mesh, workload, &question, client);
+    tell_of_dry_runs(&worker.shared, mesh, workload, &question, caller.client);
     match authorize(mesh, workload, &question) {
         Verdict::Allow { policy } => flow.policy = policy,
         Verdict::Deny(refusal) => return Err(refusal.into()),
@@ -363,7 +373,7 @@ async fn admit(
     // The client's own address may be anything; who is asked about is whom the kernel saw.
     let places = vec![pod.places.connection(question.source_ip)?, pod.places.socket()?];
     let destination = question.destination;
-    let app = dial_app(&worker.sockets, pod, destination, client)
+    let app = dial_app(&worker.sockets, pod, destination, caller)
         .await
         .map_err(|error| {
             Outcome::Failed(

@@ -8,11 +8,12 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use tokio::net::TcpStream;
 
 use super::{
     connections::Carried,
-    dial::{dial, dial_app},
+    dial::{Caller, dial, dial_app},
     dns,
     pod::Pod,
     same_node::Pair,
@@ -21,16 +22,16 @@ use super::{
 use crate::{
     feed::Answer,
     hbone::{
-        self, AppSide, Authority, Baggage, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent,
-        TunnelKey,
+        self, AppSide, Authority, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent, TunnelKey,
     },
+    kernel::maps::Steered,
     limits::Place,
     mesh::{
         Direction, FailureKind, Flow, Mesh, NextHop, Outbound, Outcome, Party, Refusal, Route, Security,
         Tunnel, Workload, reroute, route,
     },
     net::{
-        copy::copy_tcp,
+        copy::{copy_tcp, first_bytes},
         socket::abort_on_close,
         tls::{self, Session},
     },
@@ -87,16 +88,19 @@ impl Unreached {
 }
 
 /// Serves one connection, from accept to close, and records it once.
-pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, client: SocketAddr) {
+pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: std::net::TcpStream, client: SocketAddr) {
     let since = Instant::now();
-    let destination = worker.sockets.original_destination(&app);
+    let steered = worker.sockets.steered(&app);
     let place = pod.places.socket();
     if let (Ok(_), Some(limits), Some(server)) = (
         &place,
         &pod.dns,
-        destination.filter(|it| it.port() == dns::SERVER_PORT),
+        steered
+            .map(|it| it.destination)
+            .filter(|it| it.port() == dns::SERVER_PORT),
     ) {
         let limits = limits.clone();
+        let Ok(app) = TcpStream::from_std(app) else { return };
         return Box::pin(dns::serve_stream(worker, pod, limits, app, (client, server))).await;
     }
     let source = Party {
@@ -105,21 +109,25 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     };
     // Boxed, since it is handed on: see `worker::tests`.
     let mut flow = Box::new(Flow::new(Direction::Outbound, source, Party::default()));
-    let reached = match (&place, destination) {
+    let (app, first) = match begin(app) {
+        Ok(begun) => begun,
+        Err(error) => {
+            flow.outcome = Outcome::Failed(FailureKind::Broken, format!("the app has gone: {error}"));
+            return worker.record_refused(flow, since);
+        }
+    };
+    let reached = match (&place, steered) {
         // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
-        (Ok(_), Some(destination)) => {
+        (Ok(_), Some(Steered { destination, draw })) => {
             // The kernel may have drawn already, to see whether it has to ask us.
-            let draw = worker
-                .sockets
-                .draw(&app)
-                .unwrap_or_else(|| worker.draws.next(destination));
-            Box::pin(reach(&worker, &pod, (destination, draw), &mut flow)).await
+            let draw = draw.unwrap_or_else(|| worker.draws.next(destination));
+            Box::pin(reach(&worker, &pod, (destination, draw, &first), &mut flow)).await
         }
         (Ok(_), None) => Err(Refusal::NotCaptured.into()),
         (Err(refusal), _) => Err(refusal.clone().into()),
     };
     match reached {
-        Ok(upstream) => carry(&worker, app, upstream, flow, since).await,
+        Ok(upstream) => carry(&worker, (app, first), upstream, flow, since).await,
         Err(outcome) => {
             // The app gets RST, not a clean end: nothing was reached.
             abort_on_close(&app);
@@ -129,12 +137,18 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: TcpStream, cl
     }
 }
 
-/// Gets where the app wants to go. Where a next hop cannot be reached another endpoint is tried, as
-/// long as there is one and nothing was sent.
+/// Takes what the app has sent already, before the runtime knows of the socket, so that it does not tell of those bytes again.
+fn begin(app: std::net::TcpStream) -> io::Result<(TcpStream, Bytes)> {
+    let first = first_bytes(&app)?;
+    Ok((TcpStream::from_std(app)?, first))
+}
+
+/// Gets where the app wants to go, and its first bytes with it where a tunnel takes them. Where a next hop cannot be reached another
+/// endpoint is tried, as long as there is one and no byte may have reached an app.
 pub(super) async fn reach(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    (destination, draw): (SocketAddr, u64),
+    (destination, draw, first): (SocketAddr, u64, &Bytes),
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
@@ -145,7 +159,7 @@ pub(super) async fn reach(
     let mut tried = Vec::with_capacity(ATTEMPTS);
     loop {
         tried.extend(next.next.addr());
-        match reach_once(worker, pod, &question, next, flow).await {
+        match reach_once(worker, pod, (&question, first), next, flow).await {
             Err(unreached) if unreached.retry && tried.len() < ATTEMPTS => {
                 next = reroute(&mesh, &question, draw, &tried).ok_or(unreached.outcome)?;
             }
@@ -236,7 +250,7 @@ fn is_unknown((_, _, route): &Asked) -> bool {
 async fn reach_once(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    question: &Outbound,
+    (question, first): (&Outbound, &Bytes),
     route: Route,
     flow: &mut Flow,
 ) -> Result<Upstream, Unreached> {
@@ -258,7 +272,7 @@ async fn reach_once(
                 identity: None,
             };
             flow.gateway = Some(tunnel.addr);
-            let stream = dial_tunnel(worker, pod, question, &tunnel, flow).await?;
+            let stream = dial_tunnel(worker, pod, (question, first), &tunnel, flow).await?;
             ask_for_the_kernel(worker, pod, question, &tunnel);
             Ok(Upstream::Tunnel(stream))
         }
@@ -299,7 +313,13 @@ async fn dial_direct(
         .as_ref()
         .is_some_and(|workload| workload.uid == pod.uid);
     let dialled = match flow.source.addr {
-        Some(client) if itself => dial_app(&worker.sockets, pod, addr, client).await,
+        Some(client) if itself => {
+            let caller = Caller {
+                client,
+                has_spoken: false,
+            };
+            dial_app(&worker.sockets, pod, addr, caller).await
+        }
         client => {
             let source = client.map_or(addr.ip(), |client| client.ip());
             dial(&worker.sockets, pod, source, addr).await
@@ -316,7 +336,7 @@ async fn dial_direct(
 async fn dial_tunnel(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
-    question: &Outbound,
+    (question, first): (&Outbound, &Bytes),
     tunnel: &Tunnel,
     flow: &mut Flow,
 ) -> Result<hbone::Stream, Unreached> {
@@ -337,12 +357,13 @@ async fn dial_tunnel(
     let key = tunnel_key(source, svid.generation, tunnel, pod, client.ip());
     let request = ConnectRequest {
         authority: Authority::Addr(tunnel.authority),
-        baggage: Some(Baggage::of(source).header()),
+        baggage: Some(pod.baggage(source)),
         forwarded: Some(Forwarded {
             client,
             host: flow.service.as_ref().map(|it| it.key.hostname.to_string()),
         }),
         traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
+        first: first.clone(),
     };
     let sessions = worker.shared.svids.sessions();
     let side = || tls::client(sessions, Arc::clone(&svid.cert), Arc::clone(&tunnel.identities));
@@ -384,15 +405,26 @@ fn tunnel_key(
 }
 
 /// Copies until both sides have ended.
-async fn carry(worker: &Worker, app: TcpStream, upstream: Upstream, flow: Box<Flow>, since: Instant) {
+async fn carry(
+    worker: &Worker,
+    (app, first): (TcpStream, Bytes),
+    upstream: Upstream,
+    flow: Box<Flow>,
+    since: Instant,
+) {
     let carried = Carried::open(&worker.shared, flow, since, None, upstream.session());
     let copied = match upstream {
         Upstream::Tcp(upstream, _place) => {
-            let copy = pin!(copy_tcp(app, upstream, carried.counts()));
+            let copy = pin!(copy_tcp(app, upstream, first, carried.counts()));
             carried.unless_refused(copy).await
         }
         Upstream::Tunnel(stream) => {
-            let copy = pin!(hbone::copy(app, stream, AppSide::Dialled, carried.counts()));
+            let copy = pin!(hbone::copy(
+                app,
+                (stream, first),
+                AppSide::Dialled,
+                carried.counts()
+            ));
             carried.unless_refused(copy).await
         }
     };

@@ -7,10 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+
 use super::dns;
 use crate::{
+    hbone::Baggage,
     kernel::maps::ListenerKind,
     limits::PodPlaces,
+    mesh::Workload,
     net::{
         netns::Netns,
         socket::{Family, Other, listen},
@@ -32,6 +37,8 @@ pub(super) struct Pod {
     pub(super) places: Arc<PodPlaces>,
     /// When it was captured.
     pub(super) since: Instant,
+    /// What it says of itself in tunnels, of the workload it was made from.
+    pub(super) baggage: ArcSwapOption<(Arc<Workload>, HeaderValue)>,
 }
 
 /// For how long after its capture a pod's connections wait for what the agent must be told of it: that the mesh knows it, and
@@ -46,6 +53,19 @@ pub(super) struct PodListener {
 }
 
 impl Pod {
+    /// What the pod says of itself in tunnels. `workload` is what the mesh has for it now; the text is made once for each.
+    pub(super) fn baggage(&self, workload: &Arc<Workload>) -> HeaderValue {
+        if let Some(made) = &*self.baggage.load()
+            && Arc::ptr_eq(&made.0, workload)
+        {
+            return made.1.clone();
+        }
+        let header = Baggage::of(workload).header();
+        self.baggage
+            .store(Some(Arc::new((Arc::clone(workload), header.clone()))));
+        header
+    }
+
     /// How long its connections may wait for that; nothing for a pod that is not young any more.
     pub(super) fn patience(&self) -> Duration {
         YOUNG.saturating_sub(self.since.elapsed())

@@ -2,16 +2,18 @@
 //! tunnels, apps and their buffers never change threads, but for what carries bulk, which has a second one (`net::lanes`).
 
 use std::{
-    io,
-    net::SocketAddr,
+    io::{self, ErrorKind},
+    net::{SocketAddr, TcpListener, TcpStream as StdStream},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use rustc_hash::FxHashSet;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
     sync::mpsc,
     time::{sleep, timeout},
 };
@@ -192,7 +194,8 @@ async fn run(worker: Arc<Worker>, mut inbox: mpsc::Receiver<Serve>) {
                 kind: listener.kind,
                 connections: connections.clone(),
             };
-            match TcpListener::from_std(listener.socket) {
+            // SAFETY: a listener has one file descriptor for as long as it lives.
+            match unsafe { AsyncFd::register_with_interest(listener.socket, Interest::READABLE) } {
                 Ok(socket) => drop(connections.spawn(accepting.run(socket, serve.released.clone()))),
                 Err(error) => tracing::error!(%error, pod = %serve.pod.uid, "cannot listen in a pod"),
             }
@@ -223,24 +226,24 @@ struct Accepting {
 }
 
 impl Accepting {
-    async fn run(self, listener: TcpListener, released: CancellationToken) {
+    async fn run(self, listener: AsyncFd<TcpListener>, released: CancellationToken) {
         loop {
             tokio::select! {
                 () = released.cancelled() => break,
                 () = self.worker.drain.begins.cancelled() => break,
-                accepted = listener.accept() => self.accepted(accepted, &released).await,
+                accepted = accept(&listener) => self.accepted(accepted, &released).await,
             }
         }
         // What is on its way to this listener, and not to one that has taken its place, must not be lost.
         let leftovers = async {
-            while let Ok(accepted) = timeout(QUIET, listener.accept()).await {
+            while let Ok(accepted) = timeout(QUIET, accept(&listener)).await {
                 self.accepted(accepted, &released).await;
             }
         };
         let _ = timeout(RELEASE_GRACE, leftovers).await;
     }
 
-    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>, released: &CancellationToken) {
+    async fn accepted(&self, accepted: io::Result<(StdStream, SocketAddr)>, released: &CancellationToken) {
         match accepted {
             Ok((stream, peer)) => self.spawn(stream, canonical(peer), released.clone()),
             Err(error) => {
@@ -250,12 +253,18 @@ impl Accepting {
         }
     }
 
-    fn spawn(&self, stream: TcpStream, peer: SocketAddr, released: CancellationToken) {
+    fn spawn(&self, stream: StdStream, peer: SocketAddr, released: CancellationToken) {
         let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
+        if self.kind == ListenerKind::Outbound {
+            return self.keep(outbound::serve(worker, pod, stream, peer));
+        }
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, pod = %self.pod.uid, "cannot serve a connection"),
+        };
         match self.kind {
-            ListenerKind::Outbound => self.keep(outbound::serve(worker, pod, stream, peer)),
+            ListenerKind::Outbound | ListenerKind::Dns => {}
             ListenerKind::Plaintext => self.keep(inbound::serve_plaintext(worker, pod, stream, peer)),
-            ListenerKind::Dns => {}
             ListenerKind::Hbone => self.keep(inbound::serve_tunnel(worker, pod, stream, peer, released)),
         }
     }
@@ -264,6 +273,19 @@ impl Accepting {
     fn keep(&self, connection: impl Future<Output = ()> + Send + 'static) {
         self.worker.lanes.spawn(self.connections.track_future(connection));
     }
+}
+
+/// The next connection, which the runtime does not know of yet: see `outbound::serve`.
+async fn accept(listener: &AsyncFd<TcpListener>) -> io::Result<(StdStream, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let accepted = listener
+        .async_io(Interest::READABLE, |listener| {
+            Ok(acceptfrom_with(listener, flags)?)
+        })
+        .await?;
+    let (socket, peer) = accepted;
+    let peer = peer.and_then(|peer| peer.try_into().ok());
+    Ok((socket.into(), peer.ok_or(ErrorKind::NotConnected)?))
 }
 
 /// IPv4 as IPv4, however the socket shows it.

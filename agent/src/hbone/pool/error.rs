@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::{hbone::Authority, mesh::FailureKind, net::tls::TlsError};
 
-/// Why there is no stream. No byte of the app has been sent.
+/// Why there is no stream. No byte has reached an app, but for [`ConnectError::InDoubt`].
 ///
 /// It can be cloned, because all that waited for the same handshake are told.
 #[derive(Clone, Debug, Error)]
@@ -73,6 +73,15 @@ pub enum ConnectError {
         /// How long it had.
         after: Duration,
     },
+    /// The app's first bytes went out with the CONNECT, and what became of them is not known.
+    #[error("{peer} may have got the app's first bytes")]
+    InDoubt {
+        /// The other agent.
+        peer: SocketAddr,
+        /// What failed.
+        #[source]
+        source: Arc<ConnectError>,
+    },
 }
 
 impl ConnectError {
@@ -81,6 +90,7 @@ impl ConnectError {
         match self {
             Self::Certificate { .. } => FailureKind::Identity,
             Self::Tls { source, .. } => source.kind(),
+            Self::InDoubt { source, .. } => source.kind(),
             Self::H2 { .. } | Self::Closed { .. } => FailureKind::H2Handshake,
             Self::Refused { status: 401, .. } => FailureKind::Denied,
             Self::Dial { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
@@ -92,13 +102,33 @@ impl ConnectError {
         }
     }
 
-    /// Whether another endpoint may be tried, and is of use. No byte was sent, so it is always safe; but a policy's no is an answer,
-    /// and what is wrong on our side is wrong everywhere.
+    /// Whether another endpoint may be tried, and is of use. Where bytes may have reached an app it is not safe; a policy's no is an
+    /// answer; and what is wrong on our side is wrong everywhere.
     pub fn may_retry(&self) -> bool {
         !matches!(
             self,
-            Self::Certificate { .. } | Self::Authority(_) | Self::Refused { status: 401, .. }
+            Self::Certificate { .. }
+                | Self::Authority(_)
+                | Self::Refused { status: 401, .. }
+                | Self::InDoubt { .. }
         )
+    }
+
+    /// The same, where the app's first bytes were right behind the CONNECT (`has_first`). What the other end has not looked at it has not passed on; but
+    /// for a tunnel that we have cut ourselves (`is_cut`) nobody has said so.
+    pub(super) fn having_sent(self, has_first: bool, is_cut: bool) -> Self {
+        match self {
+            Self::Closed { peer } if has_first && is_cut => self.in_doubt(peer),
+            Self::H2 { peer, .. } | Self::Tls { peer, .. } | Self::Unanswered { peer, .. } if has_first => {
+                self.in_doubt(peer)
+            }
+            _ => self,
+        }
+    }
+
+    fn in_doubt(self, peer: SocketAddr) -> Self {
+        let source = Arc::new(self);
+        Self::InDoubt { peer, source }
     }
 }
 

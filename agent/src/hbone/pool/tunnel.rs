@@ -8,8 +8,8 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicUsize,
-            Ordering::{AcqRel, Acquire},
+            AtomicBool, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
         },
     },
     task::{Context, Poll, Waker},
@@ -48,6 +48,8 @@ pub(super) struct Tunnel {
     load: Load,
     /// Places ever taken: tells a tunnel of short streams from an idle one.
     taken: AtomicUsize,
+    /// Whether the other end has said that it takes first bytes with a CONNECT.
+    takes_early_data: AtomicBool,
 }
 
 /// An open tunnel: what opens streams, what is to be driven, and who is there.
@@ -93,6 +95,16 @@ impl Slot {
         self.tunnel.unread.clone()
     }
 
+    /// Whether the other end takes first bytes with a CONNECT.
+    pub(super) fn takes_early_data(&self) -> bool {
+        self.tunnel.takes_early_data.load(Relaxed)
+    }
+
+    /// The other end has said that it does.
+    pub(super) fn early_data_is_taken(&self) {
+        self.tunnel.takes_early_data.store(true, Relaxed);
+    }
+
     /// The tunnel's sender and who is there, once it is open.
     pub(super) async fn ready(&self) -> Result<(Sender, Arc<Session>), ConnectError> {
         let mut state = self.tunnel.state.subscribe();
@@ -124,6 +136,7 @@ impl Tunnel {
             unread: Unread::default(),
             load: Load::new(),
             taken: 1.into(),
+            takes_early_data: false.into(),
         });
         let slot = Slot::new(&tunnel);
         (tunnel, slot)

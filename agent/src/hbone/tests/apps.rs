@@ -2,6 +2,7 @@
 
 use std::{io::ErrorKind, time::Duration};
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -217,7 +218,9 @@ async fn plain_tcp_follows_the_same_rules() {
     let (far, mut app) = pair().await;
     let copied = tokio::spawn(async move {
         let counters = Counters::default();
-        copy_tcp(near, far, &counters).await.map(|()| counters.read())
+        copy_tcp(near, far, Bytes::new(), &counters)
+            .await
+            .map(|()| counters.read())
     });
     client.write_all(b"question").await.unwrap();
     client.shutdown().await.unwrap();
@@ -233,7 +236,8 @@ async fn plain_tcp_passes_resets_on() {
     for client_resets in [true, false] {
         let (client, near) = pair().await;
         let (far, app) = pair().await;
-        let copied = tokio::spawn(async move { copy_tcp(near, far, &Counters::default()).await });
+        let copied =
+            tokio::spawn(async move { copy_tcp(near, far, Bytes::new(), &Counters::default()).await });
         let (resets, mut sees) = if client_resets {
             (client, app)
         } else {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use rustls::sign::CertifiedKey;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -152,7 +153,7 @@ impl World {
         let counters = Arc::new(Counters::default());
         let task = tokio::spawn({
             let counters = counters.clone();
-            async move { copy(agent, stream, AppSide::Dialled, &*counters).await }
+            async move { copy(agent, (stream, Bytes::new()), AppSide::Dialled, &*counters).await }
         });
         (app, Copy { counters, task })
     }
@@ -162,9 +163,14 @@ impl World {
         let stream = self.connect(target).await.unwrap();
         let (app, agent) = pair().await;
         self.lanes.spawn(async move {
-            copy(agent, stream, AppSide::Dialled, &Counters::default())
-                .await
-                .unwrap();
+            copy(
+                agent,
+                (stream, Bytes::new()),
+                AppSide::Dialled,
+                &Counters::default(),
+            )
+            .await
+            .unwrap();
         });
         app
     }
@@ -247,7 +253,13 @@ pub(super) fn relay_among(lanes: &Lanes, mut request: Request) {
         let Ok(stream) = request.respond.accept(Some(&baggage("stock").header())) else {
             return;
         };
-        let _ = copy(app, stream, AppSide::Answered, &Counters::default()).await;
+        let _ = copy(
+            app,
+            (stream, Bytes::new()),
+            AppSide::Answered,
+            &Counters::default(),
+        )
+        .await;
     });
 }
 
@@ -264,6 +276,7 @@ pub(super) fn request(target: impl Into<Authority>) -> ConnectRequest {
         baggage: Some(baggage("cart").header()),
         forwarded: None,
         traceparent: None,
+        first: Bytes::new(),
     }
 }
 

@@ -223,7 +223,14 @@ async fn reach_server(
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     let source = flow.source.addr.map_or(server.ip(), |client| client.ip());
-    match reach(worker, pod, (server, worker.draws.next(server)), flow).await {
+    match reach(
+        worker,
+        pod,
+        (server, worker.draws.next(server), &Bytes::new()),
+        flow,
+    )
+    .await
+    {
         Err(Outcome::Refused(Refusal::OverLimit(limit))) => Err(Refusal::OverLimit(limit).into()),
         Err(Outcome::Refused(_)) => {
             let place = pod.places.socket()?;

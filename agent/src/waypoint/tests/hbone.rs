@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::world::{App, Plan, World, get, id, soon, text, whole};
@@ -59,7 +60,13 @@ fn relay(request: Request) {
             return request.respond.refuse(503);
         };
         if let Ok(stream) = request.respond.accept(None) {
-            let _ = copy(app, stream, AppSide::Answered, &Counters::default()).await;
+            let _ = copy(
+                app,
+                (stream, Bytes::new()),
+                AppSide::Answered,
+                &Counters::default(),
+            )
+            .await;
         }
     });
 }

@@ -271,6 +271,7 @@ impl World {
             baggage: None,
             forwarded: None,
             traceparent: None,
+            first: Bytes::new(),
         };
         let side = || tls::client(self.shared.svids.sessions(), Arc::clone(&svid.cert), accept);
         let (client, waypoint) = (self.client, self.waypoint);

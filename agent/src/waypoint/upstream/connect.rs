@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -131,6 +132,7 @@ async fn through_tunnel(
         baggage: Some(Baggage::of(&seen.own).header()),
         forwarded: client.map(|client| Forwarded { client, host: None }),
         traceparent: tls::random().ok().map(|random| TraceParent::new(random, false)),
+        first: Bytes::new(),
     };
     let side = || tls::client(svids.sessions(), Arc::clone(&svid.cert), Arc::clone(identities));
     let places = Arc::clone(&worker.shared.places);
