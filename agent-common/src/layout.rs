@@ -19,7 +19,7 @@ pub struct MapLayout {
 /// The maps that agents of other layouts do not use. (Those that all share are `OWN` and `DNS_SERVERS`.)
 pub const MAPS: [MapLayout; 14] = [
     map::<u64, Pod>("PODS"),
-    map::<u64, u32>("PENDING"),
+    map::<u64, u32>("POD_CGROUPS"),
     map::<i32, SocketState>("SOCKETS"),
     map::<Tuple, Handshake>("HANDSHAKES"),
     map::<Tuple, Handshake>("BEHALF"),

@@ -355,6 +355,14 @@ pub mod port_mode {
     pub const STRICT: u32 = 1;
 }
 
+/// Values of `POD_CGROUPS`: what becomes of what a process of the cgroup dials that is in no captured pod.
+pub mod pod_cgroup {
+    /// It is refused: the pod is to be captured and is not yet, or nobody knows yet whether it is to be.
+    pub const HELD: u32 = 1;
+    /// It goes out: the pod is captured, or is not the mesh's.
+    pub const RELEASED: u32 = 2;
+}
+
 /// The one value of `CONFIG`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -370,11 +378,14 @@ pub struct Config {
     pub node: u64,
     /// Until when connections may go from app to app, by the kernel's monotonic clock, in ns. Its agent goes on renewing it.
     pub lease: u64,
-    /// How deep the cgroups in `PENDING` lie: a depth of the kubelet's pods, and another one or 0. Both are 0 while there are
-    /// none, so that nobody's `connect` is asked about them.
-    pub pending_level: u32,
+    /// Until when a pod under `pods` that is not in `POD_CGROUPS` is held, by the kernel's monotonic clock, in ns. Renewed by an
+    /// agent that goes on looking at the node's pods; 0 when there is none.
+    pub hold_until: u64,
+    /// How deep the cgroups in `POD_CGROUPS` lie: a depth of the kubelet's pods, and another one or 0. Both are 0 while no
+    /// agent looks for pods, so that nobody's `connect` is asked about them.
+    pub pod_level: u32,
     /// See above.
-    pub pending_level_too: u32,
+    pub pod_level_too: u32,
 }
 
 const _: () = {
@@ -387,7 +398,7 @@ const _: () = {
     assert!(size_of::<Handshake>() == 28 + size_of::<Reserved>());
     assert!(size_of::<ListenerKey>() == 20);
     assert!(size_of::<PortKey>() == 20);
-    assert!(size_of::<Config>() == 40);
+    assert!(size_of::<Config>() == 48);
 };
 
 #[cfg(feature = "user")]

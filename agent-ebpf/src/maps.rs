@@ -15,10 +15,10 @@ use aya_ebpf::{
 #[map]
 pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4_096, 0);
 
-/// The cgroups of pods that are to be captured and are not yet, or of which nobody knows yet whether they are to be: no socket
-/// of theirs leaves the pod. Written by the agent; stays when it is gone.
+/// The cgroups of the node's pods, and whether what they dial is held: see [`agent_common::pod_cgroup`]. Those that are not in
+/// here are held as long as an agent looks at them. Written by the agent; stays when it is gone.
 #[map]
-pub static PENDING: HashMap<u64, u32> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+pub static POD_CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
 
 /// What a socket carries with it. Written here, and by the agent for its own sockets.
 #[btf_map]

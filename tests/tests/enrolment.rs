@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use api::Api;
 use common::{MARKER, SERVICE4, addr, ensure_ended, refused_at_once};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use weft_tests::{
     Agent, AgentOptions, LIMIT, Pod, PodSpec, Server, World,
@@ -151,6 +152,106 @@ fn pods_that_dial_with_their_first_instruction_send_nothing_in_clear() {
         ensure!(!contains(&packets, MARKER), "a pod has spoken in clear");
         eprintln!("{STARTS} starts, {refused} attempts refused, the longest until an answer {slowest:?}");
         Ok(())
+    });
+}
+
+/// An agent that gets no processor time: it is stopped before the pod's cgroup is made, and goes on when the pod has dialled.
+#[test]
+fn a_pod_that_is_faster_than_its_agent_sends_nothing_in_clear() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        let folder = |number| format!("burstable/pod{}", uid(number));
+        let job = |number: usize| PodSpec::new("job").service_account("job").cgroup(&folder(number));
+        let before = world.pod("a", job(1))?;
+        let ran = PodSpec::new("ran").outside().cgroup(&format!("pod{}/a", uid(9)));
+        let ran = world.pod("a", ran)?;
+        let mut outside = running(&uid(9), &ran);
+        outside["metadata"]["labels"] = json!({MODE: "none"});
+        api.put("pods", "demo", "ran", outside);
+        api.put("pods", "demo", "job", running(&uid(1), &before));
+        world.apply()?;
+        world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        wait_until("the capture", LIMIT, || captured(&a) == Some(1))?;
+        api.delete("pods", "demo", "job");
+        world.remove_pod(&before)?;
+        wait_until("the release", LIMIT, || captured(&a) == Some(0))?;
+        let capture = world.capture_link()?;
+        a.signal(Signal::STOP)?;
+        // By the folder of its quality of service, and in that of all pods, by both families.
+        let burstable = world.pod("a", job(2).address_of(&before))?;
+        let name = format!("pod{}", uid(3));
+        let guaranteed = world.pod("a", PodSpec::new("guaranteed").cgroup(&format!("{name}/a")))?;
+        for pod in [&burstable, &guaranteed] {
+            for to in [addr(SERVICE4), web.addr(8080), web.addr6(8080)] {
+                refused_at_once(pod, to)?;
+            }
+            // It may speak to itself.
+            let _own = Server::start(pod.listen(9090)?, echo)?;
+            round_trip(&mut pod.connect(addr("127.0.0.1:9090"))?, MARKER)?;
+        }
+        // Who was there before goes on, and so does the node itself.
+        let mut of_others = [
+            ran.connect(web.addr(8080))?,
+            world.node("a").connect(web.addr(8080))?,
+        ];
+        api.put("pods", "demo", "job", running(&uid(2), &burstable));
+        a.signal(Signal::CONT)?;
+        let mut stream = wait_until("the capture", LIMIT, || {
+            let mut stream = burstable.connect(addr(SERVICE4)).ok()?;
+            round_trip(&mut stream, MARKER).ok().map(|()| stream)
+        })?;
+        round_trip(&mut stream, MARKER)?;
+        ensure!(captured(&a) == Some(1));
+        ensure!(!contains(&capture.stop()?, MARKER), "a pod has spoken in clear");
+        for stream in &mut of_others {
+            round_trip(stream, b"of others")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn pods_that_are_not_the_meshs_dial_within_moments_and_without_an_agent_before_long() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        api.put("namespaces", "", "plain", json!({"metadata": {"labels": {}}}));
+        let known = world.pod(
+            "a",
+            PodSpec::new("known").outside().cgroup(&format!("pod{}", uid(1))),
+        )?;
+        let mut shown = running(&uid(1), &known);
+        shown["metadata"]["labels"] = json!({MODE: "none"});
+        api.put("pods", "demo", "known", shown);
+        world.apply()?;
+        let a = world.start_agent_with("a", options)?;
+        let starts = |world: &mut World, number: usize, folder: &str| {
+            let spec = PodSpec::new(&format!("plain-{number}"))
+                .namespace("plain")
+                .outside();
+            world.pod("a", spec.cgroup(&format!("{folder}pod{}/a", uid(number))))
+        };
+        let speaks = |pod: &Pod| {
+            let mut stream = pod.connect(web.addr(8080)).ok()?;
+            round_trip(&mut stream, MARKER).ok()
+        };
+        // A folder of its own quality of service that is not there yet, too.
+        for (number, folder) in [(2, ""), (3, "burstable/"), (4, "besteffort/")] {
+            api.put("pods", "plain", &format!("plain-{number}"), object(&uid(number)));
+            let pod = starts(world, number, folder)?;
+            wait_until("it to dial", Duration::from_secs(2), || speaks(&pod))
+                .with_context(|| format!("{folder}: {}", a.log_tail()))?;
+        }
+        a.kill()?;
+        let late = starts(world, 5, "burstable/")?;
+        // The agent might be back in a moment.
+        refused_at_once(&late, web.addr(8080))?;
+        ensure!(speaks(&known).is_some(), "who was there before goes on");
+        wait_until("the agent not to be waited for any more", LIMIT, || speaks(&late))
     });
 }
 

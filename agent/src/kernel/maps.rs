@@ -2,7 +2,7 @@
 //! own [`SocketStates`], which touches only sockets of its own.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -13,7 +13,7 @@ pub use agent_common::ListenerKind;
 use agent_common::{
     Address, Config, ListenerKey, Pod, PortKey, SocketState, flags,
     layout::{HASH, MEANING},
-    pod_flags, port_mode,
+    pod_cgroup, pod_flags, port_mode,
 };
 use aya::maps::{Array, HashMap, Map, MapData, MapError, SkStorage, SockHash};
 
@@ -29,7 +29,9 @@ pub struct Maps {
     pods: HashMap<MapData, u64, Pod>,
     listeners: SockHash<MapData, ListenerKey>,
     port_modes: HashMap<MapData, PortKey, u32>,
-    pending: HashMap<MapData, u64, u32>,
+    pod_cgroups: HashMap<MapData, u64, u32>,
+    /// What is in `pod_cgroups`: nobody else writes it meanwhile.
+    standings: BTreeMap<u64, u32>,
     config: Array<MapData, Config>,
 }
 
@@ -40,32 +42,77 @@ impl Maps {
     /// When one is missing, or has another layout than this build expects.
     pub fn open(generation: &Generation) -> Result<Self, MapError> {
         let open = |name| MapData::from_pin(generation.map(name));
+        let pod_cgroups = HashMap::try_from(Map::HashMap(open("POD_CGROUPS")?))?;
         Ok(Self {
+            standings: pod_cgroups.iter().collect::<Result<_, _>>()?,
+            pod_cgroups,
             pods: HashMap::try_from(Map::HashMap(open("PODS")?))?,
             listeners: SockHash::try_from(Map::SockHash(open("LISTENERS")?))?,
             port_modes: HashMap::try_from(Map::HashMap(open("PORT_MODES")?))?,
-            pending: HashMap::try_from(Map::HashMap(open("PENDING")?))?,
             config: Array::try_from(Map::Array(open("CONFIG")?))?,
         })
     }
 
-    /// Refuses what processes of these cgroups dial, and no others'. `levels` says how deep they lie.
+    /// Says which of the node's pods' cgroups are held, and which are not. `hold` is for those that are in neither.
+    ///
+    /// The order: nobody who waits reads as released, and nobody is held for not being in the map before everybody is in it.
     ///
     /// # Errors
-    /// When the map is full (4,096 cgroups), and those of bpf(2).
-    pub fn set_pending(&mut self, cgroups: &BTreeSet<u64>, levels: [u32; 2]) -> Result<(), MapError> {
-        let there: BTreeSet<u64> = self.pending.keys().filter_map(Result::ok).collect();
-        for new in cgroups.difference(&there) {
-            self.pending.insert(new, 1, 0)?;
+    /// When the map is full (4,096 cgroups), and those of bpf(2). Who is in no list is not held from then on.
+    pub fn set_pod_cgroups(&mut self, cgroups: &PodCgroups, hold: Option<Hold>) -> Result<(), MapError> {
+        if hold.is_none() {
+            self.end_hold()?;
         }
-        let [level, other] = if cgroups.is_empty() { [0, 0] } else { levels };
+        let written = self.write_pod_cgroups(cgroups);
+        if let (Err(_), Some(_)) = (&written, hold) {
+            self.end_hold()?;
+        }
+        written?;
+        let [level, other] = cgroups.levels;
+        self.configure(|config| {
+            (config.pod_level, config.pod_level_too) = (level, other);
+            if let Some(hold) = hold {
+                (config.pods, config.pods_level) = (hold.pods.id, hold.pods.level);
+                config.hold_until = nanoseconds(hold.until);
+            }
+        })
+    }
+
+    fn write_pod_cgroups(&mut self, cgroups: &PodCgroups) -> Result<(), MapError> {
+        let all = || cgroups.held.union(&cgroups.released);
+        let gone = |cgroup: &u64| !cgroups.held.contains(cgroup) && !cgroups.released.contains(cgroup);
+        for old in self.standings.keys().copied().filter(gone).collect::<Vec<_>>() {
+            absent_is_fine(self.pod_cgroups.remove(&old))?;
+            self.standings.remove(&old);
+        }
+        // Those that are held first.
+        for cgroup in cgroups
+            .held
+            .iter()
+            .chain(all().filter(|it| !cgroups.held.contains(it)))
+        {
+            let standing = match cgroups.held.contains(cgroup) {
+                true => pod_cgroup::HELD,
+                false => pod_cgroup::RELEASED,
+            };
+            if self.standings.get(cgroup) != Some(&standing) {
+                self.pod_cgroups.insert(cgroup, standing, 0)?;
+                self.standings.insert(*cgroup, standing);
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds nobody any more of whom nothing is said.
+    ///
+    /// # Errors
+    /// Those of bpf(2).
+    pub fn end_hold(&mut self) -> Result<(), MapError> {
         let config = self.config.get(&0, 0).unwrap_or_default();
-        if (config.pending_level, config.pending_level_too) != (level, other) {
-            self.configure(|config| (config.pending_level, config.pending_level_too) = (level, other))?;
+        if config.hold_until == 0 {
+            return Ok(());
         }
-        there
-            .difference(cgroups)
-            .try_for_each(|old| absent_is_fine(self.pending.remove(old)))
+        self.configure(|config| config.hold_until = 0)
     }
 
     /// Among how many workers `sk_lookup` spreads connections; 0 when no agent has said it yet.
@@ -108,7 +155,7 @@ impl Maps {
     /// # Errors
     /// Those of bpf(2).
     pub fn set_lease(&mut self, until: Duration) -> Result<(), MapError> {
-        self.configure(|config| config.lease = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX))
+        self.configure(|config| config.lease = nanoseconds(until))
     }
 
     fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
@@ -221,6 +268,30 @@ impl Maps {
             .iter()
             .try_for_each(|key| absent_is_fine(self.port_modes.remove(key)))
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Which of the node's pods may dial.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodCgroups {
+    /// The cgroups of those that may not, by their ids.
+    pub held: BTreeSet<u64>,
+    /// Those of all others. A cgroup that is in both is held.
+    pub released: BTreeSet<u64>,
+    /// The depths at which they lie; 0 for none.
+    pub levels: [u32; 2],
+}
+
+/// That pods which are not seen yet are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Under which cgroup.
+    pub pods: PodsCgroup,
+    /// Until when, by the kernel's monotonic clock.
+    pub until: Duration,
 }
 
 /// The cgroup under which all pods of the node are.

@@ -146,6 +146,15 @@ impl Control {
             }
         }
         self.fall_silent();
+        if self.standing == Standing::Writing
+            && let Err(error) = self.enrolment.end_hold()
+        {
+            // The next agent's own pod would be, for one.
+            tracing::error!(
+                error = chain(&error),
+                "pods that start are held for some seconds more"
+            );
+        }
         self.same_node.hand_over().await;
         // The next agent need not wait until the last connection has ended.
         self.enrolment.hand_over();
@@ -310,23 +319,17 @@ impl Control {
     fn hold_pending(&mut self) {
         // Without a view there are none, and what an earlier agent has left is let go. Pods that share the node's network
         // must never be held back, the API's own server for one, so that the node must be known.
-        let none = View::default();
-        let view = self.newest().filter(|_| self.exposed.knows_node());
-        let view = view.as_deref().unwrap_or(&none);
-        let mut told = self.enrolment.set_pending(&view.pending);
-        if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, view.pods_cgroup) {
+        let newest = self.pods.as_ref().and_then(Pods::newest);
+        let newest = newest.filter(|_| self.exposed.knows_node());
+        let mut told = self.enrolment.set_pending(newest.as_ref());
+        let pods = newest.and_then(|newest| newest.view.pods_cgroup);
+        if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, pods) {
             told = self.enrolment.set_pods_cgroup(pods);
         }
         if let Err(error) = told {
             let error = chain(&error);
             tracing::error!(error, "pods that start are not held back until they are captured");
         }
-    }
-
-    /// What the node shows by now: pods start while others are captured.
-    fn newest(&self) -> Option<Arc<View>> {
-        let newest = self.pods.as_ref().and_then(Pods::newest);
-        newest.or_else(|| self.view.clone())
     }
 
     /// Which of the node's pods are captured, for the API.

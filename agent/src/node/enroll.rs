@@ -8,7 +8,7 @@ mod netns;
 mod plan;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::IpAddr,
     sync::Arc,
@@ -25,20 +25,24 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     dns,
     pod::Pod,
-    pods::{Awaited, Pending, View},
+    pods::{Awaited, Newest, Pending},
     worker::Serve,
 };
 use crate::{
     kernel::{
         dns::DNS_SLOTS,
         load::{Kernel, LoadError},
-        maps::{ListenerKind, Maps, PodsCgroup},
+        maps::{Hold, ListenerKind, Maps, PodCgroups, PodsCgroup},
     },
     limits::Places,
     mesh::{MtlsMode, PortModes},
     net::{netns::NetnsSource, socket::Family},
     telemetry::chain,
 };
+
+/// How long the kernel holds pods that nobody has seen yet, after the last look at the node's pods: an agent looks about once a
+/// second, and one that is gone must not stop pods that are not the mesh's.
+const HOLD: Duration = Duration::from_secs(10);
 
 /// A pod that should be captured.
 pub(super) type Desired = plan::Desired<NetnsSource>;
@@ -206,16 +210,41 @@ impl Enrolment {
         captured.is_some_and(|captured| !captured.stale && captured.source == *netns)
     }
 
-    /// Refuses what these pods dial until they are captured.
+    /// Refuses what pods dial until they are captured: those of a view, and for a while those that are newer than it. Without
+    /// one nobody is refused.
+    ///
+    /// # Errors
+    /// Those of bpf(2), and when there are too many cgroups (4,096).
+    pub(super) fn set_pending(&mut self, newest: Option<&Newest>) -> Result<(), LoadError> {
+        let (cgroups, hold) = match newest {
+            Some(newest) => (self.pod_cgroups(&newest.view.pending), hold(newest)),
+            None => (PodCgroups::default(), None),
+        };
+        let written = self.maps.set_pod_cgroups(&cgroups, hold);
+        written.map_err(|source| self.kernel.map_error(source))
+    }
+
+    fn pod_cgroups(&self, pending: &Pending) -> PodCgroups {
+        let is_captured = |awaited: &Awaited| self.is_captured_at(&awaited.uid, &awaited.netns);
+        let waits = |awaited: &Option<Awaited>| !awaited.as_ref().is_some_and(is_captured);
+        let (held, arrived) = pending
+            .cgroups
+            .iter()
+            .partition::<Vec<_>, _>(|(_, awaited)| waits(awaited));
+        let ids = |cgroups: Vec<(&u64, _)>| cgroups.into_iter().map(|(id, _)| *id).collect::<BTreeSet<_>>();
+        PodCgroups {
+            held: ids(held),
+            released: &ids(arrived) | &pending.released,
+            levels: pending.levels,
+        }
+    }
+
+    /// Holds no pod any more that is not known: nobody will look whose it is.
     ///
     /// # Errors
     /// Those of bpf(2).
-    pub(super) fn set_pending(&mut self, pending: &Pending) -> Result<(), LoadError> {
-        let is_captured = |awaited: &Awaited| self.is_captured_at(&awaited.uid, &awaited.netns);
-        let waits = |awaited: &Option<Awaited>| !awaited.as_ref().is_some_and(is_captured);
-        let held = |(cgroup, awaited): (&u64, _)| waits(awaited).then_some(*cgroup);
-        let cgroups = pending.cgroups.iter().filter_map(held).collect();
-        let written = self.maps.set_pending(&cgroups, pending.levels);
+    pub(super) fn end_hold(&mut self) -> Result<(), LoadError> {
+        let written = self.maps.end_hold();
         written.map_err(|source| self.kernel.map_error(source))
     }
 
@@ -226,17 +255,17 @@ impl Enrolment {
     pub(super) async fn turn(
         &mut self,
         desired: &BTreeMap<Arc<str>, Desired>,
-        starting: impl Fn() -> Option<Arc<View>>,
+        starting: impl Fn() -> Option<Newest>,
     ) -> Turn {
         let mut turn = Turn::default();
-        let mut held: Option<Arc<View>> = None;
+        let mut held = None;
         for action in plan(desired, &self.actual()) {
-            let newest = starting().filter(|view| !held.as_ref().is_some_and(|held| Arc::ptr_eq(held, view)));
-            if let Some(view) = newest {
-                if let Err(error) = self.set_pending(&view.pending) {
+            let newest = starting().filter(|newest| held != Some(newest.looked));
+            if let Some(newest) = newest {
+                if let Err(error) = self.set_pending(Some(&newest)) {
                     tracing::error!(error = chain(&error), "pods that start are not held back");
                 }
-                held = Some(view);
+                held = Some(newest.looked);
             }
             let (uid, result) = match &action {
                 Action::Capture(uid) => (uid, self.capture(uid, &desired[uid]).await),
@@ -456,6 +485,16 @@ impl Enrolment {
             }
         }
     }
+}
+
+/// For how long pods that are newer than a view are held.
+fn hold(newest: &Newest) -> Option<Hold> {
+    let pods = newest
+        .view
+        .pods_cgroup
+        .filter(|_| newest.view.pending.holds_unseen)?;
+    let until = newest.looked + HOLD;
+    Some(Hold { pods, until })
 }
 
 /// Opens a pod's DNS sockets. Where an app of the pod has one of their ports, the pod asks its servers itself: no app can

@@ -5,12 +5,13 @@
 //! hierarchy (v2), many (v1), or both (hybrid). What containers' cgroups are called below a pod's does not matter.
 //!
 //! Two walks: [`Tree::explore`] goes through everything and learns in which folders pods' folders lie; [`Tree::look`] reads
-//! those only, and is quick.
+//! those only, and is quick. Neither takes what it could not read for gone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirEntry},
-    os::unix::fs::MetadataExt as _,
+    io::{self, ErrorKind},
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -44,8 +45,19 @@ pub(super) struct CgroupId {
     pub(super) level: u32,
 }
 
-/// The folders of pods, by the UID in their names.
+/// The folders of pods, by the UID in their names; by their paths where that is none that is known.
 pub(super) type Folders = BTreeMap<String, Vec<PodFolder>>;
+
+/// What one look shows.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) pods: Folders,
+    /// What lies beside pods' folders, or above them, and is no pod's: the kubelet's own, by quality of service, and whatever
+    /// somebody else has made there.
+    pub(super) others: Vec<(PathBuf, CgroupId)>,
+    /// Whether that is all: nothing could not be read.
+    pub(super) whole: bool,
+}
 
 /// Where to look for pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,8 +145,18 @@ pub(super) fn is_root_of_cgroup2(path: &Path) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     hierarchies: Vec<Hierarchy>,
-    /// With the level of what lies in them.
-    parents: BTreeMap<PathBuf, Option<u32>>,
+    parents: BTreeMap<PathBuf, Parent>,
+    /// Whether the walk through everything came to its end.
+    whole: bool,
+}
+
+/// A folder that has pods' folders, or may have.
+#[derive(Clone, Copy, Debug)]
+struct Parent {
+    /// The level of what lies in it.
+    level: Option<u32>,
+    /// Whether it belongs to a kubelet: all that lies in it is a pod's, or a parent too.
+    only_pods: bool,
 }
 
 impl Tree {
@@ -142,6 +164,7 @@ impl Tree {
         Self {
             hierarchies,
             parents: BTreeMap::new(),
+            whole: false,
         }
     }
 
@@ -152,19 +175,21 @@ impl Tree {
 
     /// How deep a folder with pods' folders lies in the unified hierarchy.
     pub(super) fn level_of(&self, parent: &Path) -> Option<u32> {
-        self.parents.get(parent).copied().flatten()?.checked_sub(1)
+        self.parents.get(parent)?.level?.checked_sub(1)
     }
 
     /// Goes through everything and learns where pods are. `odd` are UIDs that do not look like one: a manifest of a static pod
     /// may give it any.
     pub(super) fn explore(&mut self, odd: &[String]) {
-        self.parents.clear();
+        let before = std::mem::take(&mut self.parents);
+        self.whole = true;
         let mut walk: Vec<_> = self
             .hierarchies
             .iter()
             .map(|of| (of.path.clone(), of.level.map(|level| level + 1), 0, of.only_pods))
             .collect();
         let mut left = MOST_FOLDERS;
+        let mut unread = false;
         while let Some((folder, level, depth, inside)) = walk.pop() {
             left = left.saturating_sub(1);
             if left == 0 {
@@ -172,46 +197,104 @@ impl Tree {
                     folders = MOST_FOLDERS,
                     "there are more cgroups than are looked at: name the pods' own by --pods-cgroup"
                 );
-                return;
+                self.whole = false;
+                break;
             }
-            let is_parent = inside
+            let only_pods = inside
                 || folder
                     .file_name()
                     .is_some_and(|name| is_kubepods(&name.to_string_lossy()));
-            if is_parent {
-                self.parents.insert(folder.clone(), level);
+            if only_pods {
+                self.parents.insert(folder.clone(), Parent { level, only_pods });
             }
-            for (name, entry) in folders(&folder) {
+            let Ok(entries) = folders(&folder) else {
+                unread = true;
+                self.whole &= !only_pods;
+                continue;
+            };
+            for (name, entry) in entries {
                 if uid_of(&name, odd).is_some() {
-                    self.parents.insert(folder.clone(), level);
-                } else if depth < DEEPEST {
-                    walk.push((entry.path(), level.map(|level| level + 1), depth + 1, is_parent));
+                    self.parents.insert(folder.clone(), Parent { level, only_pods });
+                } else if depth < DEEPEST && !(only_pods && is_named_as_pod(&name)) {
+                    walk.push((entry.path(), level.map(|level| level + 1), depth + 1, only_pods));
                 }
+            }
+        }
+        if unread || !self.whole {
+            // What is not seen this time is not gone for that.
+            let unseen = before.into_iter().filter(|(folder, _)| folder.exists());
+            for (folder, parent) in unseen {
+                self.parents.entry(folder).or_insert(parent);
             }
         }
     }
 
-    /// The pods' folders, from the folders where they were last seen.
-    pub(super) fn look(&self, odd: &[String]) -> Folders {
-        let now = SystemTime::now();
-        let mut found = Folders::new();
-        for (parent, level) in &self.parents {
-            for (name, entry) in folders(parent) {
-                let Some(uid) = uid_of(&name, odd) else { continue };
-                let Ok(metadata) = entry.metadata() else { continue };
-                let age = metadata
-                    .modified()
-                    .ok()
-                    .and_then(|at| now.duration_since(at).ok());
-                let id = metadata.ino();
-                found.entry(uid).or_default().push(PodFolder {
-                    path: entry.path(),
-                    cgroup: level.map(|level| CgroupId { id, level }),
-                    age: age.unwrap_or_default(),
-                });
+    /// The pods' folders, from the folders where they were last seen. A kubelet's folder that is new is gone into as well.
+    pub(super) fn look(&mut self, odd: &[String]) -> Looked {
+        let mut looked = Looked {
+            whole: self.whole,
+            ..Looked::default()
+        };
+        let mut walk: Vec<_> = self
+            .parents
+            .iter()
+            .map(|(folder, it)| (folder.clone(), *it))
+            .collect();
+        let mut at = 0;
+        while let Some((folder, parent)) = walk.get(at).cloned() {
+            at += 1;
+            let Ok(entries) = folders(&folder) else {
+                looked.whole = false;
+                continue;
+            };
+            for (name, entry) in entries {
+                let path = entry.path();
+                let uid = uid_of(&name, odd);
+                // One that a person has named, and that nobody has shown yet.
+                let unknown =
+                    || (parent.only_pods && is_named_as_pod(&name)).then(|| path.display().to_string());
+                if let Some(key) = uid.or_else(unknown) {
+                    looked.add_pod(key, &entry, parent.level);
+                } else if parent.only_pods {
+                    let cgroup = parent.level.map(|level| CgroupId {
+                        id: entry.ino(),
+                        level,
+                    });
+                    looked.others.extend(cgroup.map(|cgroup| (path.clone(), cgroup)));
+                    if !self.parents.contains_key(&path) && self.parents.len() < MOST_FOLDERS {
+                        let below = Parent {
+                            level: parent.level.map(|level| level + 1),
+                            ..parent
+                        };
+                        self.parents.insert(path.clone(), below);
+                        walk.push((path, below));
+                    }
+                }
             }
         }
-        found
+        looked
+    }
+}
+
+impl Looked {
+    fn add_pod(&mut self, key: String, entry: &DirEntry, level: Option<u32>) {
+        let metadata = match entry.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                self.whole &= error.kind() == ErrorKind::NotFound;
+                return;
+            }
+        };
+        let age = metadata
+            .modified()
+            .ok()
+            .and_then(|at| SystemTime::now().duration_since(at).ok());
+        let id = metadata.ino();
+        self.pods.entry(key).or_default().push(PodFolder {
+            path: entry.path(),
+            cgroup: level.map(|level| CgroupId { id, level }),
+            age: age.unwrap_or_default(),
+        });
     }
 }
 
@@ -239,7 +322,8 @@ pub(super) fn processes(folder: &Path) -> BTreeSet<u32> {
         if pids.len() > MOST_PROCESSES {
             break;
         }
-        walk.extend(folders(&folder).map(|(_, entry)| entry.path()));
+        let below = folders(&folder).into_iter().flatten();
+        walk.extend(below.map(|(_, entry)| entry.path()));
     }
     pids
 }
@@ -253,14 +337,19 @@ fn members(folder: &Path) -> Vec<u32> {
         .collect()
 }
 
-fn folders(folder: &Path) -> impl Iterator<Item = (String, DirEntry)> {
-    let entries = fs::read_dir(folder).ok();
-    entries
+/// What lies in a folder; nothing where it is not there any more.
+fn folders(folder: &Path) -> io::Result<Vec<(String, DirEntry)>> {
+    let read = fs::read_dir(folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let entries = match read {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read?,
+    };
+    let folders = entries
         .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(folders
         .map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry))
+        .collect())
 }
 
 fn is_kubepods(name: &str) -> bool {
@@ -277,6 +366,22 @@ fn uid_of(name: &str, odd: &[String]) -> Option<String> {
     }
     let known = |odd: &&String| name.ends_with(&format!("pod{}", odd.replace('_', "-")));
     odd.iter().find(known).cloned()
+}
+
+/// Whether a kubelet's folder is called as it calls those of pods, whatever the UID.
+fn is_named_as_pod(name: &str) -> bool {
+    let name = name.strip_suffix(".slice").unwrap_or(name);
+    let uid = name.strip_prefix("pod");
+    let uid = uid.or_else(|| name.split_once("-pod").map(|(_, uid)| uid));
+    uid.is_some_and(|uid| uid.starts_with(|it: char| it.is_ascii_alphanumeric()))
+}
+
+/// Whether a kubelet's folder is called as it calls those in which pods of one quality of service are.
+pub(super) fn is_named_as_parent(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".slice").unwrap_or(&name);
+    let name = name.rsplit('-').next().unwrap_or_default();
+    matches!(name, "burstable" | "besteffort")
 }
 
 /// Whether it looks as the API server makes them, or as the kubelet makes those of static pods: a hash.

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     ApiPod, Awaited, Listing, Pending, PodSettings, Standing, View,
-    cgroups::{Folders, PodFolder, Tree, is_uid, root_of},
+    cgroups::{CgroupId, Folders, Looked, PodFolder, Tree, is_named_as_parent, is_uid, root_of},
     keys,
     netns::{Finder, Found, Identity, Missing},
     nri::{Sandbox, Sandboxes},
@@ -66,8 +66,9 @@ pub(super) struct Looker {
     explored: Option<Instant>,
     checked: Option<Instant>,
     is_awaiting: bool,
-    /// Whether it was said that pods that start cannot be held.
+    /// Whether it was said that pods that start cannot be held, and that they are only once they are seen.
     warned: bool,
+    warned_late: bool,
 }
 
 impl Looker {
@@ -89,6 +90,7 @@ impl Looker {
             checked: None,
             is_awaiting: false,
             warned: false,
+            warned_late: false,
         }
     }
 
@@ -109,11 +111,13 @@ impl Looker {
             .filter(|uid| !is_uid(uid))
             .map(str::to_owned)
             .collect();
-        let folders = self.folders(listing, &odd, now);
+        let looked = self.folders(listing, &odd, now);
         let owners = owners(listing);
-        self.learn_roots(&owners, &folders);
-        let pods = self.pods(listing, &owners, (&folders, told), now);
-        let pending = self.pending(listing, &owners, &folders, &pods, now);
+        self.learn_roots(&owners, &looked.pods);
+        let pods = self.pods(listing, &owners, (&looked.pods, told), now);
+        let pods_cgroup = self.pods_cgroup();
+        let pending = self.pending(listing, &owners, &looked, &pods, now);
+        let pending = self.with_depths(pending, &looked, pods_cgroup);
         let newest = told.by_uid();
         let standing = |sandbox: &Sandbox| match newest.get(sandbox.uid()) {
             Some(newest) if *newest == sandbox => self.standing(listing, &owners, &pods, sandbox),
@@ -125,28 +129,28 @@ impl Looker {
             pods: pods.into_values().collect(),
             pending,
             sandboxes,
-            pods_cgroup: self.pods_cgroup(),
+            pods_cgroup,
         }
     }
 
-    fn folders(&mut self, listing: &Listing, odd: &[String], now: Instant) -> Folders {
+    fn folders(&mut self, listing: &Listing, odd: &[String], now: Instant) -> Looked {
         let due = |after| {
             self.explored
                 .is_none_or(|at| now.saturating_duration_since(at) >= after)
         };
         let mut explore = due(EXPLORE);
         if !explore {
-            let folders = self.tree.look(odd);
+            let looked = self.tree.look(odd);
             let is_missed = |pod: &ApiPod| {
                 self.judge(pod, listing) == Judged::Enrolled
-                    && keys(pod).all(|key| !folders.contains_key(key))
+                    && keys(pod).all(|key| !looked.pods.contains_key(key))
             };
             if !listing.pods.iter().any(is_missed) {
-                return folders;
+                return looked;
             }
             explore = due(EXPLORE_AGAIN);
             if !explore {
-                return folders;
+                return looked;
             }
         }
         self.tree.explore(odd);
@@ -256,11 +260,12 @@ impl Looker {
         self.found.get(&pod.uid).ok_or(Missing::NoCgroup)
     }
 
+    /// Which pods' cgroups are held, and which are not.
     fn pending(
         &mut self,
         listing: &Listing,
         owners: &HashMap<&str, &ApiPod>,
-        folders: &Folders,
+        looked: &Looked,
         pods: &BTreeMap<Arc<str>, LocalPod>,
         now: Instant,
     ) -> Pending {
@@ -268,8 +273,7 @@ impl Looker {
         let is_first = before.is_none();
         let mut seen = BTreeMap::new();
         let mut pending = Pending::default();
-        let mut levels = BTreeSet::new();
-        for (key, folders) in folders {
+        for (key, folders) in &looked.pods {
             let owner = owners.get(key.as_str()).copied();
             let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
             if owner.is_none() && !folders.iter().any(|folder| self.is_ours(&folder.path)) {
@@ -282,7 +286,9 @@ impl Looker {
             });
             let of_pod = self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
             seen.insert(key.clone(), of_pod);
+            let cgroups = folders.iter().filter_map(|folder| folder.cgroup);
             if !of_pod.held {
+                pending.released.extend(cgroups.map(|cgroup| cgroup.id));
                 continue;
             }
             let awaited = owner.filter(|_| judged == Judged::Enrolled).and_then(|pod| {
@@ -299,24 +305,66 @@ impl Looker {
                     "pods of this node are not in cgroup2, or no more than a part of it is mounted here, as in a node that is a container: what they dial while they start, before they are captured, cannot be refused"
                 );
             }
-            for cgroup in folders.iter().filter_map(|folder| folder.cgroup) {
-                levels.insert(cgroup.level);
-                pending.cgroups.insert(cgroup.id, awaited.clone());
-            }
+            let held = cgroups.map(|cgroup| (cgroup.id, awaited.clone()));
+            pending.cgroups.extend(held);
+        }
+        if !looked.whole {
+            // What was not seen this time is not new for that.
+            seen.extend(before.into_iter().flatten());
         }
         self.seen = Some(seen);
+        pending
+    }
+
+    /// Adds at which depths pods lie, and whether those that are not seen yet are held: where they lie as a kubelet lays them,
+    /// in the folder of all of them or in one below.
+    fn with_depths(&mut self, mut pending: Pending, looked: &Looked, root: Option<PodsCgroup>) -> Pending {
+        let all = || looked.pods.values().flatten().filter_map(|folder| folder.cgroup);
+        let is_told = |cgroup: &CgroupId| {
+            pending.cgroups.contains_key(&cgroup.id) || pending.released.contains(&cgroup.id)
+        };
+        let told: BTreeSet<u32> = all().filter(is_told).map(|cgroup| cgroup.level).collect();
+        let usual = root.map(|root| [root.level + 1, root.level + 2]);
+        if let Some(usual) = usual
+            && told.iter().all(|level| usual.contains(level))
+        {
+            pending.levels = usual;
+            pending.released.extend(self.strangers(looked, usual));
+            pending.holds_unseen = looked.whole;
+            return pending;
+        }
+        if usual.is_some() && !self.warned_late {
+            self.warned_late = true;
+            tracing::warn!(
+                ?told,
+                "pods do not lie in the folder of all pods or in one below it, which is where a kubelet makes them: those that start are held back once they are seen, and not before (is --pods-cgroup the kubelet's own?)"
+            );
+        }
+        let is_held = |cgroup: &CgroupId| pending.cgroups.contains_key(&cgroup.id);
+        let levels: BTreeSet<u32> = all().filter(is_held).map(|cgroup| cgroup.level).collect();
         if levels.len() > pending.levels.len() {
             tracing::warn!(
                 ?levels,
                 "pods lie at more than two depths: not all that start are held back"
             );
         }
+        let levels = pending.levels.iter_mut().zip(levels);
+        levels.for_each(|(to, level)| *to = level);
         pending
-            .levels
-            .iter_mut()
-            .zip(levels)
-            .for_each(|(to, level)| *to = level);
-        pending
+    }
+
+    /// What lies where pods do, and is neither a pod's nor has pods': nobody knows what it is, and it is not weft's to hold.
+    fn strangers(&self, looked: &Looked, [outer, inner]: [u32; 2]) -> Vec<u64> {
+        let folders = looked.pods.values().flatten();
+        let with_pods: BTreeSet<&Path> = folders.filter_map(|folder| folder.path.parent()).collect();
+        let is_parent = |folder: &Path| is_named_as_parent(folder) || with_pods.contains(folder);
+        let is_strange = |(folder, cgroup): &&(PathBuf, CgroupId)| {
+            let beside_pods =
+                cgroup.level == outer || cgroup.level == inner && folder.parent().is_some_and(is_parent);
+            beside_pods && self.is_ours(folder) && !is_parent(folder)
+        };
+        let strange = looked.others.iter().filter(is_strange);
+        strange.map(|(_, cgroup)| cgroup.id).collect()
     }
 
     fn judge(&self, pod: &ApiPod, listing: &Listing) -> Judged {

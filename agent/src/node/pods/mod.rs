@@ -21,7 +21,7 @@ pub mod nri;
 pub mod report;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, ErrorKind},
     net::IpAddr,
@@ -42,7 +42,7 @@ use self::{
 use crate::{
     cluster::enrolment::Labels,
     feed::LocalPod,
-    kernel::{folders::FolderChanges, maps::PodsCgroup},
+    kernel::{folders::FolderChanges, maps::PodsCgroup, verdicts},
     net::netns::NetnsSource,
 };
 
@@ -111,12 +111,16 @@ pub struct View {
     pub pods: Vec<LocalPod>,
     /// Those on their way into the mesh.
     ///
-    /// What stays open. A pod that an agent did not see starting: nothing holds it back until an agent runs (a start-up
-    /// taint keeps pods away until then), and its sockets of before are judged at its capture. Nodes whose runtime keeps
-    /// containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1): there is no cgroup to know a
-    /// starting pod by, so that its apps may dial in the moments between the making of its network and its capture. Nodes that
-    /// are starved of processor time: a cgroup is held once the agent has seen it, and an app may be faster. UDP other
-    /// than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
+    /// A pod that starts is held by the kernel before the agent has seen it, however late that is: whatever lies under
+    /// [`View::pods_cgroup`] and is not known ([`Pending::holds_unseen`]), for ten seconds after the agent has last looked.
+    ///
+    /// What stays open. A pod that starts while no agent looks: nothing holds it back (a start-up taint keeps pods away until
+    /// the first one does), and its sockets of before are judged at its capture. An agent that gets no processor time for ten
+    /// seconds counts as none. A pod whose sandbox is made anew keeps its cgroup: it is held again once the agent has seen
+    /// that. Nodes whose runtime keeps containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1):
+    /// there is no cgroup to know a starting pod by, so that its apps may dial in the moments between the making of its
+    /// network and its capture. Nodes whose pods lie under more than one folder, or not as a kubelet lays them: a cgroup is
+    /// held there once the agent has seen it, and an app may be faster. UDP other than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
     /// share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of the
     /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
     /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
@@ -139,13 +143,18 @@ pub enum Standing {
     Awaits(Awaited),
 }
 
-/// The cgroups whose processes must not dial out yet.
+/// The cgroups whose processes must not dial out yet, and those whose may.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
     /// By their ids, with what ends it; nothing but a later view where nobody knows the pod yet.
     pub cgroups: BTreeMap<u64, Option<Awaited>>,
+    /// The ids of all others: of pods that are not the mesh's or have run before they were, and of what is no pod's.
+    pub released: BTreeSet<u64>,
     /// The depths at which they lie; 0 for none.
     pub levels: [u32; 2],
+    /// Whether all of [`View::pods_cgroup`] is in one of the two, so that what is in neither has not been seen yet: it is not to
+    /// dial either.
+    pub holds_unseen: bool,
 }
 
 impl Pending {
@@ -167,10 +176,19 @@ pub struct Awaited {
     pub netns: NetnsSource,
 }
 
+/// A view, and when it was last found to be so.
+#[derive(Clone, Debug)]
+pub struct Newest {
+    /// What should be.
+    pub view: Arc<View>,
+    /// By the kernel's monotonic clock.
+    pub looked: Duration,
+}
+
 /// The pods of this node. Looks on by itself until it is dropped.
 #[derive(Clone, Debug)]
 pub struct Pods {
-    views: watch::Receiver<Option<Arc<View>>>,
+    views: watch::Receiver<Option<Newest>>,
 }
 
 impl Pods {
@@ -227,13 +245,14 @@ impl Pods {
     }
 
     /// What should be by now, which stays to be waited for with [`Pods::changed`].
-    pub fn newest(&self) -> Option<Arc<View>> {
+    pub fn newest(&self) -> Option<Newest> {
         self.views.borrow().clone()
     }
 
     /// What should be; none before the API has shown the node's pods.
     pub fn view(&mut self) -> Option<Arc<View>> {
-        self.views.borrow_and_update().clone()
+        let newest = self.views.borrow_and_update();
+        newest.as_ref().map(|newest| Arc::clone(&newest.view))
     }
 }
 
@@ -245,7 +264,7 @@ async fn run(
     mut looker: Looker,
     mut listing: watch::Receiver<Option<Arc<Listing>>>,
     mut told: watch::Receiver<Arc<Sandboxes>>,
-    publish: watch::Sender<Option<Arc<View>>>,
+    publish: watch::Sender<Option<Newest>>,
 ) {
     let mut changes = FolderChanges::open()
         .inspect_err(|error| {
@@ -266,13 +285,7 @@ async fn run(
                 return;
             };
             looker = back;
-            publish.send_if_modified(|last| {
-                let is_new = last.as_deref() != Some(&view);
-                if is_new {
-                    *last = Some(Arc::new(view));
-                }
-                is_new
-            });
+            publish.send_if_modified(|last| renew(last, view));
             let is_told = changes.is_some();
             let any_new = changes
                 .as_mut()
@@ -291,6 +304,22 @@ async fn run(
             () = next(changes.as_mut()) => {}
             () = sleep(wait) => {}
             () = publish.closed() => return,
+        }
+    }
+}
+
+/// Puts a view in the place of the last one, and says whether it is another one. That it was looked is noted in any case.
+fn renew(last: &mut Option<Newest>, view: View) -> bool {
+    let looked = verdicts::now();
+    match last {
+        Some(last) if *last.view == view => {
+            last.looked = looked;
+            false
+        }
+        _ => {
+            let view = Arc::new(view);
+            *last = Some(Newest { view, looked });
+            true
         }
     }
 }

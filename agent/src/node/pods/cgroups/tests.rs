@@ -112,7 +112,7 @@ fn a_pods_folder_is_found_in_every_layout() {
         made.folder(path, &[]);
         made.folder(&format!("{path}/{container}"), &[40, 0, 41]);
         made.folder(&format!("{path}/{container}/below"), &[42]);
-        let found = made.tree().look(&[]);
+        let found = made.tree().look(&[]).pods;
         assert_eq!(
             found.keys().map(String::as_str).collect::<Vec<_>>(),
             [*uid],
@@ -138,13 +138,13 @@ fn a_new_pod_is_seen_without_another_walk() {
     let made = Made::new("new");
     made.folder("kubepods/burstable", &[]);
     made.folder("kubepods/besteffort", &[]);
-    let tree = made.tree();
-    assert!(tree.look(&[]).is_empty());
+    let mut tree = made.tree();
+    assert!(tree.look(&[]).pods.is_empty());
     assert_eq!(tree.parents().count(), 3);
     made.folder(&format!("kubepods/besteffort/pod{UID}"), &[7]);
-    assert_eq!(tree.look(&[]).keys().collect::<Vec<_>>(), [UID]);
+    assert_eq!(tree.look(&[]).pods.keys().collect::<Vec<_>>(), [UID]);
     fs::remove_dir_all(made.0.join("kubepods/besteffort")).expect("remove");
-    assert!(tree.look(&[]).is_empty());
+    assert!(tree.look(&[]).pods.is_empty());
 }
 
 #[test]

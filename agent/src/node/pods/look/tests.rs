@@ -1,6 +1,6 @@
 //! What follows from an API and cgroups that are made up; without processes, so that nothing is ever found.
 
-use std::{fs, process};
+use std::{fs, process, time::SystemTime};
 
 use super::*;
 use crate::{
@@ -103,11 +103,13 @@ fn a_pod_that_starts_is_held_until_it_is_known_to_be_outside() {
     let view = node.look(1);
     assert_eq!(held(&view), [inside.min(outside), inside.max(outside)]);
     assert!(view.pending.cgroups.values().all(Option::is_none));
-    assert_eq!(view.pending.levels, [4, 0]);
+    assert_eq!(view.pending.levels, [3, 4]);
+    assert!(view.pending.holds_unseen);
     node.shows(1, "in", "web");
     node.shows(2, "out", "web");
     let view = node.look(2);
     assert_eq!(held(&view), [inside]);
+    assert!(view.pending.released.contains(&outside));
     let awaited = view.pending.cgroups[&inside]
         .as_ref()
         .expect("its capture is awaited");
@@ -122,7 +124,122 @@ fn a_pod_that_starts_is_held_until_it_is_known_to_be_outside() {
     assert!(!node.looker.is_awaiting());
     // It is gone, and nothing is left of it.
     fs::remove_dir(node.root.join(OURS).join(format!("pod{}", uid(1)))).expect("remove");
-    assert!(held(&node.look(91)).is_empty());
+    let view = node.look(91);
+    assert!(held(&view).is_empty() && !view.pending.released.contains(&inside));
+}
+
+/// Makes a folder, and says what the kernel knows it by.
+fn made(node: &Node, path: &str) -> u64 {
+    let path = node.root.join(path);
+    fs::create_dir_all(&path).expect("a folder");
+    fs::metadata(path).expect("it was made").ino()
+}
+
+#[test]
+fn whoever_was_there_before_is_named_before_anybody_is_held_for_being_unknown() {
+    let mut node = Node::new("before");
+    // Outside, in the mesh, and of nobody.
+    let (outside, inside, nobodys) = (
+        node.cgroup(OURS, 1),
+        node.cgroup(OURS, 2),
+        node.cgroup("kubelet/kubepods", 3),
+    );
+    let age = SystemTime::now() - UNKNOWN * 2;
+    let folder = node.root.join("kubelet/kubepods").join(format!("pod{}", uid(3)));
+    let folder = fs::File::open(folder).expect("it was made");
+    folder.set_modified(age).expect("an age");
+    node.shows(1, "out", "web");
+    node.shows(2, "in", "web");
+    let view = node.look(0);
+    assert!(view.pending.holds_unseen && view.pods_cgroup.is_some());
+    assert_eq!(held(&view), [inside]);
+    for released in [outside, nobodys] {
+        assert!(view.pending.released.contains(&released), "{view:?}");
+    }
+    assert!(!view.pending.released.contains(&inside));
+}
+
+#[test]
+fn what_is_no_pods_is_not_held_and_a_pods_container_is_never_let_go() {
+    let mut node = Node::new("strange");
+    let strange = made(&node, "kubelet/kubepods/strange");
+    let below = made(&node, "kubelet/kubepods/strange/below");
+    let beside = made(&node, "kubelet/kubepods/burstable/strange");
+    let empty = made(&node, "kubelet/kubepods/kubepods-besteffort.slice");
+    let qos = made(&node, OURS);
+    // A guaranteed pod's container is as deep as another's pod.
+    let pod = node.cgroup("kubelet/kubepods", 1);
+    let container = made(&node, &format!("kubelet/kubepods/pod{}/container", uid(1)));
+    // A static pod's, that a person has named and nobody has shown.
+    let odd = made(&node, "kubelet/kubepods/podmy_static-pod");
+    let inside_odd = made(&node, "kubelet/kubepods/podmy_static-pod/container");
+    let released = node.look(0).pending.released;
+    for it in [strange, beside] {
+        assert!(released.contains(&it));
+    }
+    for it in [below, empty, qos, pod, container, odd, inside_odd] {
+        assert!(!released.contains(&it));
+    }
+    let both = BTreeSet::from([pod, odd]);
+    assert_eq!(BTreeSet::from_iter(held(&node.look(1))), both);
+    // Both are nobody's, as it turns out.
+    let released = node.look(62).pending.released;
+    assert!(released.is_superset(&both) && !released.contains(&inside_odd));
+    // It gets pods after all: they have names of their own.
+    let late = node.cgroup("kubelet/kubepods/strange", 4);
+    let view = node.look(63);
+    assert_eq!(held(&view), [late]);
+    assert!(!view.pending.released.contains(&strange) && view.pending.released.contains(&below));
+}
+
+#[test]
+fn a_folder_that_a_kubelet_makes_later_is_gone_into_at_once() {
+    let mut node = Node::new("later");
+    node.look(0);
+    let (outside, inside) = (
+        node.cgroup("kubelet/kubepods/besteffort", 1),
+        node.cgroup("kubelet/kubepods/besteffort", 2),
+    );
+    node.shows(1, "out", "web");
+    let view = node.look(1);
+    assert_eq!(held(&view), [inside]);
+    assert!(view.pending.released.contains(&outside));
+}
+
+#[test]
+fn nobody_is_held_for_being_unknown_where_not_everybody_is_known() {
+    // No folder has all pods.
+    let mut node = Node::new("two-roots");
+    node.cgroup("another/kubepods", 1);
+    node.shows(1, "out", "web");
+    let view = node.look(0);
+    assert!(view.pods_cgroup.is_none() && !view.pending.holds_unseen);
+    // They lie deeper than a kubelet lays them.
+    let mut node = Node::new("deeper");
+    let deep = node.cgroup("kubelet/kubepods/burstable/below", 1);
+    node.shows(1, "in", "web");
+    let view = node.look(0);
+    assert!(view.pods_cgroup.is_some() && !view.pending.holds_unseen);
+    assert_eq!((held(&view), view.pending.levels), (vec![deep], [5, 0]));
+}
+
+#[test]
+fn what_could_not_be_read_is_not_gone() {
+    let mut node = Node::new("unread");
+    let runs = node.cgroup(OURS, 1);
+    node.shows(1, "out", "web");
+    assert!(node.look(0).pending.holds_unseen);
+    // It gets the label while it runs, and is not found any more.
+    node.listing.namespaces.insert("out".to_owned(), ambient());
+    let (folder, aside) = (node.root.join(OURS), node.root.join("aside"));
+    fs::rename(&folder, &aside).expect("rename");
+    fs::write(&folder, "no folder").expect("write");
+    assert!(!node.look(1).pending.holds_unseen);
+    fs::remove_file(&folder).expect("remove");
+    fs::rename(&aside, &folder).expect("rename");
+    let view = node.look(2);
+    assert!(view.pending.holds_unseen && view.pending.released.contains(&runs));
+    assert!(held(&view).is_empty());
 }
 
 #[test]
@@ -192,7 +309,7 @@ fn another_kubelets_pods_are_not_ours() {
     let at_another_depth = node.cgroup("kubelet/kubepods", 2);
     let view = node.look(40);
     assert_eq!(held(&view), [at_another_depth]);
-    assert_eq!(view.pending.levels, [3, 0]);
+    assert_eq!(view.pending.levels, [3, 4]);
     let cgroup = view.pods_cgroup.expect("the root is known");
     let root = fs::metadata(node.root.join("kubelet/kubepods")).expect("it was made");
     assert_eq!((cgroup.id, cgroup.level), (root.ino(), 2));

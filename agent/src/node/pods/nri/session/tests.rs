@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     net::netns::Netns,
     node::pods::{
-        Awaited, View,
+        Awaited, Newest, View,
         nri::{Sandboxes, sandboxes::told},
     },
     telemetry::{
@@ -26,7 +26,7 @@ struct Scene {
     stream: UnixStream,
     decoder: Decoder,
     got: Vec<Message>,
-    views: watch::Sender<Option<Arc<View>>>,
+    views: watch::Sender<Option<Newest>>,
     captures: watch::Sender<Captures>,
     told: watch::Receiver<Arc<Sandboxes>>,
     status: watch::Receiver<NriStatus>,
@@ -175,10 +175,12 @@ impl Scene {
 
     fn stands(&self, id: &str, standing: Standing) {
         let sandboxes = BTreeMap::from([(id.to_owned(), standing)]);
-        self.views.send_replace(Some(Arc::new(View {
+        let view = Arc::new(View {
             sandboxes,
             ..View::default()
-        })));
+        });
+        let looked = std::time::Duration::ZERO;
+        self.views.send_replace(Some(Newest { view, looked }));
     }
 
     async fn end(self) -> Result<(), SessionError> {
