@@ -255,6 +255,54 @@ fn pods_that_are_not_the_meshs_dial_within_moments_and_without_an_agent_before_l
     });
 }
 
+#[test]
+fn more_cgroups_than_the_kernel_can_be_told_of_stop_no_pod() {
+    const TOO_MANY: usize = 4_100;
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        let pods = world.node("a").pods_cgroup();
+        for number in 0..TOO_MANY {
+            fs::create_dir(pods.join(format!("strange-{number}")))?;
+        }
+        // Behind all of them, in whatever order they are told.
+        let spec = |name: &str, number| PodSpec::new(name).cgroup(&format!("pod{}", uid(number)));
+        let mut outside = Vec::new();
+        for number in 1..=2 {
+            let name = format!("outside-{number}");
+            let pod = world.pod("a", spec(&name, number).outside())?;
+            let mut shown = running(&uid(number), &pod);
+            shown["metadata"]["labels"] = json!({MODE: "none"});
+            api.put("pods", "demo", &name, shown);
+            outside.push(pod);
+        }
+        let client = world.pod("a", spec("client", 3).service_account("client"))?;
+        let mut wrong = running(&uid(3), &client);
+        wrong["status"]["podIPs"] = json!([{"ip": "10.244.1.99"}]);
+        api.put("pods", "demo", "client", wrong);
+        world.apply()?;
+        world.start_agent("b")?;
+        let a = world.start_agent_with("a", options)?;
+        a.wait_for_log("that somebody is told", |line| {
+            line.contains("more than 4,096 cgroups")
+        })?;
+        for pod in &outside {
+            round_trip(&mut pod.connect(web.addr(8080))?, MARKER)?;
+        }
+        // Who is known to be in the mesh is held all the same.
+        refused_at_once(&client, web.addr(8080))?;
+        // Once there is room again, so are those that are not known yet.
+        for number in 0..TOO_MANY {
+            fs::remove_dir(pods.join(format!("strange-{number}")))?;
+        }
+        let late = world.pod("a", spec("late", 4))?;
+        wait_until("it to be held", LIMIT, || {
+            refused_at_once(&late, web.addr(8080)).is_ok()
+        })
+    });
+}
+
 fn remove_folder(world: &World, name: &str) -> Result<()> {
     cgroup::remove_tree(&world.node("a").pods_cgroup().join(name))
 }

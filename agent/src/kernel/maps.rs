@@ -58,46 +58,37 @@ impl Maps {
     /// The order: nobody who waits reads as released, and nobody is held for not being in the map before everybody is in it.
     ///
     /// # Errors
-    /// When the map is full (4,096 cgroups), and those of bpf(2). Who is in no list is not held from then on.
+    /// When the map is full (4,096 cgroups), and those of bpf(2). Whoever is not in the map is not held then.
     pub fn set_pod_cgroups(&mut self, cgroups: &PodCgroups, hold: Option<Hold>) -> Result<(), MapError> {
         if hold.is_none() {
             self.end_hold()?;
         }
         let written = self.write_pod_cgroups(cgroups);
-        if let (Err(_), Some(_)) = (&written, hold) {
-            self.end_hold()?;
-        }
-        written?;
+        let hold = hold.filter(|_| written.is_ok());
         let [level, other] = cgroups.levels;
-        self.configure(|config| {
+        let told = self.configure(|config| {
             (config.pod_level, config.pod_level_too) = (level, other);
-            if let Some(hold) = hold {
-                (config.pods, config.pods_level) = (hold.pods.id, hold.pods.level);
-                config.hold_until = nanoseconds(hold.until);
+            config.hold_until = hold.map_or(0, |hold| nanoseconds(hold.until));
+            if let Some(Hold { pods, .. }) = hold {
+                (config.pods, config.pods_level) = (pods.id, pods.level);
             }
-        })
+        });
+        written.and(told)
     }
 
     fn write_pod_cgroups(&mut self, cgroups: &PodCgroups) -> Result<(), MapError> {
-        let all = || cgroups.held.union(&cgroups.released);
-        let gone = |cgroup: &u64| !cgroups.held.contains(cgroup) && !cgroups.released.contains(cgroup);
-        for old in self.standings.keys().copied().filter(gone).collect::<Vec<_>>() {
-            absent_is_fine(self.pod_cgroups.remove(&old))?;
-            self.standings.remove(&old);
+        let is_gone = |cgroup: &u64| !cgroups.held.contains(cgroup) && !cgroups.released.contains(cgroup);
+        for gone in self.standings.keys().copied().filter(is_gone).collect::<Vec<_>>() {
+            absent_is_fine(self.pod_cgroups.remove(&gone))?;
+            self.standings.remove(&gone);
         }
-        // Those that are held first.
-        for cgroup in cgroups
-            .held
-            .iter()
-            .chain(all().filter(|it| !cgroups.held.contains(it)))
-        {
-            let standing = match cgroups.held.contains(cgroup) {
-                true => pod_cgroup::HELD,
-                false => pod_cgroup::RELEASED,
-            };
-            if self.standings.get(cgroup) != Some(&standing) {
+        let held = cgroups.held.iter().map(|cgroup| (*cgroup, pod_cgroup::HELD));
+        let released = cgroups.released.difference(&cgroups.held);
+        let released = released.map(|cgroup| (*cgroup, pod_cgroup::RELEASED));
+        for (cgroup, standing) in held.chain(released) {
+            if self.standings.get(&cgroup) != Some(&standing) {
                 self.pod_cgroups.insert(cgroup, standing, 0)?;
-                self.standings.insert(*cgroup, standing);
+                self.standings.insert(cgroup, standing);
             }
         }
         Ok(())

@@ -328,7 +328,10 @@ impl Control {
         }
         if let Err(error) = told {
             let error = chain(&error);
-            tracing::error!(error, "pods that start are not held back until they are captured");
+            tracing::error!(
+                error,
+                "not all pods that start are held back until they are captured (are there more than 4,096 cgroups among the node's pods?)"
+            );
         }
     }
 

@@ -6,9 +6,10 @@
 mod error;
 mod netns;
 mod plan;
+mod starting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     io,
     net::IpAddr,
     sync::Arc,
@@ -22,27 +23,18 @@ use plan::{Action, plan};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    dns,
-    pod::Pod,
-    pods::{Awaited, Newest, Pending},
-    worker::Serve,
-};
+use super::{dns, pod::Pod, pods::Newest, worker::Serve};
 use crate::{
     kernel::{
         dns::DNS_SLOTS,
         load::{Kernel, LoadError},
-        maps::{Hold, ListenerKind, Maps, PodCgroups, PodsCgroup},
+        maps::{ListenerKind, Maps, PodsCgroup},
     },
     limits::Places,
     mesh::{MtlsMode, PortModes},
     net::{netns::NetnsSource, socket::Family},
     telemetry::chain,
 };
-
-/// How long the kernel holds pods that nobody has seen yet, after the last look at the node's pods: an agent looks about once a
-/// second, and one that is gone must not stop pods that are not the mesh's.
-const HOLD: Duration = Duration::from_secs(10);
 
 /// A pod that should be captured.
 pub(super) type Desired = plan::Desired<NetnsSource>;
@@ -208,44 +200,6 @@ impl Enrolment {
     pub(super) fn is_captured_at(&self, uid: &str, netns: &NetnsSource) -> bool {
         let captured = self.captured.get(uid);
         captured.is_some_and(|captured| !captured.stale && captured.source == *netns)
-    }
-
-    /// Refuses what pods dial until they are captured: those of a view, and for a while those that are newer than it. Without
-    /// one nobody is refused.
-    ///
-    /// # Errors
-    /// Those of bpf(2), and when there are too many cgroups (4,096).
-    pub(super) fn set_pending(&mut self, newest: Option<&Newest>) -> Result<(), LoadError> {
-        let (cgroups, hold) = match newest {
-            Some(newest) => (self.pod_cgroups(&newest.view.pending), hold(newest)),
-            None => (PodCgroups::default(), None),
-        };
-        let written = self.maps.set_pod_cgroups(&cgroups, hold);
-        written.map_err(|source| self.kernel.map_error(source))
-    }
-
-    fn pod_cgroups(&self, pending: &Pending) -> PodCgroups {
-        let is_captured = |awaited: &Awaited| self.is_captured_at(&awaited.uid, &awaited.netns);
-        let waits = |awaited: &Option<Awaited>| !awaited.as_ref().is_some_and(is_captured);
-        let (held, arrived) = pending
-            .cgroups
-            .iter()
-            .partition::<Vec<_>, _>(|(_, awaited)| waits(awaited));
-        let ids = |cgroups: Vec<(&u64, _)>| cgroups.into_iter().map(|(id, _)| *id).collect::<BTreeSet<_>>();
-        PodCgroups {
-            held: ids(held),
-            released: &ids(arrived) | &pending.released,
-            levels: pending.levels,
-        }
-    }
-
-    /// Holds no pod any more that is not known: nobody will look whose it is.
-    ///
-    /// # Errors
-    /// Those of bpf(2).
-    pub(super) fn end_hold(&mut self) -> Result<(), LoadError> {
-        let written = self.maps.end_hold();
-        written.map_err(|source| self.kernel.map_error(source))
     }
 
     /// One turn: does what is missing. A pod that fails does not stop the others; it is tried again at the next turn,
@@ -485,16 +439,6 @@ impl Enrolment {
             }
         }
     }
-}
-
-/// For how long pods that are newer than a view are held.
-fn hold(newest: &Newest) -> Option<Hold> {
-    let pods = newest
-        .view
-        .pods_cgroup
-        .filter(|_| newest.view.pending.holds_unseen)?;
-    let until = newest.looked + HOLD;
-    Some(Hold { pods, until })
 }
 
 /// Opens a pod's DNS sockets. Where an app of the pod has one of their ports, the pod asks its servers itself: no app can

@@ -227,6 +227,7 @@ pub async fn run(
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
     let pods = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
+    let pods = pods.or_else(|| local.as_ref()?.1.pods_cgroup);
     enrolment.set_node(node.as_ref().map(Netns::cookie), pods)?;
     let (nri, captures) = ask_runtime(&config, local.as_ref(), told, &shared.metrics);
     let state = Arc::new(State::new(

@@ -20,7 +20,7 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 41] = [
+pub(super) const MUTATIONS: [Mutation; 43] = [
     Mutation {
         name: "runtime-not-held-up",
         promise: "the container runtime is answered when a pod is captured, not before",
@@ -322,10 +322,28 @@ pub(super) const MUTATIONS: [Mutation; 41] = [
         name: "start-in-clear",
         promise: "a pod that starts sends nothing in clear before it is captured",
         file: "agent-ebpf/src/pending.rs",
-        find: "cgroup != 0 && unsafe",
-        replace: "cgroup == 0 && unsafe",
+        find: "other == pod_cgroup::HELD {\n        return true;",
+        replace: "other == pod_cgroup::HELD {\n        return false;",
         target: "tests/enrolment",
         test: "pods_that_dial_with_their_first_instruction_send_nothing_in_clear",
+    },
+    Mutation {
+        name: "faster-than-the-agent",
+        promise: "a pod that its agent has not seen yet sends nothing in clear",
+        file: "agent-ebpf/src/pending.rs",
+        find: "&& is_unseen(config)",
+        replace: "&& config.pod_level == 0",
+        target: "tests/enrolment",
+        test: "a_pod_that_is_faster_than_its_agent_sends_nothing_in_clear",
+    },
+    Mutation {
+        name: "held-by-nobody",
+        promise: "an agent that is gone holds no pod that is not the mesh's",
+        file: "agent-ebpf/src/pending.rs",
+        find: "&& unsafe { bpf_ktime_get_ns() } < until",
+        replace: "&& unsafe { bpf_ktime_get_ns() } != until",
+        target: "tests/enrolment",
+        test: "pods_that_are_not_the_meshs_dial_within_moments_and_without_an_agent_before_long",
     },
     Mutation {
         name: "deny-by-path-ignored",
