@@ -213,6 +213,61 @@ fn a_pod_that_is_faster_than_its_agent_sends_nothing_in_clear() {
     });
 }
 
+/// Of the same layout, and of another one: whose programs are there until those of the new one are.
+#[test]
+fn an_agent_that_takes_over_holds_what_it_has_not_seen_and_nothing_else() {
+    with_world(|world| {
+        let web = web(world)?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let (api, options) = cluster(world)?;
+        api.put("namespaces", "", "plain", json!({"metadata": {"labels": {}}}));
+        let spec =
+            |name: &str, number: usize| PodSpec::new(name).cgroup(&format!("burstable/pod{}/a", uid(number)));
+        let plain = |world: &mut World, number: usize| {
+            let name = format!("plain-{number}");
+            api.put("pods", "plain", &name, object(&uid(number)));
+            world.pod("a", spec(&name, number).namespace("plain").outside())
+        };
+        let before = plain(world, 1)?;
+        // The mesh knows the workload; each of its pods has the same name and address.
+        let mut job = world.pod("a", spec("job", 10).service_account("job"))?;
+        world.apply()?;
+        world.start_agent("b")?;
+        world.start_agent_with("a", options.clone())?;
+        let capture = world.capture_link()?;
+        let speaks = |pod: &Pod, text: &[u8]| {
+            let mut stream = pod.connect(web.addr(8080)).ok()?;
+            round_trip(&mut stream, text).ok()
+        };
+        for (number, binary) in [(2, "weft"), (3, "weft-next-layout")] {
+            api.delete("pods", "demo", "job");
+            world.remove_pod(&job)?;
+            let new = world.prepare_takeover("a", options.clone().binary(binary))?;
+            new.spawn()?;
+            new.wait_until_in_charge()?;
+            ensure!(
+                speaks(&before, b"plain").is_some(),
+                "who was there before goes on"
+            );
+            let plain = plain(world, number)?;
+            wait_until("it to dial", Duration::from_secs(2), || speaks(&plain, b"plain"))?;
+            new.signal(Signal::STOP)?;
+            let start = spec("job", 10 + number).service_account("job");
+            job = world.pod("a", start.address_of(&job))?;
+            api.put("pods", "demo", "job", object(&uid(10 + number)));
+            refused_at_once(&job, web.addr(8080))?;
+            ensure!(
+                speaks(&plain, b"plain").is_some(),
+                "{binary}: who was seen goes on"
+            );
+            new.signal(Signal::CONT)?;
+            wait_until("the capture", LIMIT, || speaks(&job, MARKER))?;
+        }
+        ensure!(!contains(&capture.stop()?, MARKER), "a pod has spoken in clear");
+        Ok(())
+    });
+}
+
 #[test]
 fn pods_that_are_not_the_meshs_dial_within_moments_and_without_an_agent_before_long() {
     with_world(|world| {

@@ -179,7 +179,7 @@ impl Scene {
             sandboxes,
             ..View::default()
         });
-        let looked = std::time::Duration::ZERO;
+        let looked = Duration::ZERO;
         self.views.send_replace(Some(Newest { view, looked }));
     }
 
