@@ -56,6 +56,7 @@ use crate::{
     kernel::{
         events::log_decisions,
         load::{Kernel, LoadConfig},
+        maps::PodsCgroup,
         memory::give_back_regularly,
         pins::Pins,
         preflight, selftest,
@@ -226,8 +227,7 @@ pub async fn run(
     let node = open_node_netns(&config.node_netns);
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
-    let pods = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
-    let pods = pods.or_else(|| local.as_ref()?.1.pods_cgroup);
+    let pods = pods_cgroup(&config, &enrolment, local.as_ref())?;
     enrolment.set_node(node.as_ref().map(Netns::cookie), pods)?;
     let (nri, captures) = ask_runtime(&config, local.as_ref(), told, &shared.metrics);
     let state = Arc::new(State::new(
@@ -297,6 +297,16 @@ async fn find_pods(
     let mut pods = spawned.context("look for the node's pods")?;
     let first = pods.first().await;
     Ok(Some((pods, first)))
+}
+
+/// The cgroup under which the node's pods are: where it is said to be, where a kubelet usually has it, or where they were found.
+fn pods_cgroup(
+    config: &NodeConfig,
+    enrolment: &Enrolment,
+    local: Option<&(Pods, Arc<View>)>,
+) -> anyhow::Result<Option<PodsCgroup>> {
+    let usual = preflight::pods_cgroup(config.pods_cgroup.as_deref(), enrolment.kernel().cgroup_root())?;
+    Ok(usual.or_else(|| local?.1.pods_cgroup))
 }
 
 /// Begins to ask the container runtime, once there is a view of the node's pods. What is captured is to be said to the sender.
