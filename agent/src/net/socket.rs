@@ -8,9 +8,15 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{SocketFlags, acceptfrom_with},
+};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
+};
 
 use super::tls::random;
 
@@ -76,6 +82,35 @@ pub fn listen_shared(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// A listener whose connections the runtime does not know of until they are given to it: what is there of them by then can be read
+/// before, and it will not tell of that again.
+pub struct Listener(AsyncFd<TcpListener>);
+
+impl Listener {
+    /// Of a listener that does not block.
+    ///
+    /// # Errors
+    /// Those of epoll(7), and outside of a runtime.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: a listener has one file descriptor, and keeps it open for as long as it lives.
+        unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }
+            .map(Self)
+            .map_err(Into::into)
+    }
+
+    /// The next connection, which does not block. May be dropped and called again: nothing is lost.
+    ///
+    /// # Errors
+    /// Those of accept(2).
+    pub async fn accept(&self) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = |listener: &TcpListener| Ok(acceptfrom_with(listener, flags)?);
+        let (socket, peer) = self.0.async_io(Interest::READABLE, accept).await?;
+        let peer = peer.and_then(|peer| peer.try_into().ok());
+        Ok((socket.into(), peer.ok_or(io::ErrorKind::NotConnected)?))
+    }
 }
 
 /// The port of all listeners. Not one that the kernel gives out: it would be missing among those that apps dial from, and

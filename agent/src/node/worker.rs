@@ -2,17 +2,15 @@
 //! tunnels, apps and their buffers never change threads, but for what carries bulk, which has a second one (`net::lanes`).
 
 use std::{
-    io::{self, ErrorKind},
-    net::{SocketAddr, TcpListener, TcpStream as StdStream},
+    io,
+    net::{SocketAddr, TcpStream as StdStream},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use rustc_hash::FxHashSet;
-use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     net::TcpStream,
     sync::mpsc,
     time::{sleep, timeout},
@@ -35,7 +33,7 @@ use crate::{
         slice,
     },
     mesh::Flow,
-    net::lanes::Lanes,
+    net::{lanes::Lanes, socket::Listener},
 };
 
 /// For how long nothing must have come before a listener that gets no more SYNs is closed: a client that had its answer
@@ -194,8 +192,7 @@ async fn run(worker: Arc<Worker>, mut inbox: mpsc::Receiver<Serve>) {
                 kind: listener.kind,
                 connections: connections.clone(),
             };
-            // SAFETY: a listener has one file descriptor for as long as it lives.
-            match unsafe { AsyncFd::register_with_interest(listener.socket, Interest::READABLE) } {
+            match Listener::new(listener.socket) {
                 Ok(socket) => drop(connections.spawn(accepting.run(socket, serve.released.clone()))),
                 Err(error) => tracing::error!(%error, pod = %serve.pod.uid, "cannot listen in a pod"),
             }
@@ -226,17 +223,17 @@ struct Accepting {
 }
 
 impl Accepting {
-    async fn run(self, listener: AsyncFd<TcpListener>, released: CancellationToken) {
+    async fn run(self, listener: Listener, released: CancellationToken) {
         loop {
             tokio::select! {
                 () = released.cancelled() => break,
                 () = self.worker.drain.begins.cancelled() => break,
-                accepted = accept(&listener) => self.accepted(accepted, &released).await,
+                accepted = listener.accept() => self.accepted(accepted, &released).await,
             }
         }
         // What is on its way to this listener, and not to one that has taken its place, must not be lost.
         let leftovers = async {
-            while let Ok(accepted) = timeout(QUIET, accept(&listener)).await {
+            while let Ok(accepted) = timeout(QUIET, listener.accept()).await {
                 self.accepted(accepted, &released).await;
             }
         };
@@ -273,19 +270,6 @@ impl Accepting {
     fn keep(&self, connection: impl Future<Output = ()> + Send + 'static) {
         self.worker.lanes.spawn(self.connections.track_future(connection));
     }
-}
-
-/// The next connection, which the runtime does not know of yet: see `outbound::serve`.
-async fn accept(listener: &AsyncFd<TcpListener>) -> io::Result<(StdStream, SocketAddr)> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let accepted = listener
-        .async_io(Interest::READABLE, |listener| {
-            Ok(acceptfrom_with(listener, flags)?)
-        })
-        .await?;
-    let (socket, peer) = accepted;
-    let peer = peer.and_then(|peer| peer.try_into().ok());
-    Ok((socket.into(), peer.ok_or(ErrorKind::NotConnected)?))
 }
 
 /// IPv4 as IPv4, however the socket shows it.
