@@ -149,7 +149,7 @@ fn begin(socket: Socket, remote: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Waits for the answer, which an app of this node has given by now.
+/// Waits for the answer. An app of the pod has given it by now: its own kernel did, while the SYN was being sent.
 async fn finish(connecting: TcpStream, remote: SocketAddr) -> io::Result<TcpStream> {
     if is_connected(&connecting) {
         return Ok(connecting);

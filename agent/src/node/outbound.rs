@@ -87,60 +87,98 @@ impl Unreached {
     }
 }
 
+/// A connection whose way is clear.
+struct Begun {
+    app: TcpStream,
+    /// What the app has sent already.
+    first: Bytes,
+    upstream: Upstream,
+    flow: Box<Flow>,
+    /// Held for as long as it is open.
+    _place: Place,
+}
+
 /// Serves one connection, from accept to close, and records it once.
 pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: std::net::TcpStream, client: SocketAddr) {
     let since = Instant::now();
+    // Boxed: what the beginning needs would otherwise be kept for as long as the connection lives.
+    if let Some(begun) = Box::pin(begin(&worker, &pod, app, (client, since))).await {
+        carry(&worker, begun, since).await;
+    }
+}
+
+/// Opens its way. A connection that is over by then has been recorded.
+async fn begin(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    app: std::net::TcpStream,
+    (client, since): (SocketAddr, Instant),
+) -> Option<Box<Begun>> {
     let steered = worker.sockets.steered(&app);
     let place = pod.places.socket();
-    if let (Ok(_), Some(limits), Some(server)) = (
-        &place,
-        &pod.dns,
-        steered
-            .map(|it| it.destination)
-            .filter(|it| it.port() == dns::SERVER_PORT),
-    ) {
-        let limits = limits.clone();
-        let Ok(app) = TcpStream::from_std(app) else { return };
-        return Box::pin(dns::serve_stream(worker, pod, limits, app, (client, server))).await;
-    }
     let source = Party {
         addr: Some(client),
         ..Party::default()
     };
-    // Boxed, since it is handed on: see `worker::tests`.
-    let mut flow = Box::new(Flow::new(Direction::Outbound, source, Party::default()));
-    let (app, first) = match begin(app) {
-        Ok(begun) => begun,
-        Err(error) => {
-            flow.outcome = Outcome::Failed(FailureKind::Broken, format!("the app has gone: {error}"));
-            return worker.record_refused(flow, since);
+    let destination = Party {
+        addr: steered.map(|steered| steered.destination),
+        ..Party::default()
+    };
+    let for_dns = destination.addr.filter(|it| it.port() == dns::SERVER_PORT);
+    let dns = place.as_ref().ok().and(pod.dns.clone()).zip(for_dns);
+    let mut flow = Box::new(Flow::new(Direction::Outbound, source, destination));
+    let (app, first) = match take(app, dns.is_none()) {
+        Ok(taken) => taken,
+        Err(outcome) => {
+            flow.outcome = outcome;
+            worker.record_refused(flow, since);
+            return None;
         }
     };
-    let reached = match (&place, steered) {
-        // Boxed, as above: what they need would otherwise be kept for as long as the connection lives.
-        (Ok(_), Some(Steered { destination, draw })) => {
+    if let Some((limits, server)) = dns {
+        let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
+        dns::serve_stream(worker, pod, limits, app, (client, server)).await;
+        return None;
+    }
+    let reached = match (place, steered) {
+        (Ok(place), Some(Steered { destination, draw })) => {
             // The kernel may have drawn already, to see whether it has to ask us.
             let draw = draw.unwrap_or_else(|| worker.draws.next(destination));
-            Box::pin(reach(&worker, &pod, (destination, draw, &first), &mut flow)).await
+            let reached = reach(worker, pod, (destination, draw, &first), &mut flow).await;
+            reached.map(|upstream| (upstream, place))
         }
         (Ok(_), None) => Err(Refusal::NotCaptured.into()),
-        (Err(refusal), _) => Err(refusal.clone().into()),
+        (Err(refusal), _) => Err(refusal.into()),
     };
     match reached {
-        Ok(upstream) => carry(&worker, (app, first), upstream, flow, since).await,
+        Ok((upstream, _place)) => Some(Box::new(Begun {
+            app,
+            first,
+            upstream,
+            flow,
+            _place,
+        })),
         Err(outcome) => {
             // The app gets RST, not a clean end: nothing was reached.
             abort_on_close(&app);
             flow.outcome = outcome;
             worker.record_refused(flow, since);
+            None
         }
     }
 }
 
-/// Takes what the app has sent already, before the runtime knows of the socket, so that it does not tell of those bytes again.
-fn begin(app: std::net::TcpStream) -> io::Result<(TcpStream, Bytes)> {
-    let first = first_bytes(&app)?;
-    Ok((TcpStream::from_std(app)?, first))
+/// Gives a connection to the runtime. What the app has sent already is read before (`look`), so that the runtime does not tell of
+/// those bytes again.
+fn take(app: std::net::TcpStream, look: bool) -> Result<(TcpStream, Bytes), Outcome> {
+    let failed =
+        |what| move |error: io::Error| Outcome::Failed(FailureKind::Broken, format!("{what}: {error}"));
+    let first = match look {
+        true => first_bytes(&app).map_err(failed("the app has gone"))?,
+        false => Bytes::new(),
+    };
+    let app = TcpStream::from_std(app).map_err(failed("the agent cannot wait for the app"))?;
+    Ok((app, first))
 }
 
 /// Gets where the app wants to go, and its first bytes with it where a tunnel takes them. Where a next hop cannot be reached another
@@ -405,13 +443,14 @@ fn tunnel_key(
 }
 
 /// Copies until both sides have ended.
-async fn carry(
-    worker: &Worker,
-    (app, first): (TcpStream, Bytes),
-    upstream: Upstream,
-    flow: Box<Flow>,
-    since: Instant,
-) {
+async fn carry(worker: &Worker, begun: Box<Begun>, since: Instant) {
+    let Begun {
+        app,
+        first,
+        upstream,
+        flow,
+        _place,
+    } = *begun;
     let carried = Carried::open(&worker.shared, flow, since, None, upstream.session());
     let copied = match upstream {
         Upstream::Tcp(upstream, _place) => {

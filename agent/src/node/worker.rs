@@ -252,18 +252,28 @@ impl Accepting {
 
     fn spawn(&self, stream: StdStream, peer: SocketAddr, released: CancellationToken) {
         let (worker, pod) = (Arc::clone(&self.worker), Arc::clone(&self.pod));
-        if self.kind == ListenerKind::Outbound {
-            return self.keep(outbound::serve(worker, pod, stream, peer));
-        }
-        let stream = match TcpStream::from_std(stream) {
-            Ok(stream) => stream,
-            Err(error) => return tracing::warn!(%error, pod = %self.pod.uid, "cannot serve a connection"),
-        };
         match self.kind {
-            ListenerKind::Outbound | ListenerKind::Dns => {}
-            ListenerKind::Plaintext => self.keep(inbound::serve_plaintext(worker, pod, stream, peer)),
-            ListenerKind::Hbone => self.keep(inbound::serve_tunnel(worker, pod, stream, peer, released)),
+            ListenerKind::Outbound => self.keep(outbound::serve(worker, pod, stream, peer)),
+            ListenerKind::Plaintext => {
+                if let Some(stream) = self.registered(stream) {
+                    self.keep(inbound::serve_plaintext(worker, pod, stream, peer));
+                }
+            }
+            ListenerKind::Hbone => {
+                if let Some(stream) = self.registered(stream) {
+                    self.keep(inbound::serve_tunnel(worker, pod, stream, peer, released));
+                }
+            }
+            ListenerKind::Dns => {}
         }
+    }
+
+    fn registered(&self, stream: StdStream) -> Option<TcpStream> {
+        TcpStream::from_std(stream)
+            .inspect_err(|error| {
+                tracing::warn!(%error, pod = %self.pod.uid, "the agent cannot wait for a connection; is fs.epoll.max_user_watches reached?");
+            })
+            .ok()
     }
 
     /// Runs a connection, for which the worker waits when it ends.

@@ -20,7 +20,25 @@ pub(super) struct Mutation {
 }
 
 /// All of them.
-pub(super) const MUTATIONS: [Mutation; 43] = [
+pub(super) const MUTATIONS: [Mutation; 45] = [
+    Mutation {
+        name: "sent-twice",
+        promise: "bytes that may have reached an app are sent to no other endpoint",
+        file: "agent/src/hbone/pool.rs",
+        find: "error.having_sent(has_first, session.is_rejected())",
+        replace: "error.having_sent(has_first && false, session.is_rejected())",
+        target: "agent/weft (lib)",
+        test: "hbone::tests::early::where_the_tunnel_breaks_before_the_answer_nothing_is_sent_twice",
+    },
+    Mutation {
+        name: "unasked-early-data",
+        promise: "nothing is sent behind a CONNECT to an agent that has not said that it takes it",
+        file: "agent/src/hbone/pool.rs",
+        find: "if slot.takes_early_data() {",
+        replace: "if slot.takes_early_data() || !first.is_empty() {",
+        target: "agent/weft (lib)",
+        test: "hbone::tests::early::an_agent_of_another_kind_gets_them_after_its_answer_only",
+    },
     Mutation {
         name: "runtime-not-held-up",
         promise: "the container runtime is answered when a pod is captured, not before",

@@ -114,8 +114,8 @@ impl ConnectError {
         )
     }
 
-    /// The same, where the app's first bytes were right behind the CONNECT (`has_first`). What the other end has not looked at it has not passed on; but
-    /// for a tunnel that we have cut ourselves (`is_cut`) nobody has said so.
+    /// The same, where the app's first bytes were right behind the CONNECT (`has_first`). What the other end has not looked at it
+    /// has not passed on; but for a tunnel that we have cut ourselves (`is_cut`) nobody has said so.
     pub(super) fn having_sent(self, has_first: bool, is_cut: bool) -> Self {
         match self {
             Self::Closed { peer } if has_first && is_cut => self.in_doubt(peer),
@@ -149,5 +149,45 @@ pub(super) fn of_stream(peer: SocketAddr, source: h2::Error) -> ConnectError {
             peer,
             source: source.into(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_other_end_says_that_it_has_not_seen_is_sent_again() {
+        let peer = ([10, 0, 0, 1], 15008).into();
+        let closed = || ConnectError::Closed { peer };
+        let broken = || ConnectError::H2 {
+            peer,
+            source: Arc::new(Reason::CANCEL.into()),
+        };
+        let silent = || ConnectError::Unanswered {
+            peer,
+            after: Duration::from_secs(1),
+        };
+        let refused = |status| ConnectError::Refused { peer, status };
+        let retried =
+            |error: ConnectError, has_first, is_cut| error.having_sent(has_first, is_cut).may_retry();
+        for error in [closed(), broken(), silent(), refused(503)] {
+            assert!(retried(error, false, true));
+        }
+        assert!(retried(closed(), true, false) && retried(refused(503), true, false));
+        for (error, is_cut) in [(broken(), false), (silent(), false), (closed(), true)] {
+            assert!(!retried(error, true, is_cut));
+        }
+        assert!(!retried(refused(401), true, false));
+    }
+
+    #[test]
+    fn a_stream_that_was_turned_away_unseen_is_told_from_one_that_was_reset() {
+        let peer = ([10, 0, 0, 1], 15008).into();
+        let of = |reason: Reason| of_stream(peer, reason.into());
+        assert!(matches!(of(Reason::REFUSED_STREAM), ConnectError::Closed { .. }));
+        for reason in [Reason::CANCEL, Reason::NO_ERROR, Reason::INTERNAL_ERROR] {
+            assert!(matches!(of(reason), ConnectError::H2 { .. }), "{reason}");
+        }
     }
 }
