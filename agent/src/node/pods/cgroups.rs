@@ -370,10 +370,15 @@ fn uid_of(name: &str, odd: &[String]) -> Option<String> {
 
 /// Whether a kubelet's folder is called as it calls those of pods, whatever the UID.
 fn is_named_as_pod(name: &str) -> bool {
-    let name = name.strip_suffix(".slice").unwrap_or(name);
-    let uid = name.strip_prefix("pod");
-    let uid = uid.or_else(|| name.split_once("-pod").map(|(_, uid)| uid));
-    uid.is_some_and(|uid| uid.starts_with(|it: char| it.is_ascii_alphanumeric()))
+    let is_parent = |name: &str| is_kubepods(name) || is_named_as_parent(Path::new(name));
+    let last = match name.strip_suffix(".slice") {
+        // systemd writes `_` for a `-` of a part's own. What comes before may be called by anything: a root called `/pods`.
+        Some(slice) => slice.rsplit_once('-').filter(|(parent, _)| is_parent(parent)),
+        None => Some(("", name)),
+    };
+    let uid = last.and_then(|(_, last)| last.strip_prefix("pod"));
+    let is_uid = |uid: &str| uid.starts_with(|it: char| it.is_ascii_alphanumeric());
+    uid.is_some_and(is_uid) && !is_parent(name)
 }
 
 /// Whether a kubelet's folder is called as it calls those in which pods of one quality of service are.

@@ -229,3 +229,52 @@ fn hierarchies_are_found_where_they_are_mounted() {
         );
     }
 }
+
+#[test]
+fn a_root_that_is_called_like_a_pod_is_none_nor_are_its_slices() {
+    for name in [
+        "pods-kubepods-burstable.slice",
+        "pods-kubepods.slice",
+        "pod-kubepods-besteffort.slice",
+        "podman-kubepods-burstable.slice",
+        "podman.slice",
+        "pods.slice",
+        "node-pods.slice",
+        "burstable",
+        "pod",
+        "kubepods",
+    ] {
+        assert!(!is_named_as_pod(name), "{name}");
+    }
+    for name in [
+        format!("pods-kubepods-burstable-pod{SLICED}.slice"),
+        format!("kubepods-pod{SLICED}.slice"),
+        "podman-kubepods-podmy_static_pod.slice".to_owned(),
+        format!("pod{UID}"),
+        "podmy-static_pod".to_owned(),
+    ] {
+        assert!(is_named_as_pod(&name), "{name}");
+    }
+    for (number, (path, level)) in [
+        (
+            format!("pods.slice/pods-kubepods.slice/pods-kubepods-burstable.slice/pods-kubepods-burstable-pod{SLICED}.slice"),
+            4,
+        ),
+        (
+            format!("podman.slice/podman-kubepods.slice/podman-kubepods-pod{SLICED}.slice"),
+            3,
+        ),
+        (format!("pods/kubepods/burstable/pod{UID}"), 4),
+        (format!("podman/kubepods/besteffort/pod{UID}"), 4),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let made = Made::new(&format!("root-{number}"));
+        made.folder(path, &[1]);
+        let found = made.tree().look(&[]).pods;
+        assert_eq!(found.keys().collect::<Vec<_>>(), [UID], "{path}");
+        let levels: Vec<_> = found[UID].iter().filter_map(|folder| folder.cgroup).collect();
+        assert_eq!(levels[0].level, *level, "{path}");
+    }
+}
