@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -44,9 +45,11 @@ enum Judged {
 }
 
 /// A pod's cgroup that was seen.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     since: Instant,
+    /// In each hierarchy.
+    folders: Vec<PodFolder>,
     /// Whether what it dials is refused until it is captured: it has not been a pod outside of the mesh.
     held: bool,
 }
@@ -269,24 +272,39 @@ impl Looker {
         pods: &BTreeMap<Arc<str>, LocalPod>,
         now: Instant,
     ) -> Pending {
-        let mut before = self.seen.take();
-        let is_first = before.is_none();
+        let is_first = self.seen.is_none();
+        let mut before = self.seen.take().unwrap_or_default();
         let mut seen = BTreeMap::new();
-        let mut pending = Pending::default();
         for (key, folders) in &looked.pods {
             let owner = owners.get(key.as_str()).copied();
             let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
             if owner.is_none() && !folders.iter().any(|folder| self.is_ours(&folder.path)) {
                 continue;
             }
-            let known = before.as_mut().and_then(|seen| seen.remove(key));
-            let of_pod = known.unwrap_or_else(|| Seen {
-                since: now,
-                held: !is_first || is_new(judged, folders),
-            });
-            let of_pod = self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
+            let of_pod = match before.remove(key) {
+                Some(known) => Seen {
+                    folders: folders.clone(),
+                    ..known
+                },
+                None => Seen {
+                    since: now,
+                    held: !is_first || is_new(judged, folders),
+                    folders: folders.clone(),
+                },
+            };
             seen.insert(key.clone(), of_pod);
-            let cgroups = folders.iter().filter_map(|folder| folder.cgroup);
+        }
+        if !looked.whole {
+            // What was not seen this time is neither new nor gone for that.
+            before.retain(|_, of_pod| of_pod.folders.iter().any(|folder| !is_gone(&folder.path)));
+            seen.append(&mut before);
+        }
+        let mut pending = Pending::default();
+        for (key, of_pod) in &mut seen {
+            let owner = owners.get(key.as_str()).copied();
+            let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
+            self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
+            let cgroups = of_pod.folders.iter().filter_map(|folder| folder.cgroup);
             if !of_pod.held {
                 pending.released.extend(cgroups.map(|cgroup| cgroup.id));
                 continue;
@@ -298,7 +316,7 @@ impl Looker {
                     netns: pod.netns.clone(),
                 })
             });
-            if !self.warned && folders.iter().all(|folder| folder.cgroup.is_none()) {
+            if !self.warned && of_pod.folders.iter().all(|folder| folder.cgroup.is_none()) {
                 self.warned = true;
                 tracing::warn!(
                     pod = key,
@@ -308,10 +326,6 @@ impl Looker {
             let held = cgroups.map(|cgroup| (cgroup.id, awaited.clone()));
             pending.cgroups.extend(held);
         }
-        if !looked.whole {
-            // What was not seen this time is not new for that.
-            seen.extend(before.into_iter().flatten());
-        }
         self.seen = Some(seen);
         pending
     }
@@ -319,11 +333,10 @@ impl Looker {
     /// Adds at which depths pods lie, and whether those that are not seen yet are held: where they lie as a kubelet lays them,
     /// in the folder of all of them or in one below.
     fn with_depths(&mut self, mut pending: Pending, looked: &Looked, root: Option<PodsCgroup>) -> Pending {
-        let all = || looked.pods.values().flatten().filter_map(|folder| folder.cgroup);
-        let is_told = |cgroup: &CgroupId| {
-            pending.cgroups.contains_key(&cgroup.id) || pending.released.contains(&cgroup.id)
-        };
-        let told: BTreeSet<u32> = all().filter(is_told).map(|cgroup| cgroup.level).collect();
+        let seen = self.seen.iter().flat_map(BTreeMap::values);
+        let all = seen.flat_map(|of_pod| of_pod.folders.iter().filter_map(|folder| folder.cgroup));
+        let all: Vec<CgroupId> = all.collect();
+        let told: BTreeSet<u32> = all.iter().map(|cgroup| cgroup.level).collect();
         let usual = root.map(|root| [root.level + 1, root.level + 2]);
         if let Some(usual) = usual
             && told.iter().all(|level| usual.contains(level))
@@ -340,8 +353,10 @@ impl Looker {
                 "pods do not lie in the folder of all pods or in one below it, which is where a kubelet makes them: those that start are held back once they are seen, and not before (is --pods-cgroup the kubelet's own?)"
             );
         }
-        let is_held = |cgroup: &CgroupId| pending.cgroups.contains_key(&cgroup.id);
-        let levels: BTreeSet<u32> = all().filter(is_held).map(|cgroup| cgroup.level).collect();
+        let held = all
+            .iter()
+            .filter(|cgroup| pending.cgroups.contains_key(&cgroup.id));
+        let levels: BTreeSet<u32> = held.map(|cgroup| cgroup.level).collect();
         if levels.len() > pending.levels.len() {
             tracing::warn!(
                 ?levels,
@@ -410,8 +425,8 @@ impl Looker {
         }
     }
 
-    fn reconsider(&self, key: &str, seen: Seen, judged: Judged, is_strange: bool, now: Instant) -> Seen {
-        let held = match judged {
+    fn reconsider(&self, key: &str, seen: &mut Seen, judged: Judged, is_strange: bool, now: Instant) {
+        seen.held = match judged {
             Judged::Enrolled => seen.held,
             Judged::Outside => false,
             Judged::Unknown => {
@@ -425,7 +440,6 @@ impl Looker {
                 seen.held && !too_long
             }
         };
-        Seen { held, ..seen }
     }
 
     fn is_ours(&self, folder: &Path) -> bool {
@@ -453,6 +467,11 @@ fn is_new(judged: Judged, folders: &[PodFolder]) -> bool {
         Judged::Outside => false,
         Judged::Unknown => folders.iter().any(|folder| folder.age < UNKNOWN),
     }
+}
+
+/// Whether a folder is not there any more; what cannot be read may be.
+fn is_gone(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn keys_of(listing: &Listing) -> impl Iterator<Item = &str> {

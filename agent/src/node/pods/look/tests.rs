@@ -231,15 +231,51 @@ fn what_could_not_be_read_is_not_gone() {
     assert!(node.look(0).pending.holds_unseen);
     // It gets the label while it runs, and is not found any more.
     node.listing.namespaces.insert("out".to_owned(), ambient());
-    let (folder, aside) = (node.root.join(OURS), node.root.join("aside"));
+    let (folder, aside) = (node.root.join(OURS), node.root.with_extension("aside"));
     fs::rename(&folder, &aside).expect("rename");
     fs::write(&folder, "no folder").expect("write");
-    assert!(!node.look(1).pending.holds_unseen);
+    // Too early for a walk through everything.
+    assert!(!node.look(0).pending.holds_unseen);
     fs::remove_file(&folder).expect("remove");
     fs::rename(&aside, &folder).expect("rename");
     let view = node.look(2);
     assert!(view.pending.holds_unseen && view.pending.released.contains(&runs));
     assert!(held(&view).is_empty());
+}
+
+#[test]
+fn a_pod_that_is_held_stays_so_while_it_cannot_be_read() {
+    let mut node = Node::new("unread-held");
+    let (inside, outside, beside) = (
+        node.cgroup(OURS, 1),
+        node.cgroup(OURS, 2),
+        node.cgroup("kubelet/kubepods", 3),
+    );
+    node.shows(1, "in", "web");
+    node.shows(2, "out", "web");
+    node.shows(3, "in", "beside");
+    assert_eq!(
+        BTreeSet::from_iter(held(&node.look(0))),
+        BTreeSet::from([inside, beside])
+    );
+    let (folder, aside) = (node.root.join(OURS), node.root.with_extension("aside"));
+    fs::rename(&folder, &aside).expect("rename");
+    fs::write(&folder, "no folder").expect("write");
+    // What was read and is not there any more is gone for all that.
+    fs::remove_dir(node.root.join("kubelet/kubepods").join(format!("pod{}", uid(3)))).expect("remove");
+    // Too early for a walk through everything.
+    let view = node.look(0);
+    assert!(!view.pending.holds_unseen);
+    assert_eq!(held(&view), [inside]);
+    let awaited = view.pending.cgroups[&inside].as_ref();
+    assert_eq!(awaited.map(|it| &*it.uid), Some("Kubernetes//Pod/in/web"));
+    assert!(view.pending.released.contains(&outside) && !view.pending.released.contains(&beside));
+    assert!(view.pending.levels.contains(&4));
+    // It is taken out of the mesh meanwhile.
+    node.listing.namespaces.insert("in".to_owned(), Labels::new());
+    let view = node.look(0);
+    assert!(held(&view).is_empty() && view.pending.released.contains(&inside));
+    fs::remove_dir_all(aside).expect("remove");
 }
 
 #[test]
