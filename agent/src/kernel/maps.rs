@@ -55,15 +55,17 @@ impl Maps {
 
     /// Says which of the node's pods' cgroups are held, and which are not. `hold` is for those that are in neither.
     ///
-    /// The order: nobody who waits reads as released, and nobody is held for not being in the map before everybody is in it.
+    /// The order: nobody who waits reads as released, nobody is held for not being in the map before everybody is in it, and
+    /// whoever was held by name is so until it is for not being in the map, or the other way about.
     ///
     /// # Errors
     /// When the map is full (4,096 cgroups), and those of bpf(2). Whoever is not in the map is not held then.
     pub fn set_pod_cgroups(&mut self, cgroups: &PodCgroups, hold: Option<Hold>) -> Result<(), MapError> {
-        if hold.is_none() {
-            self.end_hold()?;
-        }
-        let written = self.write_pod_cgroups(cgroups);
+        let written = self.write_pod_cgroups(cgroups).or_else(|_| {
+            // Those that are gone may have filled it.
+            self.forget_pod_cgroups(cgroups)?;
+            self.write_pod_cgroups(cgroups)
+        });
         let hold = hold.filter(|_| written.is_ok());
         let [level, other] = cgroups.levels;
         let told = self.configure(|config| {
@@ -73,15 +75,20 @@ impl Maps {
                 (config.pods, config.pods_level) = (pods.id, pods.level);
             }
         });
-        written.and(told)
+        let forgotten = self.forget_pod_cgroups(cgroups);
+        written.and(told).and(forgotten)
     }
 
-    fn write_pod_cgroups(&mut self, cgroups: &PodCgroups) -> Result<(), MapError> {
+    fn forget_pod_cgroups(&mut self, cgroups: &PodCgroups) -> Result<(), MapError> {
         let is_gone = |cgroup: &u64| !cgroups.held.contains(cgroup) && !cgroups.released.contains(cgroup);
         for gone in self.standings.keys().copied().filter(is_gone).collect::<Vec<_>>() {
             absent_is_fine(self.pod_cgroups.remove(&gone))?;
             self.standings.remove(&gone);
         }
+        Ok(())
+    }
+
+    fn write_pod_cgroups(&mut self, cgroups: &PodCgroups) -> Result<(), MapError> {
         let held = cgroups.held.iter().map(|cgroup| (*cgroup, pod_cgroup::HELD));
         let released = cgroups.released.difference(&cgroups.held);
         let released = released.map(|cgroup| (*cgroup, pod_cgroup::RELEASED));

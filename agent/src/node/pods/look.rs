@@ -344,6 +344,10 @@ impl Looker {
             pending.levels = usual;
             pending.released.extend(self.strangers(looked, usual));
             pending.holds_unseen = looked.whole;
+            if pending.holds_unseen {
+                // What is in neither is held, and no longer than there is an agent: who is unknown is not named.
+                pending.cgroups.retain(|_, awaited| awaited.is_some());
+            }
             return pending;
         }
         if usual.is_some() && !self.warned_late {

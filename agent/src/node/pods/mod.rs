@@ -120,8 +120,10 @@ pub struct View {
     /// that. Nodes whose runtime keeps containers out of cgroup2 (cgroup v1, and hybrid layouts with a runc of before 1.1):
     /// there is no cgroup to know a starting pod by, so that its apps may dial in the moments between the making of its
     /// network and its capture. Nodes whose pods lie under more than one folder, or not as a kubelet lays them: a cgroup is
-    /// held there once the agent has seen it, and an app may be faster. UDP other than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods that
-    /// share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of the
+    /// held there once the agent has seen it, and an app may be faster; and what is held there of a pod that the API has not
+    /// shown yet stays held after an agent that is killed, until another one looks. UDP other than DNS, which is not the mesh's
+    /// at any time. Nodes whose own network namespace the agent cannot open: pods that share it could not be told from the
+    /// others. Connections *to* a pod that starts, until its capture: no program of the
     /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
     /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
     /// ([`nri`]) no app runs by then, and neither of the two is open.
@@ -146,7 +148,8 @@ pub enum Standing {
 /// The cgroups whose processes must not dial out yet, and those whose may.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// By their ids, with what ends it; nothing but a later view where nobody knows the pod yet.
+    /// By their ids, with what ends it; nothing but a later view where nobody knows the pod yet. Such a one is here only where
+    /// it is not held for being unseen ([`Pending::holds_unseen`]).
     pub cgroups: BTreeMap<u64, Option<Awaited>>,
     /// The ids of all others: of pods that are not the mesh's or have run before they were, and of what is no pod's.
     pub released: BTreeSet<u64>,
