@@ -54,6 +54,18 @@ struct Seen {
     held: bool,
 }
 
+impl Seen {
+    /// Whether these are the same pod's folders: one of its cgroups is among them. One that is in none proves nothing.
+    fn is_of(&self, folders: &[PodFolder]) -> bool {
+        let ids = |folders: &[PodFolder]| -> BTreeSet<u64> {
+            let cgroups = folders.iter().filter_map(|folder| folder.cgroup);
+            cgroups.map(|cgroup| cgroup.id).collect()
+        };
+        let (before, now) = (ids(&self.folders), ids(folders));
+        before.is_empty() || now.is_empty() || !before.is_disjoint(&now)
+    }
+}
+
 pub(super) struct Looker {
     settings: PodSettings,
     tree: Tree,
@@ -117,6 +129,7 @@ impl Looker {
         let looked = self.folders(listing, &odd, now);
         let owners = owners(listing);
         self.learn_roots(&owners, &looked.pods);
+        self.forget_remade(&owners, &looked.pods);
         let pods = self.pods(listing, &owners, (&looked.pods, told), now);
         let pods_cgroup = self.pods_cgroup();
         let pending = self.pending(listing, &owners, &looked, &pods, now);
@@ -178,6 +191,21 @@ impl Looker {
             }
         }
         self.roots.retain(|root| root.exists());
+    }
+
+    /// A static pod that is made anew has its predecessor's UID, and another cgroup. It is a new one: neither has it run before,
+    /// nor is its predecessor's namespace its own.
+    fn forget_remade(&mut self, owners: &HashMap<&str, &ApiPod>, folders: &Folders) {
+        let Some(seen) = &mut self.seen else { return };
+        for (key, folders) in folders {
+            if seen.get(key).is_some_and(|known| known.is_of(folders)) {
+                continue;
+            }
+            seen.remove(key);
+            if let Some(pod) = owners.get(key.as_str()) {
+                self.found.remove(&pod.uid);
+            }
+        }
     }
 
     /// The pods that are to be captured, by their workloads' uids.

@@ -303,6 +303,23 @@ fn who_is_unknown_is_held_by_the_lease_alone_where_there_is_one() {
 }
 
 #[test]
+fn a_pod_whose_cgroup_is_made_anew_is_held_as_a_new_one() {
+    let mut node = Node::new("anew");
+    let first = node.cgroup(OURS, 1);
+    node.shows(1, "out", "web");
+    assert!(node.look(0).pending.released.contains(&first));
+    // It ran before it was in the mesh.
+    node.listing.namespaces.insert("out".to_owned(), ambient());
+    assert!(node.look(1).pending.released.contains(&first));
+    let folder = node.root.join(OURS).join(format!("pod{}", uid(1)));
+    fs::rename(&folder, node.root.join("aside")).expect("rename");
+    let second = node.cgroup(OURS, 1);
+    assert_ne!(first, second);
+    let view = node.look(2);
+    assert!(held(&view).contains(&second) && !view.pending.released.contains(&second));
+}
+
+#[test]
 fn a_pod_that_runs_when_it_gets_the_label_is_not_held() {
     let mut node = Node::new("runs");
     let outside = node.cgroup(OURS, 1);
