@@ -106,10 +106,6 @@ impl Maps {
     /// # Errors
     /// Those of bpf(2).
     pub fn end_hold(&mut self) -> Result<(), MapError> {
-        let config = self.config.get(&0, 0).unwrap_or_default();
-        if config.hold_until == 0 {
-            return Ok(());
-        }
         self.configure(|config| config.hold_until = 0)
     }
 
@@ -157,8 +153,13 @@ impl Maps {
     }
 
     fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<(), MapError> {
-        let mut config = self.config.get(&0, 0).unwrap_or_default();
+        let before = self.config.get(&0, 0).unwrap_or_default();
+        let mut config = before;
         change(&mut config);
+        // Most turns say the same again, and a write of the whole is one of what programs read.
+        if config == before {
+            return Ok(());
+        }
         self.config.set(0, config, 0)
     }
 

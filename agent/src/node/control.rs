@@ -322,6 +322,8 @@ impl Control {
         let newest = self.pods.as_ref().and_then(Pods::newest);
         let newest = newest.filter(|_| self.exposed.knows_node());
         let mut told = self.enrolment.set_pending(newest.as_ref());
+        // Where pods are held before they are seen, that has said it.
+        let newest = newest.filter(|newest| !newest.view.pending.holds_unseen);
         let pods = newest.and_then(|newest| newest.view.pods_cgroup);
         if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, pods) {
             told = self.enrolment.set_pods_cgroup(pods);
