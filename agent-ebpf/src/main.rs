@@ -10,8 +10,8 @@
 //!
 //! Program names carry the prefix `weft_`: a name equal to its section's would clash in the object file.
 //!
-//! The agent writes `PODS`, `POD_CGROUPS`, `LISTENERS`, `PORT_MODES`, `CONFIG` and the verdicts. When it is gone its listeners are gone, and the
-//! programs, which stay, refuse: closed, not open.
+//! The agent writes `PODS`, `POD_CGROUPS`, `LISTENERS`, `PORT_MODES`, `CONFIG` and the verdicts. When it is gone its listeners
+//! are gone, and the programs, which stay, refuse: closed, not open.
 
 #![no_std]
 #![no_main]

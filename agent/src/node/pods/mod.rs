@@ -121,10 +121,10 @@ pub struct View {
     /// there is no cgroup to know a starting pod by, so that its apps may dial in the moments between the making of its
     /// network and its capture. Nodes whose pods lie under more than one folder, or not as a kubelet lays them: a cgroup is
     /// held there once the agent has seen it, and an app may be faster; and what is held there of a pod that the API has not
-    /// shown yet stays held after an agent that is killed, until another one looks. UDP other than DNS, which is not the mesh's
-    /// at any time. Nodes whose own network namespace the agent cannot open: pods that share it could not be told from the
-    /// others. Connections *to* a pod that starts, until its capture: no program of the
-    /// kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
+    /// shown yet, there or while a folder cannot be read, stays held after an agent that is killed, until another one looks.
+    /// UDP other than DNS, which is not the mesh's at any time. Nodes whose own network namespace the agent cannot open: pods
+    /// that share it could not be told from the others. Connections *to* a pod that starts, until its capture: no program of
+    /// the kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
     /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
     /// ([`nri`]) no app runs by then, and neither of the two is open.
     pub pending: Pending,
