@@ -1,19 +1,21 @@
 //! One look at the node: what the API shows, what the cgroups show, and what follows. Level-triggered; what is remembered is
 //! only what a look cannot tell: whether a pod was seen starting, and which process a namespace was found by.
 
+mod holds;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use self::holds::Seen;
 use super::{
-    ApiPod, Awaited, Listing, Pending, PodSettings, Standing, View,
-    cgroups::{CgroupId, Folders, Looked, PodFolder, Tree, is_named_as_parent, is_uid, root_of},
+    ApiPod, Awaited, Listing, PodSettings, Standing, View,
+    cgroups::{Folders, Looked, PodFolder, Tree, is_uid, root_of},
     keys,
     netns::{Finder, Found, Identity, Missing},
     nri::{Sandbox, Sandboxes},
@@ -42,28 +44,6 @@ enum Judged {
     Outside,
     /// The API has not shown the pod, or not its namespace.
     Unknown,
-}
-
-/// A pod's cgroup that was seen.
-#[derive(Clone, Debug)]
-struct Seen {
-    since: Instant,
-    /// In each hierarchy.
-    folders: Vec<PodFolder>,
-    /// Whether what it dials is refused until it is captured: it has not been a pod outside of the mesh.
-    held: bool,
-}
-
-impl Seen {
-    /// Whether these are the same pod's folders: one of its cgroups is among them. One that is in none proves nothing.
-    fn is_of(&self, folders: &[PodFolder]) -> bool {
-        let ids = |folders: &[PodFolder]| -> BTreeSet<u64> {
-            let cgroups = folders.iter().filter_map(|folder| folder.cgroup);
-            cgroups.map(|cgroup| cgroup.id).collect()
-        };
-        let (before, now) = (ids(&self.folders), ids(folders));
-        before.is_empty() || now.is_empty() || !before.is_disjoint(&now)
-    }
 }
 
 pub(super) struct Looker {
@@ -193,21 +173,6 @@ impl Looker {
         self.roots.retain(|root| root.exists());
     }
 
-    /// A static pod that is made anew has its predecessor's UID, and another cgroup. It is a new one: neither has it run before,
-    /// nor is its predecessor's namespace its own.
-    fn forget_remade(&mut self, owners: &HashMap<&str, &ApiPod>, folders: &Folders) {
-        let Some(seen) = &mut self.seen else { return };
-        for (key, folders) in folders {
-            if seen.get(key).is_some_and(|known| known.is_of(folders)) {
-                continue;
-            }
-            seen.remove(key);
-            if let Some(pod) = owners.get(key.as_str()) {
-                self.found.remove(&pod.uid);
-            }
-        }
-    }
-
     /// The pods that are to be captured, by their workloads' uids.
     fn pods(
         &mut self,
@@ -291,129 +256,6 @@ impl Looker {
         self.found.get(&pod.uid).ok_or(Missing::NoCgroup)
     }
 
-    /// Which pods' cgroups are held, and which are not.
-    fn pending(
-        &mut self,
-        listing: &Listing,
-        owners: &HashMap<&str, &ApiPod>,
-        looked: &Looked,
-        pods: &BTreeMap<Arc<str>, LocalPod>,
-        now: Instant,
-    ) -> Pending {
-        let is_first = self.seen.is_none();
-        let mut before = self.seen.take().unwrap_or_default();
-        let mut seen = BTreeMap::new();
-        for (key, folders) in &looked.pods {
-            let owner = owners.get(key.as_str()).copied();
-            let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
-            if owner.is_none() && !folders.iter().any(|folder| self.is_ours(&folder.path)) {
-                continue;
-            }
-            let of_pod = match before.remove(key) {
-                Some(known) => Seen {
-                    folders: folders.clone(),
-                    ..known
-                },
-                None => Seen {
-                    since: now,
-                    held: !is_first || is_new(judged, folders),
-                    folders: folders.clone(),
-                },
-            };
-            seen.insert(key.clone(), of_pod);
-        }
-        if !looked.whole {
-            // What was not seen this time is neither new nor gone for that.
-            before.retain(|_, of_pod| of_pod.folders.iter().any(|folder| !is_gone(&folder.path)));
-            seen.append(&mut before);
-        }
-        let mut pending = Pending::default();
-        for (key, of_pod) in &mut seen {
-            let owner = owners.get(key.as_str()).copied();
-            let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
-            self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
-            let cgroups = of_pod.folders.iter().filter_map(|folder| folder.cgroup);
-            if !of_pod.held {
-                pending.released.extend(cgroups.map(|cgroup| cgroup.id));
-                continue;
-            }
-            let awaited = owner.filter(|_| judged == Judged::Enrolled).and_then(|pod| {
-                let pod = pods.get(self.workload(pod).as_str())?;
-                Some(Awaited {
-                    uid: pod.uid.clone(),
-                    netns: pod.netns.clone(),
-                })
-            });
-            if !self.warned && of_pod.folders.iter().all(|folder| folder.cgroup.is_none()) {
-                self.warned = true;
-                tracing::warn!(
-                    pod = key,
-                    "pods of this node are not in cgroup2, or no more than a part of it is mounted here, as in a node that is a container: what they dial while they start, before they are captured, cannot be refused"
-                );
-            }
-            let held = cgroups.map(|cgroup| (cgroup.id, awaited.clone()));
-            pending.cgroups.extend(held);
-        }
-        self.seen = Some(seen);
-        pending
-    }
-
-    /// Adds at which depths pods lie, and whether those that are not seen yet are held: where they lie as a kubelet lays them,
-    /// in the folder of all of them or in one below.
-    fn with_depths(&mut self, mut pending: Pending, looked: &Looked, root: Option<PodsCgroup>) -> Pending {
-        let seen = self.seen.iter().flat_map(BTreeMap::values);
-        let all = seen.flat_map(|of_pod| of_pod.folders.iter().filter_map(|folder| folder.cgroup));
-        let all: Vec<CgroupId> = all.collect();
-        let told: BTreeSet<u32> = all.iter().map(|cgroup| cgroup.level).collect();
-        let usual = root.map(|root| [root.level + 1, root.level + 2]);
-        if let Some(usual) = usual
-            && told.iter().all(|level| usual.contains(level))
-        {
-            pending.levels = usual;
-            pending.released.extend(self.strangers(looked, usual));
-            pending.holds_unseen = looked.whole;
-            if pending.holds_unseen {
-                // What is in neither is held, and no longer than there is an agent: who is unknown is not named.
-                pending.cgroups.retain(|_, awaited| awaited.is_some());
-            }
-            return pending;
-        }
-        if usual.is_some() && !self.warned_late {
-            self.warned_late = true;
-            tracing::warn!(
-                ?told,
-                "pods do not lie in the folder of all pods or in one below it, which is where a kubelet makes them: those that start are held back once they are seen, and not before (is --pods-cgroup the kubelet's own?)"
-            );
-        }
-        let held = all
-            .iter()
-            .filter(|cgroup| pending.cgroups.contains_key(&cgroup.id));
-        let levels: BTreeSet<u32> = held.map(|cgroup| cgroup.level).collect();
-        if levels.len() > pending.levels.len() {
-            tracing::warn!(
-                ?levels,
-                "pods lie at more than two depths: not all that start are held back"
-            );
-        }
-        let levels = pending.levels.iter_mut().zip(levels);
-        levels.for_each(|(to, level)| *to = level);
-        pending
-    }
-
-    /// What lies where pods do, and is neither a pod's nor has pods': nobody knows what it is, and it is not weft's to hold.
-    fn strangers(&self, looked: &Looked, [outer, inner]: [u32; 2]) -> Vec<u64> {
-        let folders = looked.pods.values().flatten();
-        let with_pods: BTreeSet<&Path> = folders.filter_map(|folder| folder.path.parent()).collect();
-        let is_parent = |folder: &Path| is_named_as_parent(folder) || with_pods.contains(folder);
-        let is_strange = |(folder, cgroup): &&(PathBuf, CgroupId)| {
-            let beside_pods =
-                cgroup.level == outer || cgroup.level == inner && folder.parent().is_some_and(is_parent);
-            beside_pods && self.is_ours(folder) && !is_parent(folder)
-        };
-        let strange = looked.others.iter().filter(is_strange);
-        strange.map(|(_, cgroup)| cgroup.id).collect()
-    }
-
     fn judge(&self, pod: &ApiPod, listing: &Listing) -> Judged {
         // Whoever holds its own agent back, or captures it, waits for itself.
         if pod.namespace == self.settings.own_namespace {
@@ -457,23 +299,6 @@ impl Looker {
         }
     }
 
-    fn reconsider(&self, key: &str, seen: &mut Seen, judged: Judged, is_strange: bool, now: Instant) {
-        seen.held = match judged {
-            Judged::Enrolled => seen.held,
-            Judged::Outside => false,
-            Judged::Unknown => {
-                let too_long = is_strange && now.saturating_duration_since(seen.since) >= UNKNOWN;
-                if seen.held && too_long {
-                    tracing::warn!(
-                        pod = key,
-                        "the API does not show this pod of the node: what it dials is not refused any more"
-                    );
-                }
-                seen.held && !too_long
-            }
-        };
-    }
-
     fn is_ours(&self, folder: &Path) -> bool {
         self.roots.iter().any(|root| folder.starts_with(root))
     }
@@ -490,20 +315,6 @@ impl Looker {
     fn workload(&self, pod: &ApiPod) -> String {
         format!("{}//Pod/{}/{}", self.settings.cluster, pod.namespace, pod.name)
     }
-}
-
-/// At the first look pods that are outside, and are not known, have run before: they are not stopped.
-fn is_new(judged: Judged, folders: &[PodFolder]) -> bool {
-    match judged {
-        Judged::Enrolled => true,
-        Judged::Outside => false,
-        Judged::Unknown => folders.iter().any(|folder| folder.age < UNKNOWN),
-    }
-}
-
-/// Whether a folder is not there any more; what cannot be read may be.
-fn is_gone(folder: &Path) -> bool {
-    fs::symlink_metadata(folder).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn keys_of(listing: &Listing) -> impl Iterator<Item = &str> {

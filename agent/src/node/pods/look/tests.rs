@@ -5,7 +5,11 @@ use std::{fs, process, time::SystemTime};
 use super::*;
 use crate::{
     cluster::enrolment::{AMBIENT, DATAPLANE_MODE, Labels},
-    node::pods::{MIRROR, STATIC_UID, cgroups::Hierarchy, nri::sandboxes},
+    node::pods::{
+        MIRROR, STATIC_UID,
+        cgroups::{CgroupId, Hierarchy},
+        nri::sandboxes,
+    },
 };
 
 /// A made-up node: cgroups without processes, and an API.
@@ -282,6 +286,28 @@ fn a_pod_that_is_held_stays_so_while_it_cannot_be_read() {
     let view = node.look(0);
     assert!(held(&view).is_empty() && view.pending.released.contains(&inside));
     fs::remove_dir_all(aside).expect("remove");
+}
+
+#[test]
+fn a_cgroup_that_cannot_be_read_is_not_gone_because_another_hierarchys_was() {
+    let node = Node::new("hybrid");
+    let folder = |parent: &str, id: Option<u64>| PodFolder {
+        path: node.root.join(parent),
+        cgroup: id.map(|id| CgroupId { id, level: 1 }),
+        age: Duration::ZERO,
+    };
+    let (unified, v1) = (folder("kubelet", Some(7)), folder("v1", None));
+    let seen = || Seen {
+        since: node.start,
+        folders: vec![unified.clone(), v1.clone()],
+        held: true,
+    };
+    let read = [v1.clone()];
+    assert_eq!(seen().again(&read, false).folders, [v1.clone(), unified.clone()]);
+    assert_eq!(seen().again(&read, true).folders, read);
+    // It is not there at all.
+    fs::remove_dir_all(&node.root).expect("remove");
+    assert_eq!(seen().again(&read, false).folders, read);
 }
 
 #[test]
