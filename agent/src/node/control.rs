@@ -316,24 +316,15 @@ impl Control {
     }
 
     /// Refuses what pods dial that are on their way, before anything else is done, and lets those go that have arrived.
-    fn hold_pending(&mut self) {
-        // Without a view there are none, and what an earlier agent has left is let go. Pods that share the node's network
-        // must never be held back, the API's own server for one, so that the node must be known.
+    fn hold_starting(&mut self) {
+        // Without a view there are none, and what an earlier agent left is let go. Pods that share the node's network must never
+        // be held back, the API's own server for one, so that the node must be known.
         let newest = self.pods.as_ref().and_then(Pods::newest);
         let newest = newest.filter(|_| self.exposed.knows_node());
-        let mut told = self.enrolment.set_pending(newest.as_ref());
-        // Where pods are held before they are seen, that has said it.
-        let newest = newest.filter(|newest| !newest.view.pending.holds_unseen);
-        let pods = newest.and_then(|newest| newest.view.pods_cgroup);
-        if let (Ok(()), None, Some(pods)) = (&told, &self.config.pods_cgroup, pods) {
-            told = self.enrolment.set_pods_cgroup(pods);
-        }
-        if let Err(error) = told {
-            let error = chain(&error);
-            tracing::error!(
-                error,
-                "not all pods that start are held back until they are captured (are there more than 4,096 cgroups among the node's pods?)"
-            );
+        let finds_pods = self.config.pods_cgroup.is_none();
+        let starting = self.enrolment.hold_starting(newest.as_ref(), finds_pods);
+        if self.pods.is_some() {
+            self.state.starting(starting);
         }
     }
 
@@ -381,7 +372,7 @@ impl Control {
         };
         let held = |pod: &Pod| {
             let view = self.view.as_ref();
-            view.is_some_and(|view| view.pending.awaits(&pod.uid))
+            view.is_some_and(|view| view.holds.awaits(&pod.uid))
         };
         let fresh = fresh.into_iter().map(|pod| Fresh {
             late: !self.looked || held(&pod),
@@ -409,7 +400,7 @@ impl Control {
 
     async fn turn(&mut self) {
         // Nothing goes directly to or from a pod that is about to change: its address may be another's by now.
-        self.hold_pending();
+        self.hold_starting();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
         // The captures of a burst take longer than a pod needs to start.
         let starting = self.pods.clone().filter(|_| self.exposed.knows_node());
@@ -417,7 +408,7 @@ impl Control {
         let mut turn = self.enrolment.turn(&self.desired, starting).await;
         self.tell_runtime();
         self.judge_exposed(std::mem::take(&mut turn.fresh));
-        self.hold_pending();
+        self.hold_starting();
         self.same_node.set_pods(self.enrolment.pods(&self.desired));
         self.same_node.turn();
         if let Err(error) = self.enrolment.set_lease(lease(self.config.same_node_lease)) {

@@ -216,7 +216,7 @@ impl Enrolment {
         for action in plan(desired, &self.actual()) {
             let newest = starting().filter(|newest| held != Some(newest.looked));
             if let Some(newest) = newest {
-                if let Err(error) = self.set_pending(Some(&newest)) {
+                if let Err(error) = self.set_holds(Some(&newest)) {
                     tracing::error!(error = chain(&error), "pods that start are not held back");
                 }
                 held = Some(newest.looked);

@@ -26,7 +26,7 @@ use crate::{
         status::{
             CertificateStatus, ConnectionStatus, ConnectionsStatus, MOST_CONNECTIONS_LISTED,
             MOST_PAIRS_LISTED, MeshStatus, NriStatus, PairStatus, PodState, PodStatus, ProgramStatus,
-            SameNodeStatus, Status, TrustStatus, rfc3339,
+            SameNodeStatus, StartingStatus, Status, TrustStatus, rfc3339,
         },
     },
 };
@@ -55,6 +55,7 @@ struct Changing {
     last_error: Option<String>,
     pods: Vec<PodStatus>,
     looked: bool,
+    starting: StartingStatus,
     /// Why the programs of an earlier agent are still in charge.
     unsettled: Option<String>,
 }
@@ -103,6 +104,11 @@ impl State {
 
     pub(super) fn mesh_rejected(&self, error: String) {
         self.changing().last_error = Some(error);
+    }
+
+    /// From when on pods that start are held.
+    pub(super) fn starting(&self, starting: StartingStatus) {
+        self.changing().starting = starting;
     }
 
     /// What a turn of the control loop left.
@@ -310,6 +316,7 @@ impl StatusSource for State {
             connections: self.connections(),
             same_node: self.same_node(),
             nri: self.nri.borrow().clone(),
+            starting: changing.starting.clone(),
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Status {
     pub same_node: SameNodeStatus,
     /// Whether the container runtime tells of pods that start.
     pub nri: NriStatus,
+    /// Whether pods that start are held until their capture.
+    pub starting: StartingStatus,
 }
 
 impl Status {
@@ -94,6 +96,33 @@ pub enum NriState {
     /// It tells of every pod that starts.
     Connected,
     /// It is not asked.
+    #[default]
+    #[serde(other)]
+    Off,
+}
+
+/// Whether the kernel refuses what pods dial while they start, until they are captured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StartingStatus {
+    /// How things stand.
+    pub state: StartingState,
+    /// Why not all of them are held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// From when on they are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StartingState {
+    /// From their first instruction, for as long as the agent looks at the node's pods.
+    Unseen,
+    /// Once the agent has seen them: an app may be faster.
+    Seen,
+    /// They are not, or not all.
+    Failed,
+    /// Nobody asks for it: the pods are named by a file.
     #[default]
     #[serde(other)]
     Off,
@@ -414,7 +443,7 @@ mod tests {
                 "certificates": [], "connections": {"open": 0, "list": []},
                 "trust": {"roots": 0, "revocationLists": 0, "sessions": 0},
                 "sameNode": {"pairs": 0, "direct": 0, "list": []},
-                "nri": {"state": "off", "socket": ""},
+                "nri": {"state": "off", "socket": ""}, "starting": {"state": "off"},
             })
         );
     }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use crate::{
     cli::page::{Mark, Page, good_if},
     telemetry::status::{
-        CertificateStatus, ConnectionStatus, NriState, PodState, PodStatus, ProgramStatus, Status,
+        CertificateStatus, ConnectionStatus, NriState, PodState, PodStatus, ProgramStatus, StartingState,
+        Status,
     },
 };
 
@@ -118,7 +119,22 @@ fn pods(page: &mut Page, status: &Status) {
         ["NAMESPACE", "WORKLOAD", "ADDRESSES", "IDENTITY", "STATE"],
         rows.collect(),
     );
+    starting(page, status);
     nri(page, status);
+}
+
+/// From when on pods that start are held. Not where a file names the pods.
+fn starting(page: &mut Page, status: &Status) {
+    let why = status.starting.message.as_deref().unwrap_or("no reason is known");
+    match status.starting.state {
+        StartingState::Off => {}
+        StartingState::Unseen => page.line(Mark::Good, "pods that start are held until their capture"),
+        StartingState::Seen => page.line(
+            Mark::Waiting,
+            &format!("pods that start are held once they are seen, and an app may be faster: {why}"),
+        ),
+        StartingState::Failed => page.line(Mark::Bad, &format!("pods that start are not all held: {why}")),
+    }
 }
 
 /// When pods that start are captured. Not where an agent was told not to ask.

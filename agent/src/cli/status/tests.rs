@@ -9,7 +9,7 @@ use tokio::{
 use super::*;
 use crate::telemetry::status::{
     CertificateStatus, ConnectionStatus, ConnectionsStatus, MeshStatus, NriState, NriStatus, PodState,
-    PodStatus, ProgramStatus, SameNodeStatus, TrustStatus,
+    PodStatus, ProgramStatus, SameNodeStatus, StartingState, StartingStatus, TrustStatus,
 };
 
 fn pod(workload: &str, address: &str, state: PodState, message: Option<&str>) -> PodStatus {
@@ -81,6 +81,43 @@ fn healthy() -> Status {
         },
         same_node: SameNodeStatus::default(),
         nri: NriStatus::default(),
+        starting: StartingStatus::default(),
+    }
+}
+
+#[test]
+fn the_table_says_from_when_on_pods_that_start_are_held() {
+    let line = |state, message: Option<&str>| {
+        let status = Status {
+            starting: StartingStatus {
+                state,
+                message: message.map(str::to_owned),
+            },
+            ..healthy()
+        };
+        let text = table::render(&status, false);
+        text.lines()
+            .find(|line| line.contains("that start"))
+            .map(str::to_owned)
+    };
+    for (line, expect) in [
+        (line(StartingState::Off, None), None),
+        (
+            line(StartingState::Unseen, None),
+            Some("✓ pods that start are held until their capture"),
+        ),
+        (
+            line(StartingState::Seen, Some("they lie elsewhere")),
+            Some(
+                "… pods that start are held once they are seen, and an app may be faster: they lie elsewhere",
+            ),
+        ),
+        (
+            line(StartingState::Failed, Some("too many")),
+            Some("✗ pods that start are not all held: too many"),
+        ),
+    ] {
+        assert_eq!(line.as_deref(), expect);
     }
 }
 

@@ -112,8 +112,8 @@ impl Looker {
         self.forget_remade(&owners, &looked.pods);
         let pods = self.pods(listing, &owners, (&looked.pods, told), now);
         let pods_cgroup = self.pods_cgroup();
-        let pending = self.pending(listing, &owners, &looked, &pods, now);
-        let pending = self.with_depths(pending, &looked, pods_cgroup);
+        let holds = self.holds(listing, &owners, &looked, &pods, now);
+        let holds = self.with_depths(holds, &looked, pods_cgroup);
         let newest = told.by_uid();
         let standing = |sandbox: &Sandbox| match newest.get(sandbox.uid()) {
             Some(newest) if *newest == sandbox => self.standing(listing, &owners, &pods, sandbox),
@@ -123,7 +123,7 @@ impl Looker {
         let sandboxes = sandboxes.collect();
         View {
             pods: pods.into_values().collect(),
-            pending,
+            holds,
             sandboxes,
             pods_cgroup,
         }

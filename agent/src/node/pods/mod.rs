@@ -11,7 +11,7 @@
 //!          /proc/<pid>/ns/net, proved to be the pod's          ──┘
 //! ```
 //!
-//! What is not closed, and why, is said at [`View::pending`].
+//! What is not closed, and why, is said at [`View::holds`].
 
 mod cgroups;
 pub mod listing;
@@ -109,10 +109,10 @@ pub struct PodSettings {
 pub struct View {
     /// The pods that should be captured, by their workloads' uids; those that are not found too ([`NetnsSource::Missing`]).
     pub pods: Vec<LocalPod>,
-    /// Those on their way into the mesh.
+    /// Those that are held on their way into the mesh, and those that are not.
     ///
     /// A pod that starts is held by the kernel before the agent has seen it, however late that is: whatever lies under
-    /// [`View::pods_cgroup`] and is not known ([`Pending::holds_unseen`]), for ten seconds after the agent has last looked.
+    /// [`View::pods_cgroup`] and is not known ([`Holds::unseen`]), for ten seconds after the agent has last looked.
     ///
     /// What stays open. A pod that starts while no agent looks: nothing holds it back (a start-up taint keeps pods away until
     /// the first one does), and its sockets of before are judged at its capture. An agent that gets no processor time for ten
@@ -127,7 +127,7 @@ pub struct View {
     /// the kernel's stands in its network namespace before that, and what its app accepts in plaintext against its policies is
     /// ended at the capture (`node::exposed`), not before its first byte. Where the container runtime waits for the capture
     /// ([`nri`]) no app runs by then, and neither of the two is open.
-    pub pending: Pending,
+    pub holds: Holds,
     /// The sandboxes that the container runtime has told of, by its own ids.
     pub sandboxes: BTreeMap<String, Standing>,
     /// The cgroup under which this node's pods were found.
@@ -145,11 +145,11 @@ pub enum Standing {
     Awaits(Awaited),
 }
 
-/// The cgroups whose processes must not dial out yet, and those whose may.
+/// Which cgroups of pods the kernel is to hold: whose processes must not dial out yet, and whose may.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pending {
+pub struct Holds {
     /// By their ids, with what ends it; nothing but a later view where nobody knows the pod yet. Such a one is here only where
-    /// it is not held for being unseen ([`Pending::holds_unseen`]).
+    /// it is not held for being unseen ([`Holds::unseen`]).
     pub cgroups: BTreeMap<u64, Option<Awaited>>,
     /// The ids of all others: of pods that are not the mesh's or have run before they were, and of what is no pod's.
     pub released: BTreeSet<u64>,
@@ -157,10 +157,10 @@ pub struct Pending {
     pub levels: [u32; 2],
     /// Whether all of [`View::pods_cgroup`] is in one of the two, so that what is in neither has not been seen yet: it is not to
     /// dial either.
-    pub holds_unseen: bool,
+    pub unseen: bool,
 }
 
-impl Pending {
+impl Holds {
     /// Whether a pod with this workload's uid is among them.
     pub fn awaits(&self, uid: &str) -> bool {
         self.cgroups

@@ -14,7 +14,7 @@ use crate::{
     feed::LocalPod,
     kernel::maps::PodsCgroup,
     node::pods::{
-        ApiPod, Awaited, Listing, Pending,
+        ApiPod, Awaited, Holds, Listing,
         cgroups::{CgroupId, Folders, Looked, PodFolder, is_named_as_parent},
     },
 };
@@ -69,14 +69,14 @@ impl Looker {
     }
 
     /// Which pods' cgroups are held, and which are not.
-    pub(super) fn pending(
+    pub(super) fn holds(
         &mut self,
         listing: &Listing,
         owners: &HashMap<&str, &ApiPod>,
         looked: &Looked,
         pods: &BTreeMap<Arc<str>, LocalPod>,
         now: Instant,
-    ) -> Pending {
+    ) -> Holds {
         let is_first = self.seen.is_none();
         let mut before = self.seen.take().unwrap_or_default();
         let mut seen = BTreeMap::new();
@@ -101,14 +101,14 @@ impl Looker {
             before.retain(|_, of_pod| of_pod.folders.iter().any(|folder| !is_gone(&folder.path)));
             seen.append(&mut before);
         }
-        let mut pending = Pending::default();
+        let mut holds = Holds::default();
         for (key, of_pod) in &mut seen {
             let owner = owners.get(key.as_str()).copied();
             let judged = owner.map_or(Judged::Unknown, |pod| self.judge(pod, listing));
             self.reconsider(key, of_pod, judged, owner.is_none() && listing.current, now);
             let cgroups = of_pod.folders.iter().filter_map(|folder| folder.cgroup);
             if !of_pod.held {
-                pending.released.extend(cgroups.map(|cgroup| cgroup.id));
+                holds.released.extend(cgroups.map(|cgroup| cgroup.id));
                 continue;
             }
             let awaited = owner.filter(|_| judged == Judged::Enrolled).and_then(|pod| {
@@ -126,20 +126,20 @@ impl Looker {
                 );
             }
             let held = cgroups.map(|cgroup| (cgroup.id, awaited.clone()));
-            pending.cgroups.extend(held);
+            holds.cgroups.extend(held);
         }
         self.seen = Some(seen);
-        pending
+        holds
     }
 
     /// Adds at which depths pods lie, and whether those that are not seen yet are held: where they lie as a kubelet lays them,
     /// in the folder of all of them or in one below.
     pub(super) fn with_depths(
         &mut self,
-        mut pending: Pending,
+        mut holds: Holds,
         looked: &Looked,
         root: Option<PodsCgroup>,
-    ) -> Pending {
+    ) -> Holds {
         let seen = self.seen.iter().flat_map(BTreeMap::values);
         let all = seen.flat_map(|of_pod| of_pod.folders.iter().filter_map(|folder| folder.cgroup));
         let all: Vec<CgroupId> = all.collect();
@@ -148,14 +148,14 @@ impl Looker {
         if let Some(usual) = usual
             && told.iter().all(|level| usual.contains(level))
         {
-            pending.levels = usual;
-            pending.released.extend(self.strangers(looked, usual));
-            pending.holds_unseen = looked.whole;
-            if pending.holds_unseen {
+            holds.levels = usual;
+            holds.released.extend(self.strangers(looked, usual));
+            holds.unseen = looked.whole;
+            if holds.unseen {
                 // What is in neither is held, and no longer than there is an agent: who is unknown is not named.
-                pending.cgroups.retain(|_, awaited| awaited.is_some());
+                holds.cgroups.retain(|_, awaited| awaited.is_some());
             }
-            return pending;
+            return holds;
         }
         if usual.is_some() && !self.warned_late {
             self.warned_late = true;
@@ -164,19 +164,17 @@ impl Looker {
                 "pods do not lie in the folder of all pods or in one below it, which is where a kubelet makes them: those that start are held back once they are seen, and not before (is --pods-cgroup the kubelet's own?)"
             );
         }
-        let held = all
-            .iter()
-            .filter(|cgroup| pending.cgroups.contains_key(&cgroup.id));
+        let held = all.iter().filter(|cgroup| holds.cgroups.contains_key(&cgroup.id));
         let levels: BTreeSet<u32> = held.map(|cgroup| cgroup.level).collect();
-        if levels.len() > pending.levels.len() {
+        if levels.len() > holds.levels.len() {
             tracing::warn!(
                 ?levels,
                 "pods lie at more than two depths: not all that start are held back"
             );
         }
-        let levels = pending.levels.iter_mut().zip(levels);
+        let levels = holds.levels.iter_mut().zip(levels);
         levels.for_each(|(to, level)| *to = level);
-        pending
+        holds
     }
 
     /// What lies where pods do, and is neither a pod's nor has pods': nobody knows what it is, and it is not weft's to hold.

@@ -91,13 +91,13 @@ impl Drop for Node {
 }
 
 fn held(view: &View) -> Vec<u64> {
-    view.pending.cgroups.keys().copied().collect()
+    view.holds.cgroups.keys().copied().collect()
 }
 
 /// Whether what it dials is refused: by name, or because nothing is said of it.
 fn is_refused(view: &View, cgroup: u64) -> bool {
-    let pending = &view.pending;
-    pending.cgroups.contains_key(&cgroup) || pending.holds_unseen && !pending.released.contains(&cgroup)
+    let holds = &view.holds;
+    holds.cgroups.contains_key(&cgroup) || holds.unseen && !holds.released.contains(&cgroup)
 }
 
 fn uids(view: &View) -> Vec<&str> {
@@ -112,14 +112,14 @@ fn a_pod_that_starts_is_held_until_it_is_known_to_be_outside() {
     let (inside, outside) = (node.cgroup(OURS, 1), node.cgroup(OURS, 2));
     let view = node.look(1);
     assert!(held(&view).is_empty() && is_refused(&view, inside) && is_refused(&view, outside));
-    assert_eq!(view.pending.levels, [3, 4]);
-    assert!(view.pending.holds_unseen);
+    assert_eq!(view.holds.levels, [3, 4]);
+    assert!(view.holds.unseen);
     node.shows(1, "in", "web");
     node.shows(2, "out", "web");
     let view = node.look(2);
     assert_eq!(held(&view), [inside]);
-    assert!(view.pending.released.contains(&outside));
-    let awaited = view.pending.cgroups[&inside]
+    assert!(view.holds.released.contains(&outside));
+    let awaited = view.holds.cgroups[&inside]
         .as_ref()
         .expect("its capture is awaited");
     assert_eq!(&*awaited.uid, "Kubernetes//Pod/in/web");
@@ -134,7 +134,7 @@ fn a_pod_that_starts_is_held_until_it_is_known_to_be_outside() {
     // It is gone, and nothing is left of it.
     fs::remove_dir(node.root.join(OURS).join(format!("pod{}", uid(1)))).expect("remove");
     let view = node.look(91);
-    assert!(held(&view).is_empty() && !view.pending.released.contains(&inside));
+    assert!(held(&view).is_empty() && !view.holds.released.contains(&inside));
 }
 
 /// Makes a folder, and says what the kernel knows it by.
@@ -160,12 +160,12 @@ fn whoever_was_there_before_is_named_before_anybody_is_held_for_being_unknown() 
     node.shows(1, "out", "web");
     node.shows(2, "in", "web");
     let view = node.look(0);
-    assert!(view.pending.holds_unseen && view.pods_cgroup.is_some());
+    assert!(view.holds.unseen && view.pods_cgroup.is_some());
     assert_eq!(held(&view), [inside]);
     for released in [outside, nobodys] {
-        assert!(view.pending.released.contains(&released), "{view:?}");
+        assert!(view.holds.released.contains(&released), "{view:?}");
     }
-    assert!(!view.pending.released.contains(&inside));
+    assert!(!view.holds.released.contains(&inside));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn what_is_no_pods_is_not_held_and_a_pods_container_is_never_let_go() {
     // A static pod's, that a person has named and nobody has shown.
     let odd = made(&node, "kubelet/kubepods/podmy_static-pod");
     let inside_odd = made(&node, "kubelet/kubepods/podmy_static-pod/container");
-    let released = node.look(0).pending.released;
+    let released = node.look(0).holds.released;
     for it in [strange, beside] {
         assert!(released.contains(&it));
     }
@@ -193,13 +193,13 @@ fn what_is_no_pods_is_not_held_and_a_pods_container_is_never_let_go() {
     let view = node.look(1);
     assert!(both.iter().all(|it| is_refused(&view, *it)));
     // Both are nobody's, as it turns out.
-    let released = node.look(62).pending.released;
+    let released = node.look(62).holds.released;
     assert!(released.is_superset(&both) && !released.contains(&inside_odd));
     // It gets pods after all: they have names of their own.
     let late = node.cgroup("kubelet/kubepods/strange", 4);
     let view = node.look(63);
     assert!(is_refused(&view, late));
-    assert!(!view.pending.released.contains(&strange) && view.pending.released.contains(&below));
+    assert!(!view.holds.released.contains(&strange) && view.holds.released.contains(&below));
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_folder_that_a_kubelet_makes_later_is_gone_into_at_once() {
     node.shows(1, "out", "web");
     let view = node.look(1);
     assert!(is_refused(&view, inside));
-    assert!(view.pending.released.contains(&outside));
+    assert!(view.holds.released.contains(&outside));
 }
 
 #[test]
@@ -223,14 +223,14 @@ fn nobody_is_held_for_being_unknown_where_not_everybody_is_known() {
     node.cgroup("another/kubepods", 1);
     node.shows(1, "out", "web");
     let view = node.look(0);
-    assert!(view.pods_cgroup.is_none() && !view.pending.holds_unseen);
+    assert!(view.pods_cgroup.is_none() && !view.holds.unseen);
     // They lie deeper than a kubelet lays them.
     let mut node = Node::new("deeper");
     let deep = node.cgroup("kubelet/kubepods/burstable/below", 1);
     node.shows(1, "in", "web");
     let view = node.look(0);
-    assert!(view.pods_cgroup.is_some() && !view.pending.holds_unseen);
-    assert_eq!((held(&view), view.pending.levels), (vec![deep], [5, 0]));
+    assert!(view.pods_cgroup.is_some() && !view.holds.unseen);
+    assert_eq!((held(&view), view.holds.levels), (vec![deep], [5, 0]));
 }
 
 #[test]
@@ -238,18 +238,18 @@ fn what_could_not_be_read_is_not_gone() {
     let mut node = Node::new("unread");
     let runs = node.cgroup(OURS, 1);
     node.shows(1, "out", "web");
-    assert!(node.look(0).pending.holds_unseen);
+    assert!(node.look(0).holds.unseen);
     // It gets the label while it runs, and is not found any more.
     node.listing.namespaces.insert("out".to_owned(), ambient());
     let (folder, aside) = (node.root.join(OURS), node.root.with_extension("aside"));
     fs::rename(&folder, &aside).expect("rename");
     fs::write(&folder, "no folder").expect("write");
     // Too early for a walk through everything.
-    assert!(!node.look(0).pending.holds_unseen);
+    assert!(!node.look(0).holds.unseen);
     fs::remove_file(&folder).expect("remove");
     fs::rename(&aside, &folder).expect("rename");
     let view = node.look(2);
-    assert!(view.pending.holds_unseen && view.pending.released.contains(&runs));
+    assert!(view.holds.unseen && view.holds.released.contains(&runs));
     assert!(held(&view).is_empty());
 }
 
@@ -275,16 +275,16 @@ fn a_pod_that_is_held_stays_so_while_it_cannot_be_read() {
     fs::remove_dir(node.root.join("kubelet/kubepods").join(format!("pod{}", uid(3)))).expect("remove");
     // Too early for a walk through everything.
     let view = node.look(0);
-    assert!(!view.pending.holds_unseen);
+    assert!(!view.holds.unseen);
     assert_eq!(held(&view), [inside]);
-    let awaited = view.pending.cgroups[&inside].as_ref();
+    let awaited = view.holds.cgroups[&inside].as_ref();
     assert_eq!(awaited.map(|it| &*it.uid), Some("Kubernetes//Pod/in/web"));
-    assert!(view.pending.released.contains(&outside) && !view.pending.released.contains(&beside));
-    assert!(view.pending.levels.contains(&4));
+    assert!(view.holds.released.contains(&outside) && !view.holds.released.contains(&beside));
+    assert!(view.holds.levels.contains(&4));
     // It is taken out of the mesh meanwhile.
     node.listing.namespaces.insert("in".to_owned(), Labels::new());
     let view = node.look(0);
-    assert!(held(&view).is_empty() && view.pending.released.contains(&inside));
+    assert!(held(&view).is_empty() && view.holds.released.contains(&inside));
     fs::remove_dir_all(aside).expect("remove");
 }
 
@@ -316,16 +316,16 @@ fn who_is_unknown_is_held_by_the_lease_alone_where_there_is_one() {
     node.look(0);
     let unknown = node.cgroup(OURS, 1);
     let view = node.look(1);
-    assert!(view.pending.holds_unseen && held(&view).is_empty());
-    assert!(!view.pending.released.contains(&unknown));
-    assert!(node.look(62).pending.released.contains(&unknown));
+    assert!(view.holds.unseen && held(&view).is_empty());
+    assert!(!view.holds.released.contains(&unknown));
+    assert!(node.look(62).holds.released.contains(&unknown));
     // Without one it is named.
     node.cgroup("another/kubepods", 2);
     node.shows(2, "out", "web");
     let late = node.cgroup(OURS, 3);
     let view = node.look(100);
-    assert!(!view.pending.holds_unseen);
-    assert_eq!(view.pending.cgroups.get(&late), Some(&None));
+    assert!(!view.holds.unseen);
+    assert_eq!(view.holds.cgroups.get(&late), Some(&None));
 }
 
 #[test]
@@ -333,16 +333,16 @@ fn a_pod_whose_cgroup_is_made_anew_is_held_as_a_new_one() {
     let mut node = Node::new("anew");
     let first = node.cgroup(OURS, 1);
     node.shows(1, "out", "web");
-    assert!(node.look(0).pending.released.contains(&first));
+    assert!(node.look(0).holds.released.contains(&first));
     // It ran before it was in the mesh.
     node.listing.namespaces.insert("out".to_owned(), ambient());
-    assert!(node.look(1).pending.released.contains(&first));
+    assert!(node.look(1).holds.released.contains(&first));
     let folder = node.root.join(OURS).join(format!("pod{}", uid(1)));
     fs::rename(&folder, node.root.join("aside")).expect("rename");
     let second = node.cgroup(OURS, 1);
     assert_ne!(first, second);
     let view = node.look(2);
-    assert!(held(&view).contains(&second) && !view.pending.released.contains(&second));
+    assert!(held(&view).contains(&second) && !view.holds.released.contains(&second));
 }
 
 #[test]
@@ -412,7 +412,7 @@ fn another_kubelets_pods_are_not_ours() {
     let at_another_depth = node.cgroup("kubelet/kubepods", 2);
     let view = node.look(40);
     assert!(is_refused(&view, at_another_depth));
-    assert_eq!(view.pending.levels, [3, 4]);
+    assert_eq!(view.holds.levels, [3, 4]);
     let cgroup = view.pods_cgroup.expect("the root is known");
     let root = fs::metadata(node.root.join("kubelet/kubepods")).expect("it was made");
     assert_eq!((cgroup.id, cgroup.level), (root.ino(), 2));
@@ -439,11 +439,7 @@ fn a_static_pod_is_known_by_its_hash_and_nobody_else_by_that_of_another() {
     // It says that it is called as the pod 2 is.
     node.listing.pods[of_thief].annotations = mirror(&uid(2));
     let view = node.look(1);
-    let waits = |cgroup: u64| {
-        view.pending.cgroups[&cgroup]
-            .as_ref()
-            .map(|it| it.uid.to_string())
-    };
+    let waits = |cgroup: u64| view.holds.cgroups[&cgroup].as_ref().map(|it| it.uid.to_string());
     let of_hash = fs::metadata(path).expect("it was made").ino();
     assert_eq!(waits(of_hash).as_deref(), Some("Kubernetes//Pod/in/static"));
     assert_eq!(waits(inside).as_deref(), Some("Kubernetes//Pod/in/web"));
