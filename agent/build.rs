@@ -50,6 +50,25 @@ fn main() -> Result<(), String> {
         let object = build(&toolchain, &root.join("agent-ebpf"), &target_dir, &features)?;
         fs::copy(&object, out_dir.join(name)).map_err(|e| format!("copy {}: {e}", object.display()))?;
     }
+    hot_functions(&manifest_dir, &out_dir)
+}
+
+/// Has the functions that run while an agent carries connections linked together, in a release: a page of the program is in
+/// memory together with some around it, so that functions that are spread keep nearly all of it there (`bench/NOTES.md`).
+fn hot_functions(manifest_dir: &Path, out_dir: &Path) -> Result<(), String> {
+    const LIST: &str = "hot-functions.txt";
+    println!("cargo::rerun-if-changed={LIST}");
+    if variable("PROFILE")? != "release" || variable("CARGO_CFG_TARGET_OS")? != "linux" {
+        return Ok(());
+    }
+    let list = fs::read_to_string(manifest_dir.join(LIST)).map_err(|e| format!("{LIST}: {e}"))?;
+    let patterns = list.lines().filter(|line| !line.starts_with('#'));
+    let sections: String = patterns.map(|pattern| format!("*(.text.{pattern})\n")).collect();
+    // Beside the linker's own script (ld and lld: INSERT), not instead of it.
+    let script = format!("SECTIONS {{ .text.hot_weft : {{\n{sections}}} }} INSERT BEFORE .text;\n");
+    let path = out_dir.join("hot-functions.ld");
+    fs::write(&path, script).map_err(|e| format!("{}: {e}", path.display()))?;
+    println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", path.display());
     Ok(())
 }
 

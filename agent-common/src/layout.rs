@@ -1,7 +1,7 @@
 //! The layout of the maps: what two agents must have in common to use the same ones.
 
 use crate::{
-    Config, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+    Config, Crowd, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
     same_node::{Choice, ChoiceKey, Direct, Event, Pair},
 };
 
@@ -17,13 +17,14 @@ pub struct MapLayout {
 }
 
 /// The maps that agents of other layouts do not use. (Those that all share are `OWN` and `DNS_SERVERS`.)
-pub const MAPS: [MapLayout; 14] = [
+pub const MAPS: [MapLayout; 15] = [
     map::<u64, Pod>("PODS"),
     map::<u64, u32>("POD_CGROUPS"),
     map::<i32, SocketState>("SOCKETS"),
     map::<Tuple, Handshake>("HANDSHAKES"),
     map::<Tuple, Handshake>("BEHALF"),
     map::<ListenerKey, u32>("LISTENERS"),
+    map::<u64, Crowd>("CROWDS"),
     map::<PortKey, u32>("PORT_MODES"),
     map::<u32, Config>("CONFIG"),
     map::<Pair, u32>("VERDICTS"),

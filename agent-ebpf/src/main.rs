@@ -22,6 +22,7 @@
     reason = "a key passed by value is copied once more, and the stack has 512 bytes"
 )]
 
+mod crowds;
 mod dns;
 mod handshake;
 mod hop;
@@ -333,7 +334,7 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         return SK_PASS;
     }
     if port == HBONE_PORT {
-        return assign(&ctx, pod, ListenerKind::Hbone, client.mix(0));
+        return assign(&ctx, pod, ListenerKind::Hbone, crowds::of_tunnel(client));
     }
     if plaintext_refused(pod, port) {
         decision!(&ctx, "plaintext to STRICT port {} refused", port);
@@ -350,14 +351,14 @@ fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> Option<u32> {
     if noted.flags & flags::STEERED == 0 {
         return None;
     }
-    // Workers are chosen by the pair, so that one warm tunnel carries it.
     let pair = address(&noted.addr).mix(noted.port as u16);
     let pod = if syn.remote.is_loopback() {
         &syn.local
     } else {
         &syn.remote
     };
-    Some(assign(ctx, pod, ListenerKind::Outbound, pair))
+    let worker = crowds::of_pair(pod, pair);
+    Some(assign(ctx, pod, ListenerKind::Outbound, worker))
 }
 
 #[inline(always)]

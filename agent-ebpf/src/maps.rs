@@ -1,7 +1,7 @@
 //! Every map of weft's programs, once. Each is pinned by its name, so that a restarted agent finds it again.
 
 use agent_common::{
-    Config, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
+    Config, Crowd, DnsServer, DnsSlot, Handshake, ListenerKey, Pod, PortKey, SocketState, Tuple,
     same_node::{Choice, ChoiceKey, Direct, MOST_DIRECTS, Pair},
 };
 use aya_ebpf::{
@@ -43,6 +43,10 @@ pub static BEHALF: HashMap<Tuple, Handshake> = HashMap::with_max_entries(65_536,
 #[map]
 pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(65_536, 0);
 
+/// Which pods dial much, and what: see `crowds`. LRU: a count that is lost begins anew.
+#[map]
+pub static CROWDS: LruHashMap<u64, Crowd> = LruHashMap::with_max_entries(16_384, 0);
+
 /// Which DNS servers a pod asks. Like [`OWN`] of this layout for ever: an agent that replaces another must know the servers
 /// of datagrams that were steered before. LRU, for the entries of pods that are gone.
 #[map]
@@ -80,4 +84,4 @@ pub static DIRECTS_OPEN: Array<u64> = Array::with_max_entries(1, 0);
 
 /// What the agent logs and counts of them. When nobody reads it the newest are lost, not a connection.
 #[map]
-pub static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(512 << 10, 0);

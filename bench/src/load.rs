@@ -46,7 +46,7 @@ impl Plan {
             quick: true,
             rounds: 3,
             duration: Duration::from_millis(300),
-            connections: 1_000,
+            connections: 4_000,
             seconds: 1,
         }
     }

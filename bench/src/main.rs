@@ -15,6 +15,7 @@ mod envoy;
 mod figures;
 mod fixed_rate;
 mod flood;
+mod functions;
 mod growth;
 mod html;
 mod http;
@@ -42,7 +43,10 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use crate::{compare::Comparison, markdown::Markdown, mode::Rival, report::Report};
+use crate::{
+    compare::Comparison, functions::Functions, markdown::Markdown, mode::Rival, perf::Perf, play::Watch,
+    report::Report,
+};
 
 /// Measure weft against no mesh and against sidecars (as root).
 #[derive(Debug, Parser)]
@@ -76,6 +80,9 @@ struct Args {
     /// Record a profile of weft's agents, or of the sidecars, during the first load that --only and --mode choose
     #[arg(long, value_name = "PERF.DATA", requires = "only")]
     perf: Option<PathBuf>,
+    /// Write down which functions of weft's program run while the loads play, for its linker (x86-64)
+    #[arg(long, value_name = "FILE", conflicts_with = "perf")]
+    functions: Option<PathBuf>,
     /// The Envoy of sidecar mode; without it there is none
     #[arg(long, value_name = "PROGRAM")]
     envoy: Option<PathBuf>,
@@ -94,7 +101,7 @@ fn main() -> Result<()> {
         modes: args.modes.clone(),
         rivals: args.rivals.clone(),
         rounds: args.rounds.map(usize::from),
-        perf: args.perf.clone().map(perf::Perf),
+        watch: watch(&args),
         envoy: args.envoy.clone(),
         command: command(&args),
     })?;
@@ -120,6 +127,12 @@ fn main() -> Result<()> {
         bail!("{} loads failed: see above", report.failures.len());
     }
     Ok(())
+}
+
+/// Who looks at those that carry the traffic.
+fn watch(args: &Args) -> Option<Watch> {
+    let perf = args.perf.clone().map(|file| Watch::Perf(Perf(file)));
+    perf.or_else(|| Some(Watch::Functions(Functions::into(args.functions.clone()?))))
 }
 
 fn command(args: &Args) -> String {

@@ -11,6 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     figures::{BASELINE, Curve, Ground, Measure, Series, Unit, median},
+    functions::Functions,
     growth,
     load::{Load, Outcome, Plan},
     machine::Machine,
@@ -18,9 +19,25 @@ use crate::{
     mode::{Mode, Rival},
     perf::Perf,
     report::Report,
-    stage::{Pair, Stage},
+    stage::{Carriers, Pair, Stage},
     start,
 };
+
+/// Who looks at those that carry the traffic, while it flows.
+#[derive(Clone, Debug)]
+pub(crate) enum Watch {
+    Perf(Perf),
+    Functions(Functions),
+}
+
+impl Watch {
+    fn during<T>(&self, carriers: &Carriers, work: impl FnOnce() -> T) -> Result<T> {
+        match self {
+            Self::Perf(perf) => perf.during(carriers, work),
+            Self::Functions(functions) => functions.during(carriers, work),
+        }
+    }
+}
 
 /// What is to be measured.
 pub(crate) struct Options {
@@ -31,7 +48,7 @@ pub(crate) struct Options {
     pub(crate) modes: Vec<String>,
     pub(crate) rivals: Vec<Rival>,
     pub(crate) rounds: Option<usize>,
-    pub(crate) perf: Option<Perf>,
+    pub(crate) watch: Option<Watch>,
     /// Sidecar mode's program.
     pub(crate) envoy: Option<PathBuf>,
     /// As the report names it.
@@ -76,7 +93,7 @@ struct Run {
     machine: Machine,
     modes: Vec<Mode>,
     loads: Vec<(Ground, Load)>,
-    perf: Option<Perf>,
+    watch: Option<Watch>,
     /// Of each load, its measures.
     series: Vec<Vec<Series>>,
     curves: Vec<Rounds>,
@@ -125,7 +142,7 @@ impl Run {
             options.only.as_ref().is_none_or(|only| name.contains(only))
         };
         loads.retain(wanted);
-        if options.perf.is_some() {
+        if matches!(options.watch, Some(Watch::Perf(_))) {
             // One profile is of one load.
             loads.truncate(1);
         }
@@ -146,7 +163,7 @@ impl Run {
             machine,
             modes,
             loads,
-            perf: options.perf.clone(),
+            watch: options.watch.clone(),
             curves: Vec::new(),
             starts: Vec::new(),
             memory: Vec::new(),
@@ -215,8 +232,8 @@ impl Run {
 
     fn play(&self, stage: &Stage, load: Load, pair: &Pair) -> Result<Outcome> {
         let run = || load.run(stage, pair, &self.plan);
-        match &self.perf {
-            Some(perf) if pair.mode.name != BASELINE => perf.during(&pair.carriers(), run)?,
+        match &self.watch {
+            Some(watch) if pair.mode.name != BASELINE => watch.during(&pair.carriers(), run)?,
             _ => run(),
         }
     }
@@ -268,8 +285,10 @@ impl Run {
                 &mut self.skipped,
             ));
         }
-        let of_workloads = growth::of_workloads(stage, &self.plan);
+        // Pods first: a mesh of 50,000 workloads is in memory for a while after it has gone.
+        settle("the connections are closed");
         let of_pods = growth::of_pods(stage, &self.plan, &mut self.skipped);
+        let of_workloads = growth::of_workloads(stage, &self.plan);
         for growth in [of_workloads, of_pods] {
             outcomes.push(growth.map(|growth| self.growth.push(growth)));
         }

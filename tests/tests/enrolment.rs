@@ -178,6 +178,7 @@ fn a_pod_that_is_faster_than_its_agent_sends_nothing_in_clear() {
         api.delete("pods", "demo", "job");
         world.remove_pod(&before)?;
         wait_until("the release", LIMIT, || captured(&a) == Some(0))?;
+        ensure!(a.status()?["starting"]["state"] == "unseen");
         let capture = world.capture_link()?;
         a.signal(Signal::STOP)?;
         // By the folder of its quality of service, and in that of all pods, by both families.
@@ -353,6 +354,7 @@ fn more_cgroups_than_the_kernel_can_be_told_of_stop_no_pod() {
         }
         // Who is known to be in the mesh is held all the same.
         refused_at_once(&client, web.addr(8080))?;
+        ensure!(a.status()?["starting"]["state"] == "failed");
         // Once there is room again, so are those that are not known yet.
         for number in 0..TOO_MANY {
             fs::remove_dir(pods.join(format!("strange-{number}")))?;

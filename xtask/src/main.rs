@@ -112,10 +112,14 @@ enum Command {
     /// See where the agents' time goes under a load of the benchmark: a flame graph and a list (as root)
     Profile {
         /// The first load whose name contains this, as `bench --only` has it: `connect, echo`, `bulk, 1`, `kept alive, 64`
-        load: String,
+        #[arg(required_unless_present = "functions")]
+        load: Option<String>,
         /// The mode: `weft`, or `envoy L4` to see what another does
         #[arg(long, default_value = "weft")]
         mode: String,
+        /// Instead, write down which functions run under all loads, for the linker: agent/hot-functions.txt (x86-64)
+        #[arg(long, conflicts_with_all = ["load", "mode"])]
+        functions: bool,
         /// Print what is missing instead of installing it
         #[arg(long)]
         no_install: bool,
@@ -236,14 +240,20 @@ fn run(command: Command) -> anyhow::Result<()> {
             install: !no_install,
         }),
         Command::Profile {
-            load,
+            load: Some(load),
             mode,
             no_install,
+            ..
         } => profile::run(&profile::Options {
             load,
             mode,
             install: !no_install,
         }),
+        Command::Profile {
+            load: None,
+            no_install,
+            ..
+        } => profile::functions(!no_install),
         Command::Counts { update, no_install } => counts::run(update, !no_install),
         Command::Simulate { seed, seeds } => simulate::run(seed, seeds),
         Command::Ci { no_install } => ci::run(!no_install),

@@ -12,6 +12,8 @@ use crate::{bench, preflight, setup, shell, test::step};
 
 /// Where everything goes, below the checkout.
 const DIR: &str = "target/profile";
+/// What `agent/build.rs` gives the linker.
+const FUNCTIONS: &str = "agent/hot-functions.txt";
 /// Functions that are listed.
 const LISTED: usize = 25;
 
@@ -59,6 +61,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let graph = draw(&dir, &data, &format!("{}: {}", options.mode, options.load))?;
     list(&dir)?;
     println!("\nthe flame graph is {}", graph.display());
+    Ok(())
+}
+
+/// Builds, plays all loads, and writes down which functions of the agent run meanwhile; the next release links them together.
+///
+/// # Errors
+/// It could not be built, played or traced.
+pub(crate) fn functions(install: bool) -> Result<()> {
+    setup::run(setup::Options {
+        install,
+        tests: false,
+        dev: false,
+    })?;
+    preflight::run()?;
+    bench::build("release")?;
+    let list = shell::root().join(FUNCTIONS);
+    step("all loads, function by function");
+    let args = [
+        "--quick",
+        "--only",
+        "",
+        "--mode",
+        "weft",
+        "--rounds",
+        "2",
+        "--functions",
+    ];
+    let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+    args.push(list.display().to_string());
+    bench::measure("release", &args)?;
+    println!("\n{FUNCTIONS} is new: `git diff --stat` says by how much");
     Ok(())
 }
 

@@ -22,10 +22,10 @@ use super::{
 };
 
 /// How often the file is looked at.
-const PERIOD: Duration = Duration::from_millis(200);
+const PERIOD: Duration = Duration::from_millis(50);
 /// A file this young may change again without looking different (file systems keep the time of a change in ticks), and
 /// whoever writes it may not have come to its end.
-const SETTLED_AFTER: Duration = Duration::from_millis(50);
+const SETTLED_AFTER: Duration = Duration::from_millis(25);
 
 /// Why a mesh file gives no mesh.
 #[derive(Debug, Error)]
