@@ -10,10 +10,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
 };
@@ -43,25 +40,14 @@ const LONGEST: usize = 120;
 /// What the file begins with.
 const HEADER: &str = "# The functions of the agent that run while it carries connections, as patterns of a linker script: they are linked
 # together, so that little else of the program is in memory. Of symbols in the v0 mangling; what differs between builds of
-# one library is `*`. Made by `cargo xtask profile --functions`; a pattern that fits nothing costs nothing.
+# one library is `*`. `cargo xtask profile --functions` adds to it; a pattern that fits nothing costs nothing.
 ";
 
-/// Where the names go, if they are wanted, and those that were found.
+/// Where the names go, if they are wanted. Those that are there stay: what is inlined differs from build to build.
 #[derive(Clone, Debug)]
-pub(crate) struct Functions {
-    file: PathBuf,
-    found: Arc<Mutex<BTreeSet<String>>>,
-}
+pub(crate) struct Functions(pub(crate) PathBuf);
 
 impl Functions {
-    /// Replaces what is in the file.
-    pub(crate) fn into(file: PathBuf) -> Self {
-        Self {
-            file,
-            found: Arc::default(),
-        }
-    }
-
     /// Does `work` and notes what of their program the carriers run meanwhile.
     pub(crate) fn during<T>(&self, carriers: &Carriers, work: impl FnOnce() -> T) -> Result<T> {
         let pids: BTreeSet<u32> = carriers.client.iter().chain(&carriers.server).copied().collect();
@@ -77,15 +63,20 @@ impl Functions {
             let traced: Vec<_> = tracers.into_iter().map(|tracer| tracer.join()).collect();
             (outcome, traced)
         });
-        let mut found = self.found.lock().map_err(|_| anyhow!("a tracer panicked"))?;
         for traced in traced {
-            let names = traced.map_err(|_| anyhow!("a tracer panicked"))??;
-            found.extend(names.iter().map(|name| pattern(name)));
+            self.add(&traced.map_err(|_| anyhow!("a tracer panicked"))??)?;
         }
-        let lines: String = found.iter().map(|pattern| format!("{pattern}\n")).collect();
-        fs::write(&self.file, format!("{HEADER}{lines}"))
-            .with_context(|| format!("write {}", self.file.display()))?;
         Ok(outcome)
+    }
+
+    fn add(&self, names: &[String]) -> Result<()> {
+        let Self(file) = self;
+        let known = fs::read_to_string(file).unwrap_or_default();
+        let mut found: BTreeSet<_> = names.iter().map(|name| pattern(name)).collect();
+        let patterns = known.lines().filter(|line| !line.starts_with('#'));
+        found.extend(patterns.map(str::to_owned));
+        let lines: String = found.iter().map(|pattern| format!("{pattern}\n")).collect();
+        fs::write(file, format!("{HEADER}{lines}")).with_context(|| format!("write {}", file.display()))
     }
 }
 
@@ -253,22 +244,18 @@ fn pattern(name: &str) -> String {
             ("Cs*_", after)
         } else if let Some(after) = open(rest, "B", 0..=3) {
             ("B*_", after)
+        } else if let Some(versioned) = rest.strip_prefix("aws_lc_") {
+            let of_version = |c: char| c == '_' || c.is_ascii_digit();
+            ("aws_lc_*_", versioned.trim_start_matches(of_version))
         } else {
             rest.split_at(next.len_utf8())
         };
         pattern.push_str(kept);
         rest = from;
     }
-    let pattern = match pattern.strip_prefix("aws_lc_") {
-        Some(versioned) => format!(
-            "aws_lc_*{}",
-            versioned.trim_start_matches(|c: char| c == '_' || c.is_ascii_digit())
-        ),
-        None => pattern,
-    };
     match pattern.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}*", &pattern[..end]),
-        None if name.starts_with("_R") => format!("{pattern}*"),
+        Some((end, _)) => format!("{}*", pattern[..end].trim_end_matches('*')),
+        None if name.starts_with("_R") => format!("{}*", pattern.trim_end_matches('*')),
         None => pattern,
     }
 }
@@ -288,7 +275,7 @@ mod tests {
     fn a_pattern_keeps_what_every_build_has() {
         for (name, expect) in [
             ("main", "main"),
-            ("aws_lc_0_47_0_SHA256_Update", "aws_lc_*SHA256_Update"),
+            ("aws_lc_0_47_0_SHA256_Update", "aws_lc_*_SHA256_Update"),
             (
                 "_RNvMs8_NtCs7wNnd1WRjwH_4pest12parser_stateINtB6_11ParserStateE4ruleB12_.llvm.123",
                 "_RNvMs8_NtCs*_4pest12parser_stateINtB*_11ParserStateE4ruleB*_*",

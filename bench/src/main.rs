@@ -80,7 +80,7 @@ struct Args {
     /// Record a profile of weft's agents, or of the sidecars, during the first load that --only and --mode choose
     #[arg(long, value_name = "PERF.DATA", requires = "only")]
     perf: Option<PathBuf>,
-    /// Write down which functions of weft's program run while the loads play, for its linker (x86-64)
+    /// Add to a list which functions of weft's program run while the loads play, for its linker (x86-64)
     #[arg(long, value_name = "FILE", conflicts_with = "perf")]
     functions: Option<PathBuf>,
     /// The Envoy of sidecar mode; without it there is none
@@ -132,7 +132,7 @@ fn main() -> Result<()> {
 /// Who looks at those that carry the traffic.
 fn watch(args: &Args) -> Option<Watch> {
     let perf = args.perf.clone().map(|file| Watch::Perf(Perf(file)));
-    perf.or_else(|| Some(Watch::Functions(Functions::into(args.functions.clone()?))))
+    perf.or_else(|| Some(Watch::Functions(Functions(args.functions.clone()?))))
 }
 
 fn command(args: &Args) -> String {

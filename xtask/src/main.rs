@@ -117,7 +117,7 @@ enum Command {
         /// The mode: `weft`, or `envoy L4` to see what another does
         #[arg(long, default_value = "weft")]
         mode: String,
-        /// Instead, write down which functions run under all loads, for the linker: agent/hot-functions.txt (x86-64)
+        /// Instead, add to agent/hot-functions.txt which functions run under all loads: the linker keeps them together (x86-64)
         #[arg(long, conflicts_with_all = ["load", "mode"])]
         functions: bool,
         /// Print what is missing instead of installing it

@@ -91,7 +91,7 @@ pub(crate) fn functions(install: bool) -> Result<()> {
     let mut args: Vec<String> = args.map(str::to_owned).to_vec();
     args.push(list.display().to_string());
     bench::measure("release", &args)?;
-    println!("\n{FUNCTIONS} is new: `git diff --stat` says by how much");
+    println!("\n{FUNCTIONS}: `git diff --stat` says what is new");
     Ok(())
 }
 
