@@ -1,6 +1,6 @@
 //! What the figures depend on besides weft.
 
-use std::{collections::BTreeMap, fmt, fs, process::Command, time::SystemTime};
+use std::{collections::BTreeMap, ffi::OsStr, fmt, fs, path::Path, process::Command, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ pub(crate) struct Machine {
     /// Over the minute before the run, in processes that wanted a core.
     pub(crate) load_before: f64,
     pub(crate) quick: bool,
+    /// What paces TCP where nobody chooses (`net.ipv4.tcp_congestion_control`). Apps, and proxies that do not choose, have it.
+    #[serde(default)]
+    pub(crate) congestion_control: String,
     /// Whether the compiler optimised; without, the figures mean nothing.
     pub(crate) optimised: bool,
     /// Of the programs that took part, by name.
@@ -35,7 +38,7 @@ const PROGRAMS: [(&str, &str); 6] = [
 
 impl Machine {
     /// This one, now. What the kernel does not tell is empty.
-    pub(crate) fn read(quick: bool) -> Self {
+    pub(crate) fn read(quick: bool, envoy: Option<&Path>) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let cpus = read("/proc/cpuinfo");
         let model = cpus.lines().find_map(|line| line.strip_prefix("model name"));
@@ -53,11 +56,16 @@ impl Machine {
             memory_mib: memory_mib(&read("/proc/meminfo")).unwrap_or_default(),
             load_before: load.unwrap_or(0.0),
             quick,
+            congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control")
+                .trim()
+                .to_owned(),
             optimised: !cfg!(debug_assertions),
             versions: PROGRAMS
                 .into_iter()
                 .filter_map(|(program, flag)| Some((program.to_owned(), version(program, flag)?)))
                 .chain([("weft".to_owned(), env!("CARGO_PKG_VERSION").to_owned())])
+                .chain(envoy.and_then(|program| Some(("envoy".to_owned(), version(program, "--version")?))))
+                .chain(commit().map(|commit| ("weft's commit".to_owned(), commit)))
                 .collect(),
         }
     }
@@ -84,7 +92,8 @@ impl fmt::Display for Machine {
         let (date, gib) = (&self.date, self.memory_mib / 1024);
         write!(
             f,
-            "{cores} cores of {processor}, {gib} GiB, Linux {kernel}, {date}, load {load:.1} before the run"
+            "{cores} cores of {processor}, {gib} GiB, Linux {kernel}, TCP paced by {}, {date}, load {load:.1} before the run",
+            self.congestion_control
         )
     }
 }
@@ -96,8 +105,17 @@ fn memory_mib(meminfo: &str) -> Option<u64> {
     Some(kib / 1024)
 }
 
+/// What was built, if this is a checkout: with a mark where files are changed.
+fn commit() -> Option<String> {
+    let mut git = Command::new("git");
+    git.args(["-C", env!("CARGO_MANIFEST_DIR")]);
+    git.args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]);
+    let output = git.output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}
+
 /// The first number with a dot in what a program says of itself, on either stream.
-fn version(program: &str, flag: &str) -> Option<String> {
+fn version(program: impl AsRef<OsStr>, flag: &str) -> Option<String> {
     let output = Command::new(program).arg(flag).output().ok()?;
     let said = [output.stdout, output.stderr].concat();
     number(&String::from_utf8_lossy(&said))

@@ -114,10 +114,10 @@ struct Rounds {
 
 impl Run {
     fn new(options: &Options, plan: Plan) -> Result<Self> {
-        let machine = Machine::read(plan.quick);
+        let envoy = options.envoy.as_deref().filter(|path| path.is_file());
+        let machine = Machine::read(plan.quick, envoy);
         println!("{machine}");
         let mut skipped = Vec::new();
-        let envoy = options.envoy.as_deref().filter(|path| path.is_file());
         if envoy.is_none() {
             skipped.push("sidecar mode: there is no Envoy here (--envoy names none)".to_owned());
         }
@@ -175,9 +175,9 @@ impl Run {
 
     /// All rounds. A load that fails leaves its round out, and the others go on.
     fn rounds(&mut self, stage: &mut Stage, starts: bool) {
-        let steps: Vec<(usize, usize)> = self.steps(stage);
-        let all = steps.len() * self.plan.rounds;
         for round in 0..self.plan.rounds {
+            let steps = self.steps(stage, round);
+            let all = steps.len() * self.plan.rounds;
             println!("\nround {} of {}", round + 1, self.plan.rounds);
             for (nth, (load, pair)) in steps.iter().enumerate() {
                 self.step(stage, *load, *pair, (round * steps.len() + nth + 1, all));
@@ -188,19 +188,22 @@ impl Run {
         }
     }
 
-    /// Every load with every pair that it fits, as each round plays them.
-    fn steps(&self, stage: &Stage) -> Vec<(usize, usize)> {
+    /// Every load with every pair that it fits, as a round plays them: another one begins each time, so that none is always
+    /// measured right after the same one.
+    fn steps(&self, stage: &Stage, round: usize) -> Vec<(usize, usize)> {
         let fits = |(ground, load): &(Ground, Load), pair: &Pair| {
             pair.mode.ground == *ground && load.fits(&pair.mode)
         };
         let mut steps = Vec::new();
         for (nth, load) in self.loads.iter().enumerate() {
             let pairs = stage.pairs.iter().enumerate();
-            steps.extend(
-                pairs
-                    .filter(|(_, pair)| fits(load, pair))
-                    .map(|(at, _)| (nth, at)),
-            );
+            let mut of_load: Vec<_> = pairs
+                .filter(|(_, pair)| fits(load, pair))
+                .map(|(at, _)| (nth, at))
+                .collect();
+            let first = round % of_load.len().max(1);
+            of_load.rotate_left(first);
+            steps.extend(of_load);
         }
         steps
     }

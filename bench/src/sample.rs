@@ -131,6 +131,7 @@ fn machine() -> Machine {
         memory_mib: 32_168,
         load_before: 0.1,
         quick: false,
+        congestion_control: "cubic".to_owned(),
         optimised: true,
         versions: versions
             .map(|(name, version)| (name.to_owned(), version.to_owned()))

@@ -90,7 +90,9 @@ pub(crate) fn measure(profile: &str, args: &[String]) -> Result<()> {
     // Cargo knows where the binary is; weft and weft-pause are beside it.
     bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
     // What was built now is what is measured.
-    bench.env_remove("WEFT_BIN").env_remove("WEFT_PAUSE_BIN");
+    bench
+        .env("WEFT_BIN", copied(profile)?)
+        .env_remove("WEFT_PAUSE_BIN");
     bench.arg("--envoy").arg(setup::envoy()).args(args);
     let interrupt = Interrupt::listen()?;
     let ended = stream(&mut bench, LIMIT, &interrupt, |line| println!("{line}"));
@@ -102,6 +104,19 @@ pub(crate) fn measure(profile: &str, args: &[String]) -> Result<()> {
         (_, Ending::TimedOut(limit)) => bail!("weft-bench hung: killed after {} s", limit.as_secs()),
         (_, Ending::Interrupted) => bail!("interrupted: there is no result"),
     }
+}
+
+/// weft's program as a cluster has it: a copy, as every image's is. How much of a file is in memory depends on how it came to the
+/// page cache, and of one that a linker has written it is less.
+fn copied(profile: &str) -> Result<PathBuf> {
+    let folder = if profile == "dev" { "debug" } else { profile };
+    let folder = shell::target_dir().join(folder);
+    let copy = folder.join("measured/weft");
+    fs::create_dir_all(folder.join("measured"))?;
+    // A program that still runs cannot be written to.
+    let _ = fs::remove_file(&copy);
+    fs::copy(folder.join("weft"), &copy).with_context(|| format!("write {}", copy.display()))?;
+    Ok(copy)
 }
 
 /// The command as the user gave it, for the report.

@@ -146,7 +146,8 @@ fn build() -> Result<PathBuf> {
     step("static release build");
     let root = shell::root();
     let flags = format!(
-        "-C target-feature=+crt-static --remap-path-prefix={}=/weft",
+        // The last as .cargo/config.toml has it, which this replaces.
+        "-C target-feature=+crt-static --remap-path-prefix={}=/weft -C symbol-mangling-version=v0",
         root.display()
     );
     let mut cargo = shell::cargo();

@@ -52,6 +52,13 @@ pub fn resident() -> Option<u64> {
     Some(pages * page_size())
 }
 
+/// What of the heaps of all threads is free, in bytes; what was given back is among it.
+pub fn free() -> u64 {
+    // SAFETY: it only asks.
+    let heaps = unsafe { libc::mallinfo2() };
+    (heaps.fordblks + heaps.fsmblks) as u64
+}
+
 fn page_size() -> u64 {
     // SAFETY: no more than a question.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) }

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::{configure, give_back, give_back_end, resident};
+use super::{configure, free, give_back, give_back_end, resident};
 
 /// Between two looks, and before the first one.
 const LOOK: Duration = Duration::from_secs(5);
@@ -24,42 +24,77 @@ pub async fn give_back_regularly(on_each_thread: impl Fn(fn())) {
     let mut least = None;
     loop {
         looks.tick().await;
-        if is_due(&mut least, resident()) {
+        if is_due(&mut least, Held::now()) {
             on_each_thread(give_back_end);
             // Fails when the role ends.
             if spawn_blocking(give_back).await.is_err() {
                 return;
             }
-            least = resident();
+            least = Held::now();
         }
     }
 }
 
-/// Whether there is something to give back now: after the start, and when memory has grown. If what was added is in use it
-/// stays, and is not asked for again until there is more. `least` is what was resident after memory was given back last.
-fn is_due(least: &mut Option<u64>, resident: Option<u64>) -> bool {
-    let (Some(before), Some(now)) = (*least, resident) else {
+/// What this process has in memory, and what of its heap is free, in bytes.
+#[derive(Clone, Copy)]
+struct Held {
+    resident: u64,
+    free: u64,
+}
+
+impl Held {
+    fn now() -> Option<Self> {
+        let (resident, free) = (resident()?, free());
+        Some(Self { resident, free })
+    }
+}
+
+/// Whether there is something to give back now: after the start; when memory has grown; and when much has become free, as after
+/// a burst that lasted longer than the last look. What is in use stays, and is not asked for again until there is more. `least`
+/// is what was held after memory was given back last: the heap counts as free also what it has given back.
+fn is_due(least: &mut Option<Held>, held: Option<Held>) -> bool {
+    let (Some(before), Some(now)) = (*least, held) else {
         return true;
     };
-    *least = Some(before.min(now));
-    now > before + GROWN
+    *least = Some(Held {
+        resident: before.resident.min(now.resident),
+        free: before.free.min(now.free),
+    });
+    now.resident > before.resident + GROWN || now.free > before.free + GROWN
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Held;
+
+    fn held(resident: u64, free: u64) -> Option<Held> {
+        let [resident, free] = [resident, free].map(|mib| mib << 20);
+        Some(Held { resident, free })
+    }
+
     #[test]
     fn it_is_given_back_once_after_the_start_and_whenever_it_has_grown() {
         let mut least = None;
-        let mut due = |mib: u64| super::is_due(&mut least, Some(mib << 20));
-        assert!(due(20));
-        let mut least = Some(10 << 20);
-        let mut due = |mib: u64| super::is_due(&mut least, Some(mib << 20));
+        assert!(super::is_due(&mut least, held(20, 0)));
+        let mut least = held(10, 0);
+        let mut due = |mib| super::is_due(&mut least, held(mib, 0));
         assert!(!due(13) && due(15));
         // All of it is in use.
-        let mut least = Some(15 << 20);
-        let mut due = |mib: u64| super::is_due(&mut least, Some(mib << 20));
+        let mut least = held(15, 0);
+        let mut due = |mib| super::is_due(&mut least, held(mib, 0));
         assert!(!due(15) && !due(19) && due(20));
         // It shrinks by itself, and grows again.
         assert!(!due(12) && due(17));
+    }
+
+    #[test]
+    fn what_a_burst_leaves_is_given_back_after_a_look_that_saw_it_in_use() {
+        let mut least = held(60, 2);
+        let mut due = |free| super::is_due(&mut least, held(60, free));
+        assert!(!due(2) && !due(6) && due(45));
+        // What was given back stays free, and is not given back again.
+        let mut least = held(15, 45);
+        let mut due = |free| super::is_due(&mut least, held(15, free));
+        assert!(!due(45) && !due(20) && due(25));
     }
 }
