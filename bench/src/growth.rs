@@ -1,7 +1,10 @@
 //! How the cost grows: with the workloads that the mesh knows, and with the pods of a node, of which each has a sidecar or
 //! all have one agent.
 
-use std::{fs, time::Instant};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -26,6 +29,8 @@ const WORKLOADS: [u64; 3] = [10, 1_000, 50_000];
 const PODS: [u64; 3] = [1, 10, 100];
 /// What an Envoy takes at the most, in MiB: there is to be room for all of them.
 const ROOM: u64 = 80;
+/// Until the memory that only a change needed is given back: an agent looks every 5 s.
+const SETTLE: Duration = Duration::from_secs(6);
 /// The small message.
 const MESSAGE: usize = 64;
 
@@ -52,6 +57,7 @@ pub(crate) fn of_workloads(stage: &mut Stage, plan: &Plan) -> Result<Growth> {
         let times = cores::pinned(core, &pair.carriers(), || {
             ping_pong::run(pair, MESSAGE, plan.duration)
         })?;
+        thread::sleep(SETTLE);
         let figures = [Some(took), resident(&pair.carriers().client)?, at(&times, 0.5)];
         lines
             .iter_mut()
@@ -98,6 +104,7 @@ pub(crate) fn of_pods(stage: &mut Stage, plan: &Plan, skipped: &mut Vec<String>)
             made += 1;
         }
         stage.world.apply()?;
+        thread::sleep(SETTLE);
         agent
             .figures
             .push(resident(&weft_pair(stage)?.carriers().client)?);
