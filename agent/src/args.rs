@@ -1,5 +1,6 @@
 //! Every flag and environment variable of every role and command. Nothing else reads the environment.
 
+mod address;
 mod agent;
 mod controller;
 mod ports;

@@ -47,6 +47,7 @@ fn life() -> Result<()> {
     installed(&mut release)?;
     mistakes(&release)?;
     upgraded(&mut release)?;
+    said(&release)?;
     uninstalled(&mut release)
 }
 
@@ -171,16 +172,129 @@ fn upgraded(release: &mut Release) -> Result<()> {
     Ok(())
 }
 
-/// The hook waits for the nodes and removes what the controller and agents have made; what is somebody's own stays.
-fn uninstalled(release: &mut Release) -> Result<()> {
+/// Objects of which the controller has something to say, and others too.
+const SPOKEN_OF: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec: {clusterIP: 10.96.0.40, clusterIPs: [10.96.0.40], ports: [{port: 80, protocol: TCP}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow, namespace: shop}
+spec: {rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: '', kind: Service, name: web, port: 80}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec: {hosts: [web.example], addresses: [192.0.2.9], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: 192.0.2.10}]}
+";
+/// Those of them with what says that the controller was there.
+const STATUSES: [(&str, &str, &str, &str); 6] = [
+    ("Namespace", "", "shop", "weft.dev/PodsCaptured"),
+    ("Service", "shop", "web", "istio.io/WaypointBound"),
+    (
+        "AuthorizationPolicy.security.istio.io",
+        "shop",
+        "allow",
+        "ZtunnelAccepted",
+    ),
+    (
+        "HTTPRoute.gateway.networking.k8s.io",
+        "shop",
+        "web",
+        "weft.dev/mesh-controller",
+    ),
+    (
+        "ServiceEntry.networking.istio.io",
+        "shop",
+        "web",
+        "istio.io/WaypointBound",
+    ),
+    (GATEWAY, "shop", "waypoint", "Programmed"),
+];
+
+/// The controller says what became of objects, beside what others say.
+fn said(release: &Release) -> Result<()> {
+    let label = json!({"metadata": {"labels": {"istio.io/dataplane-mode": "ambient"}}});
+    release.api.merge("Namespace", "", "shop", &label)?;
     release.api.apply(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "app", "namespace": "shop", "annotations": {"ambient.istio.io/redirection": "enabled", "theirs": "1"}},
-        "spec": {"containers": [{"name": "app", "image": "app"}]},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "app", "image": "app"}]},
+        "status": {"phase": "Running", "podIP": "10.244.0.9", "podIPs": [{"ip": "10.244.0.9"}]},
     }))?;
+    release.api.apply_yaml(SPOKEN_OF)?;
+    let says = |(kind, namespace, name, what): (&str, &str, &str, &str)| {
+        wait_until(&format!("{kind} {name} to say {what}"), LIMIT, || {
+            let object = release.api.get(kind, namespace, name)?;
+            object["status"].to_string().contains(what).then_some(object)
+        })
+        .with_context(|| release.log())
+    };
+    for status in STATUSES {
+        says(status)?;
+    }
+    // Of these two a list is one writer's.
+    let theirs = json!({"type": "Theirs", "status": "True", "reason": "X", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let (policy, route) = (STATUSES[2], STATUSES[3]);
+    let parent = json!({"parentRef": {"name": "theirs"}, "controllerName": "example.com/theirs", "conditions": [theirs]});
+    for ((kind, namespace, name, _), list, more) in
+        [(policy, "conditions", &theirs), (route, "parents", &parent)]
+    {
+        let mut object = release.api.get(kind, namespace, name).context("it is gone")?;
+        if let Some(items) = object["status"][list].as_array_mut() {
+            items.push(more.clone());
+        }
+        release
+            .api
+            .merge(kind, namespace, name, &json!({"status": object["status"]}))?;
+    }
+    // The policy's next change is the controller's to write again.
+    let spec = json!({"spec": {"rules": [{"from": [{"source": {"ipBlocks": ["nonsense"]}}]}]}});
+    release.api.merge(policy.0, policy.1, policy.2, &spec)?;
+    says((policy.0, policy.1, policy.2, "InvalidField"))?;
+    release.no_right_is_missing()
+}
+
+/// What others said is all that is said.
+fn unsaid(release: &Release) -> Result<()> {
+    for (kind, namespace, name, what) in STATUSES {
+        let object = release.api.get(kind, namespace, name);
+        let status = object.with_context(|| format!("{kind} {name} is gone"))?["status"].clone();
+        ensure!(
+            !status.to_string().contains(what),
+            "{kind} {name} still says: {status}"
+        );
+        let others = match name {
+            "allow" => Some("Theirs"),
+            _ if kind.starts_with("HTTPRoute") => Some("example.com/theirs"),
+            _ => None,
+        };
+        ensure!(
+            others.is_none_or(|it| status.to_string().contains(it)),
+            "{kind} {name} has lost what others said: {status}"
+        );
+    }
+    Ok(())
+}
+
+/// The hook waits for the nodes and removes what the controller and agents have made; what is somebody's own stays.
+fn uninstalled(release: &mut Release) -> Result<()> {
     release.stop_controller()?;
     let said = release.uninstall()?;
-    for part in ["deleted Secret weft-ca", "from 1 pods", "every node is released"] {
+    for part in [
+        "1 controllers have not ended",
+        "deleted Secret weft-ca",
+        "from 1 pods",
+        "from the status of 6 objects",
+        "every node is released",
+    ] {
         ensure!(said.contains(part), "the hook does not say {part:?}: {said}");
     }
     expect(release, &[])?;
@@ -205,7 +319,7 @@ fn uninstalled(release: &mut Release) -> Result<()> {
     );
     let app = release.api.get("Pod", "shop", "app").context("the pod is gone")?;
     ensure!(app["metadata"]["annotations"] == json!({"theirs": "1"}), "{app}");
-    Ok(())
+    unsaid(release)
 }
 
 /// Exactly these objects are the release's, in all of the cluster.

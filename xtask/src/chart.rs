@@ -210,27 +210,31 @@ fn cases() -> Vec<Case> {
 fn arguments(object: &Value, weft: &Path) -> Vec<String> {
     let mut findings = Vec::new();
     for args in rules::arguments(object) {
-        let known = args.iter().map(|arg| filled(arg)).chain(["--help".to_owned()]);
-        match Command::new(weft).args(known).env_clear().output() {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                let said = said.lines().next().unwrap_or_default().to_owned();
-                findings.push(format!(
-                    "{}: weft {} does not take its arguments: {said}",
-                    rules::title(object),
-                    args[0]
-                ));
+        // A cluster has either.
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            let known = args.iter().map(|arg| filled(arg, address));
+            let known = known.chain(["--help".to_owned()]);
+            match Command::new(weft).args(known).env_clear().output() {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => {
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    let said = said.lines().next().unwrap_or_default().to_owned();
+                    findings.push(format!(
+                        "{}: weft {} does not take its arguments: {said}",
+                        rules::title(object),
+                        args[0]
+                    ));
+                }
+                Err(error) => findings.push(format!("cannot run {}: {error}", weft.display())),
             }
-            Err(error) => findings.push(format!("cannot run {}: {error}", weft.display())),
         }
     }
     findings
 }
 
-/// As the kubelet fills it in.
-fn filled(arg: &str) -> String {
-    arg.replace("$(WEFT_CONTROLLER_SERVICE_HOST)", "192.0.2.1")
+/// As the kubelet fills it in, where the controller's Service has this address.
+fn filled(arg: &str, address: &str) -> String {
+    arg.replace("$(WEFT_CONTROLLER_SERVICE_HOST)", address)
         .replace("$(POD_NAMESPACE)", NAMESPACE)
 }
 
@@ -399,10 +403,21 @@ fn installed(case: &Case, answer: &Value, more: &[&str]) -> Vec<String> {
             .map(|title| format!("{title} is not expected")),
     );
     let order: Vec<_> = hooks.iter().map(rules::title).collect();
-    if order != HOOKS {
+    let quota = expected.contains(&"ResourceQuota weft-priority");
+    let quota = quota.then_some("ResourceQuota weft-release");
+    let should: Vec<_> = quota.into_iter().chain(HOOKS).collect();
+    if order != should {
         findings.push(format!(
-            "the uninstall hook makes {order:?}, and should make {HOOKS:?}"
+            "the uninstall hook makes {order:?}, and should make {should:?}"
         ));
+    }
+    if quota.is_some() {
+        // What is installed has gone before hooks are made.
+        findings.extend(
+            [&installed, &hooks]
+                .into_iter()
+                .flat_map(|made| rules::quotas(made)),
+        );
     }
     let left: Vec<_> = made("left")
         .iter()

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
-use super::{KubeArgs, LogArgs, MeshArgs};
+use super::{KubeArgs, LogArgs, MeshArgs, address};
 use crate::controller::{AgentAccount, ControllerConfig, compile::Settings, waypoints};
 use crate::telemetry::LogFormat;
 
@@ -101,7 +101,7 @@ pub struct WaypointArgs {
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["IfNotPresent", "Always", "Never"])]
     pub waypoint_pull_policy: String,
     /// Where waypoints reach the controller [default: the address of the Service --service]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address::host_port)]
     pub waypoint_controller: Option<String>,
     /// Pods of a waypoint; its Gateway's annotation weft.dev/waypoint-replicas says otherwise
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]

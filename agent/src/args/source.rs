@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::MeshArgs;
+use super::{MeshArgs, address};
 use crate::{
     feed::client::{ClientConfig, MeshSettings},
     mesh::SameNodes,
@@ -20,7 +20,8 @@ pub struct SourceArgs {
     #[arg(
         long,
         env = "WEFT_CONTROLLER",
-        value_name = "ADDR",
+        value_name = "HOST:PORT",
+        value_parser = address::host_port,
         conflicts_with = "mesh_file"
     )]
     pub controller: Option<String>,

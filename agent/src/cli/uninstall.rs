@@ -1,6 +1,6 @@
-//! `weft uninstall-hook`: what the chart's uninstall ends with, in one pod of the cluster. It waits until no agent is left
-//! and every node has been released (`weft release --stay` there), then deletes what the controller made and the marks that
-//! agents left on pods. Not for people: `helm uninstall` runs it.
+//! `weft uninstall-hook`: what the chart's uninstall ends with, in one pod of the cluster. It waits until no agent and no
+//! controller is left and every node has been released (`weft release --stay` there), then deletes what the controller made, takes
+//! back what it said in the statuses of objects, and the marks that agents left on pods. Not for people: `helm uninstall` runs it.
 
 use std::{collections::BTreeSet, fmt, process::ExitCode, time::Duration};
 
@@ -21,7 +21,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::labels::{GATEWAY_NAME, WAYPOINT_MANAGED_BY};
+use crate::{
+    cluster::labels::{GATEWAY_NAME, WAYPOINT_MANAGED_BY},
+    controller::cleared::{self, Cleared},
+};
 
 /// How often it looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,6 +32,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PAGE: u32 = 500;
 /// What agents write on pods.
 const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Objects that an error names.
+const MOST_NAMED: usize = 5;
 
 /// Flags of `weft uninstall-hook`.
 #[derive(Debug, Args)]
@@ -89,6 +94,8 @@ pub async fn run(args: &UninstallArgs) -> anyhow::Result<ExitCode> {
 enum Left {
     /// Agents that have not ended.
     Agents(usize),
+    /// Controllers that have not: they would make anew what is deleted.
+    Controllers(usize),
     /// Nobody has looked at the DaemonSet yet.
     Start,
     /// Nodes that are not released, by name where their pods are there.
@@ -103,6 +110,7 @@ impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Agents(count) => write!(f, "{count} agents have not ended"),
+            Self::Controllers(count) => write!(f, "{count} controllers have not ended"),
             Self::Start => f.write_str("the pods that release nodes are not there"),
             Self::Nodes {
                 released,
@@ -128,13 +136,19 @@ async fn left(client: &Client, args: &UninstallArgs) -> anyhow::Result<Option<Le
             "app.kubernetes.io/name=weft,app.kubernetes.io/component={component}"
         ))
     };
+    let count = async |component| {
+        let found = pods.list_metadata(&of(component)).await;
+        let found = found.with_context(|| format!("list the {component}s"))?;
+        anyhow::Ok(found.items.len())
+    };
     // Before its last agent has gone a node may be captured again.
-    let agents = pods
-        .list_metadata(&of("agent"))
-        .await
-        .context("list the agents")?;
-    if !agents.items.is_empty() {
-        return Ok(Some(Left::Agents(agents.items.len())));
+    match count("agent").await? {
+        0 => {}
+        agents => return Ok(Some(Left::Agents(agents))),
+    }
+    match count("controller").await? {
+        0 => {}
+        controllers => return Ok(Some(Left::Controllers(controllers))),
     }
     let sets = Api::<DaemonSet>::namespaced(client.clone(), &args.namespace);
     let set = sets
@@ -197,7 +211,28 @@ async fn clean(client: &Client, args: &UninstallArgs) -> anyhow::Result<()> {
     }
     let marked = unmark(client).await?;
     println!("took the annotation {REDIRECTION} from {marked} pods");
-    Ok(())
+    let cleared = cleared::clear(client).await;
+    told(&cleared.context("list what has a status of weft's")?)
+}
+
+/// Says which statuses are as without weft.
+///
+/// # Errors
+/// When some are not.
+fn told(cleared: &Cleared) -> anyhow::Result<()> {
+    println!(
+        "took what weft said from the status of {} objects",
+        cleared.written
+    );
+    if cleared.refused.is_empty() {
+        return Ok(());
+    }
+    let named = &cleared.refused[..cleared.refused.len().min(MOST_NAMED)];
+    bail!(
+        "{} objects still have a status that weft wrote, such as {}",
+        cleared.refused.len(),
+        named.join("; ")
+    )
 }
 
 async fn delete<K>(client: &Client, namespace: &str, name: &str) -> anyhow::Result<()>
@@ -298,5 +333,23 @@ mod tests {
         };
         assert_eq!(left.to_string(), "1 of 3 nodes are released, not b, c");
         assert_eq!(Left::Agents(2).to_string(), "2 agents have not ended");
+    }
+
+    #[test]
+    fn a_status_that_could_not_be_changed_fails_it_by_name() {
+        let cleared = |refused: &[&str]| {
+            told(&Cleared {
+                written: 3,
+                refused: refused.iter().map(|it| (*it).to_owned()).collect(),
+            })
+        };
+        cleared(&[]).expect("nothing is left");
+        let error = cleared(&["Namespace shop: no"])
+            .expect_err("one is left")
+            .to_string();
+        assert!(
+            error.contains("1 objects") && error.ends_with("Namespace shop: no"),
+            "{error}"
+        );
     }
 }

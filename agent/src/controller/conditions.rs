@@ -22,7 +22,7 @@ use crate::cluster::{
     objects::{Custom, Kind},
 };
 
-mod merge;
+pub(super) mod merge;
 #[cfg(test)]
 mod tests;
 

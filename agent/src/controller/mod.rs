@@ -6,6 +6,7 @@
 
 pub mod analyze;
 mod ca;
+pub mod cleared;
 pub mod compile;
 mod conditions;
 mod counts;

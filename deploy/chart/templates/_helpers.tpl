@@ -56,6 +56,14 @@ type: {{ . }}
 {{- end -}}
 {{- end }}
 
+{{/* Whether pods of a system priority class need a quota that names it: not empty where they do. */}}
+{{- define "weft.priorityQuota" -}}
+{{- $wanted := .Values.priorityQuota | toString -}}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") (contains "-gke." .Capabilities.KubeVersion.Version)) -}}
+yes
+{{- end -}}
+{{- end }}
+
 {{- define "weft.caSecret" -}}
 {{ .Values.ca.existingSecret | default "weft-ca" }}
 {{- end }}

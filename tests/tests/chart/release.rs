@@ -22,6 +22,7 @@ use weft_tests::{
     kube::{Options, StandIn},
     machine,
     process::Process,
+    wait_until,
 };
 
 pub(crate) const NAMESPACE: &str = "weft-system";
@@ -134,10 +135,25 @@ impl Release {
         self.api
             .merge("DaemonSet", NAMESPACE, "weft-release", &released)?;
         let job = wait("Job", "weft-uninstall")?.unwrap_or_default();
-        let output = self.program(&job)?.output()?;
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).into_owned();
-        let (kind, succeeded) = match output.status.success() {
+        // A controller that has not ended yet.
+        let labels = json!({"app.kubernetes.io/name": "weft", "app.kubernetes.io/component": "controller"});
+        self.api.apply(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late", "namespace": NAMESPACE, "labels": labels},
+            "spec": {"containers": [{"name": "controller", "image": "weft"}]},
+        }))?;
+        let log = self.dir.join("hook.log");
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        let file = File::create(&log)?;
+        let mut hook = self.program(&job)?;
+        let mut hook = hook.stderr(file.try_clone()?).stdout(file).spawn()?;
+        let waits = wait_until("the hook to wait for the controller", LIMIT, || {
+            said().contains("controllers").then_some(())
+        });
+        self.api.delete("Pod", NAMESPACE, "late");
+        let ended = hook.wait()?;
+        let said = said();
+        waits.with_context(|| said.clone())?;
+        let (kind, succeeded) = match ended.success() {
             true => ("Complete", 1),
             false => ("Failed", 0),
         };
@@ -145,7 +161,7 @@ impl Release {
         let status =
             json!({"status": {"succeeded": succeeded, "failed": 1 - succeeded, "conditions": conditions}});
         self.api.merge("Job", NAMESPACE, "weft-uninstall", &status)?;
-        ensure!(output.status.success(), "the hook failed: {said}");
+        ensure!(ended.success(), "the hook failed: {said}");
         Ok(said)
     }
 

@@ -63,6 +63,44 @@ pub(super) fn check(object: &Value, namespace: &str, values: &Value) -> Vec<Stri
         .collect()
 }
 
+/// Where system priority classes take a quota: whether each of these objects, made in this order, finds one for its pods.
+pub(super) fn quotas(made: &[Value]) -> Vec<String> {
+    let mut named = Vec::new();
+    let mut findings = Vec::new();
+    for object in made {
+        if object["kind"] == "ResourceQuota" {
+            let scopes = items(&object["spec"]["scopeSelector"]["matchExpressions"]);
+            named.extend(scopes.iter().flat_map(|scope| words(&scope["values"])));
+        }
+        let class = &object["spec"]["template"]["spec"]["priorityClassName"];
+        if class.as_str().is_some_and(|class| !named.contains(&class)) {
+            let title = title(object);
+            findings.push(format!(
+                "{title}: no quota lets its pods have the priority {class}"
+            ));
+        }
+    }
+    findings
+}
+
+/// Where the uninstall's one pod may be: on a node that can run it, and is alive.
+fn placed(pod: &Value, values: &Value) -> Vec<String> {
+    let mut findings = Vec::new();
+    let anywhere = values["controller"].get("nodeSelector").is_none();
+    if anywhere && pod["nodeSelector"]["kubernetes.io/os"] != "linux" {
+        findings.push("it may be put on a node without Linux".to_owned());
+    }
+    let asked_for = items(&values["controller"]["tolerations"]);
+    for toleration in items(&pod["tolerations"]) {
+        let dead = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+        let of_the_dead = toleration.get("key").is_none_or(|key| dead.contains(&text(key)));
+        if of_the_dead && toleration.get("tolerationSeconds").is_none() && !asked_for.contains(toleration) {
+            findings.push(format!("it may be put on a node that is dead: {toleration}"));
+        }
+    }
+    findings
+}
+
 fn workload(object: &Value, values: &Value) -> Vec<String> {
     let title = title(object);
     let on_node = ON_NODES.contains(&title.as_str());
@@ -104,6 +142,9 @@ fn workload(object: &Value, values: &Value) -> Vec<String> {
             }),
             "no token",
         );
+    }
+    if title == "Job weft-uninstall" {
+        findings.extend(placed(pod, values));
     }
     for container in items(&pod["containers"]) {
         findings.extend(self::container(container, on_node, values));
@@ -269,6 +310,50 @@ mod tests {
             }
             assert_eq!(check(&changed, "n", &none).len(), 1, "{at}");
         }
+    }
+
+    #[test]
+    fn a_priority_without_its_quota_is_found() {
+        let pod = json!({"priorityClassName": "system-node-critical"});
+        let set =
+            json!({"kind": "DaemonSet", "metadata": {"name": "x"}, "spec": {"template": {"spec": pod}}});
+        let quota = |class: &str| {
+            let scope = json!({"scopeName": "PriorityClass", "operator": "In", "values": [class]});
+            json!({"kind": "ResourceQuota", "metadata": {"name": "q"}, "spec": {"scopeSelector": {"matchExpressions": [scope]}}})
+        };
+        let (right, other) = (quota("system-node-critical"), quota("high"));
+        assert_eq!(quotas(&[right.clone(), set.clone()]), Vec::<String>::new());
+        for made in [vec![set.clone()], vec![other, set.clone()], vec![set, right]] {
+            assert_eq!(quotas(&made).len(), 1, "{made:?}");
+        }
+    }
+
+    #[test]
+    fn an_uninstall_on_a_dead_node_is_found() {
+        let pod = |toleration: Value| json!({"nodeSelector": {"kubernetes.io/os": "linux"}, "tolerations": [toleration]});
+        let all = json!({"operator": "Exists"});
+        let dead = |more: Value| {
+            let mut it =
+                json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"});
+            it.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            it
+        };
+        let none = Value::Null;
+        assert_eq!(
+            placed(&pod(json!({"key": "x", "operator": "Exists"})), &none).len(),
+            0
+        );
+        assert_eq!(
+            placed(&pod(dead(json!({"tolerationSeconds": 15}))), &none).len(),
+            0
+        );
+        assert_eq!(placed(&pod(dead(json!({}))), &none).len(), 1);
+        assert_eq!(placed(&pod(all.clone()), &none).len(), 1);
+        let values = json!({"controller": {"tolerations": [all]}});
+        assert_eq!(placed(&pod(all.clone()), &values).len(), 0, "asked for");
+        assert_eq!(placed(&json!({}), &none).len(), 1, "any system");
     }
 
     #[test]

@@ -50,6 +50,32 @@ pub(super) fn merged(object: &ObjectRef, live: &Custom, wanted: &Status, now: &s
     (!same || left).then_some(status)
 }
 
+/// The `status` to apply to an object once nothing of ours is to be said of it; none where nothing is.
+pub(in crate::controller) fn cleared(kind: Kind, live: &Custom) -> Option<Value> {
+    let (nothing, said) = match kind {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+            // Whoever writes the list last owns all of it; each entry names its controller.
+            let mut parents = items(&live.status["parents"]).iter();
+            let said = parents.any(|it| it["controllerName"] == CONTROLLER_NAME);
+            (Status::Parents(Vec::new()), said)
+        }
+        Kind::Gateway => (Status::Gateway(GatewayStatus::default()), applied(live)),
+        // Another mesh has conditions of the same types.
+        _ => (Status::Conditions(Vec::new()), applied(live)),
+    };
+    if !said {
+        return None;
+    }
+    let object = ObjectRef {
+        kind,
+        namespace: String::new(),
+        name: String::new(),
+        uid: String::new(),
+        generation: 0,
+    };
+    merged(&object, live, &nothing, "")
+}
+
 fn is_empty(status: &Value) -> bool {
     let fields = status.as_object();
     fields.is_none_or(|fields| fields.values().all(|it| it.as_array().is_some_and(Vec::is_empty)))

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Address, Condition, GatewayStatus, ListenerStatus, Parent, Status, merge::merged};
+use super::{
+    Address, Condition, GatewayStatus, ListenerStatus, Parent, Status,
+    merge::{cleared, merged},
+};
 use crate::{
     cluster::objects::{Custom, Kind},
     controller::compile::ObjectRef,
@@ -147,4 +150,45 @@ fn a_gateways_status_is_written_once() {
     assert_eq!(merged(&object, &live(stored.clone()), &wanted, NOW), None);
     stored["addresses"][0]["value"] = "10.96.0.10".into();
     assert_eq!(merged(&object, &live(stored), &wanted, NOW), Some(first));
+}
+
+#[test]
+fn what_we_said_is_taken_back_and_nothing_else() {
+    let by = |manager: &str, status: Value| {
+        let fields = json!({"f:status": {"f:conditions": {}}});
+        let entry =
+            json!([{"manager": manager, "operation": "Apply", "subresource": "status", "fieldsV1": fields}]);
+        let mut live = live(status);
+        live.metadata.managed_fields = serde_json::from_value(entry).expect("managed fields");
+        live
+    };
+    let other = json!({"type": "Reconciled", "status": "True"});
+    let accepted = written("ZtunnelAccepted", "True", "Accepted", "in force", BEFORE);
+    let both = json!({"conditions": [other, accepted]});
+    let policy = Kind::AuthorizationPolicy;
+    assert_eq!(
+        cleared(policy, &by("weft", both.clone())),
+        Some(json!({"conditions": [other]}))
+    );
+    assert_eq!(cleared(policy, &by("istiod", both)), None, "another mesh's");
+    // The API takes away what we sent before and send no more.
+    let captured =
+        json!({"conditions": [written("weft.dev/PodsCaptured", "True", "AllCaptured", "m", BEFORE)]});
+    let nothing = Some(json!({"conditions": []}));
+    assert_eq!(cleared(Kind::Namespace, &by("weft", captured)), nothing);
+    assert_eq!(cleared(Kind::Service, &by("weft", Value::Null)), nothing);
+    assert_eq!(cleared(Kind::Namespace, &by("kubelet", Value::Null)), None);
+    let gateway = json!({"conditions": [written("Programmed", "True", "Programmed", "m", BEFORE)], "addresses": [{"value": "10.0.0.1"}]});
+    assert_eq!(
+        cleared(Kind::Gateway, &by("weft", gateway.clone())),
+        Some(json!({"conditions": [], "listeners": [], "addresses": []}))
+    );
+    assert_eq!(cleared(Kind::Gateway, &by("envoy", gateway)), None);
+    let parent = |controller: &str| json!({"parentRef": {"name": "web"}, "controllerName": controller, "conditions": []});
+    let route = json!({"parents": [parent("weft.dev/mesh-controller"), parent("theirs")]});
+    // They have written the list after us.
+    let left = Some(json!({"parents": [parent("theirs")]}));
+    assert_eq!(cleared(Kind::HttpRoute, &by("theirs", route)), left);
+    let theirs = json!({"parents": [parent("theirs")]});
+    assert_eq!(cleared(Kind::HttpRoute, &by("weft", theirs)), None);
 }
