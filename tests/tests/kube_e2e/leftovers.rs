@@ -1,14 +1,17 @@
-//! What an uninstall may not leave: objects of the API, marks on pods, and programs in the nodes' kernels.
+//! What an uninstall may not leave: objects of the API in any namespace, what statuses say, marks on pods, and programs in the
+//! nodes' kernels.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::{
     api::{
+        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
         apps::v1::{DaemonSet, Deployment},
+        autoscaling::v2::HorizontalPodAutoscaler,
         batch::v1::Job,
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+        core::v1::{ConfigMap, Pod, ResourceQuota, Secret, Service, ServiceAccount},
         policy::v1::PodDisruptionBudget,
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
     },
@@ -16,20 +19,63 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::ListParams,
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams},
     core::{ClusterResourceScope, NamespaceResourceScope, Resource},
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
-    apps::{App, OUTSIDE, REDIRECTION, World, words},
+    apps::{App, INSIDE, OUTSIDE, REDIRECTION, World, words},
     cluster::{delete, until},
-    mesh::NAMESPACE,
+    commands,
+    mesh::{Mesh, NAMESPACE},
+    scenes::{SECURITY, make, objects},
 };
 
 /// Where the chart has agents pin.
 const BPFFS: &str = "/sys/fs/bpf";
+/// What the controller makes in other namespaces has this label.
+const MADE: &str = "app.kubernetes.io/managed-by=weft";
+const GATEWAY_API: &str = "gateway.networking.k8s.io";
+/// Kinds of which the controller writes a status: group, kind and plural.
+const SPOKEN_OF: [(&str, &str, &str); 13] = [
+    ("", "Namespace", "namespaces"),
+    ("", "Service", "services"),
+    (GATEWAY_API, "GatewayClass", "gatewayclasses"),
+    (GATEWAY_API, "Gateway", "gateways"),
+    (GATEWAY_API, "HTTPRoute", "httproutes"),
+    (GATEWAY_API, "GRPCRoute", "grpcroutes"),
+    (GATEWAY_API, "TCPRoute", "tcproutes"),
+    (GATEWAY_API, "TLSRoute", "tlsroutes"),
+    (SECURITY, "AuthorizationPolicy", "authorizationpolicies"),
+    (SECURITY, "PeerAuthentication", "peerauthentications"),
+    (SECURITY, "RequestAuthentication", "requestauthentications"),
+    ("networking.istio.io", "ServiceEntry", "serviceentries"),
+    ("networking.istio.io", "WorkloadEntry", "workloadentries"),
+];
+/// How long the controller may take to say what became of an object.
+const SAID: Duration = Duration::from_secs(60);
+
+/// Gives the uninstall something to undo: pods in the mesh, a policy in force and a waypoint.
+pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
+    commands::run(mesh, &["enroll", INSIDE, "--wait", "60"]).await?;
+    let policies = objects(world, SECURITY, "AuthorizationPolicy", "authorizationpolicies");
+    let spec = json!({"action": "DENY", "rules": [{"from": [{"source": {"principals": ["nobody"]}}]}]});
+    make(&policies, SECURITY, "AuthorizationPolicy", "stays", &spec).await?;
+    let gateways = objects(world, GATEWAY_API, "Gateway", "gateways");
+    let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
+    let spec = json!({"gatewayClassName": "weft-waypoint", "listeners": [listener]});
+    make(&gateways, GATEWAY_API, "Gateway", "stays", &spec).await?;
+    until("the controller to say what became of them", SAID, async || {
+        let said = statuses(&world.client()).await?;
+        let of = |what: &str| said.iter().any(|it| it.contains(what));
+        let all = of("Namespace ") && of("AuthorizationPolicy ") && of("Gateway ");
+        let made = made::<Deployment>(&world.client()).await?;
+        Ok((all && !made.is_empty()).then_some(()))
+    })
+    .await
+}
 
 pub(crate) async fn none(world: &World<'_>) -> Result<()> {
     // Pods that Helm has deleted take a moment to end.
@@ -41,8 +87,10 @@ pub(crate) async fn none(world: &World<'_>) -> Result<()> {
         Ok(left.items.is_empty().then_some(()))
     })
     .await?;
-    let left = objects(&world.client()).await?;
+    let left = ours_anywhere(&world.client()).await?;
     ensure!(left.is_empty(), "the uninstall leaves {left:?}");
+    let said = statuses(&world.client()).await?;
+    ensure!(said.is_empty(), "a status still says what weft did: {said:?}");
     let marked = Api::<Pod>::all(world.client())
         .list_metadata(&ListParams::default())
         .await?;
@@ -70,7 +118,7 @@ pub(crate) async fn none(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn objects(client: &Client) -> Result<Vec<String>> {
+async fn ours_anywhere(client: &Client) -> Result<Vec<String>> {
     let mut left = Vec::new();
     left.extend(named::<DaemonSet>(client).await?);
     left.extend(named::<Deployment>(client).await?);
@@ -85,7 +133,92 @@ async fn objects(client: &Client) -> Result<Vec<String>> {
     left.extend(named::<RoleBinding>(client).await?);
     left.extend(cluster_wide::<ClusterRole>(client).await?);
     left.extend(cluster_wide::<ClusterRoleBinding>(client).await?);
+    left.extend(named::<ResourceQuota>(client).await?);
+    left.extend(cluster_wide::<ValidatingAdmissionPolicy>(client).await?);
+    left.extend(cluster_wide::<ValidatingAdmissionPolicyBinding>(client).await?);
+    let classes = of_any(client, GATEWAY_API, "GatewayClass", "gatewayclasses").await?;
+    let classes = classes.iter().filter_map(|class| class.metadata.name.as_deref());
+    left.extend(
+        classes
+            .filter(|name| is_ours(name))
+            .map(|name| format!("GatewayClass {name}")),
+    );
+    // Waypoints', wherever they were.
+    left.extend(made::<Deployment>(client).await?);
+    left.extend(made::<Service>(client).await?);
+    left.extend(made::<ServiceAccount>(client).await?);
+    left.extend(made::<PodDisruptionBudget>(client).await?);
+    left.extend(made::<HorizontalPodAutoscaler>(client).await?);
     Ok(left)
+}
+
+/// What the controller has made of a kind, in all namespaces.
+async fn made<K>(client: &Client) -> Result<Vec<String>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned,
+{
+    let of = ListParams::default().labels(MADE);
+    let found = Api::<K>::all(client.clone()).list_metadata(&of).await?;
+    let found = found.items.into_iter().map(|object| object.metadata);
+    let titles = found.map(|it| {
+        let (namespace, name) = (it.namespace.unwrap_or_default(), it.name.unwrap_or_default());
+        format!("{} {namespace}/{name}", K::kind(&()))
+    });
+    Ok(titles.collect())
+}
+
+/// All objects of a kind that the cluster may not know.
+async fn of_any(client: &Client, group: &str, kind: &str, plural: &str) -> Result<Vec<DynamicObject>> {
+    let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural);
+    let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+    match api.list(&ListParams::default()).await {
+        Ok(found) => Ok(found.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What statuses say of weft, by object.
+async fn statuses(client: &Client) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for (group, kind, plural) in SPOKEN_OF {
+        for object in of_any(client, group, kind, plural).await? {
+            let (metadata, status) = (&object.metadata, &object.data["status"]);
+            let namespace = metadata.namespace.as_deref().unwrap_or_default();
+            // Another mesh may say the same words of what is not the suite's.
+            let is_suites = [INSIDE, OUTSIDE].contains(&namespace);
+            if says_weft(kind, status, is_suites) {
+                let name = metadata.name.as_deref().unwrap_or_default();
+                said.push(format!("{kind} {namespace}/{name}: {status}"));
+            }
+        }
+    }
+    Ok(said)
+}
+
+/// Whether a status is weft's, or part of it.
+fn says_weft(kind: &str, status: &Value, is_suites: bool) -> bool {
+    let items = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+    let of_type = |words: &[&str]| {
+        let mut conditions = items("conditions").into_iter();
+        conditions
+            .any(|it| it["type"].as_str().is_some_and(|it| words.contains(&it)) && it["status"] != "Unknown")
+    };
+    let words: &[&str] = match kind {
+        "Gateway" => &["Accepted", "Programmed", "ResolvedRefs"],
+        _ => &["ZtunnelAccepted", "WaypointAccepted", "istio.io/WaypointBound"],
+    };
+    of_type(&["weft.dev/PodsCaptured"])
+        || items("parents")
+            .iter()
+            .any(|it| it["controllerName"] == "weft.dev/mesh-controller")
+        || is_suites
+            && (of_type(words)
+                || !items("listeners").is_empty()
+                || kind == "Gateway" && !items("addresses").is_empty())
 }
 
 async fn named<K>(client: &Client) -> Result<Vec<String>>
@@ -153,4 +286,33 @@ fn what_is_wefts_is_known_by_its_name() {
     for name in ["kube-root-ca.crt", "default", "maps.debug", "wefting"] {
         assert!(!is_ours(name), "{name}");
     }
+}
+
+#[test]
+fn what_a_status_says_of_weft_is_found() {
+    let condition = |type_: &str, status: &str| json!({"conditions": [{"type": type_, "status": status}]});
+    let captured = condition("weft.dev/PodsCaptured", "True");
+    assert!(says_weft("Namespace", &captured, false));
+    let accepted = condition("ZtunnelAccepted", "True");
+    assert!(says_weft("AuthorizationPolicy", &accepted, true));
+    assert!(
+        !says_weft("AuthorizationPolicy", &accepted, false),
+        "another mesh's"
+    );
+    let parents = |name: &str| json!({"parents": [{"controllerName": name}]});
+    assert!(says_weft(
+        "HTTPRoute",
+        &parents("weft.dev/mesh-controller"),
+        false
+    ));
+    assert!(!says_weft("HTTPRoute", &parents("theirs"), true));
+    assert!(says_weft("Gateway", &condition("Programmed", "True"), true));
+    assert!(says_weft(
+        "Gateway",
+        &json!({"addresses": [{"value": "10.0.0.1"}]}),
+        true
+    ));
+    // As the API has it of a Gateway that nobody has looked at.
+    assert!(!says_weft("Gateway", &condition("Programmed", "Unknown"), true));
+    assert!(!says_weft("Service", &json!({"loadBalancer": {}}), true));
 }

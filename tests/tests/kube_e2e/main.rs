@@ -89,7 +89,11 @@ async fn scenes(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
         scenes::unenrol(mesh, world),
     )
     .await?;
-    Ok(())
+    scene(
+        "pods in the mesh, a policy and a waypoint, for the uninstall to undo",
+        leftovers::begin(mesh, world),
+    )
+    .await
 }
 
 async fn clean(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
