@@ -1,7 +1,8 @@
 //! `chart`: holds deploy/chart to what it promises, with Helm's own library. It lints it, installs and uninstalls it under
 //! several values against an API server that remembers what it is sent (`chart/helm.py`), and checks every object that
-//! comes (`chart/rules.rs`). It runs nothing on a cluster: `test kube` does.
+//! comes (`chart/rules.rs`, `chart/rights.rs`). It runs nothing on a cluster: `test kube` does.
 
+mod rights;
 mod rules;
 
 use std::{
@@ -427,7 +428,12 @@ fn installed(case: &Case, answer: &Value, more: &[&str]) -> Vec<String> {
     if !left.is_empty() {
         findings.push(format!("an uninstall leaves {left:?}"));
     }
-    for object in installed.iter().chain(&hooks) {
+    let all = [installed.as_slice(), &hooks].concat();
+    findings.extend(rights::unused(&all));
+    if case.values == json!({}) {
+        findings.extend(rights::missing(&all));
+    }
+    for object in &all {
         findings.extend(rules::check(object, NAMESPACE, &case.values));
     }
     findings
