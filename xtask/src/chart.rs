@@ -199,11 +199,56 @@ fn cases() -> Vec<Case> {
     ];
     let quota: &[_] = &["ResourceQuota weft-priority"];
     cases.push(Case {
-        kubernetes: "v1.27.3-gke.100",
-        ..installs("an older one of GKE", json!({}), &[], quota, &[])
+        kubernetes: "v1.30.3-gke.100",
+        ..installs("the oldest one, of GKE", json!({}), &[], quota, &[])
     });
+    cases.push(Case {
+        name: "a Kubernetes that is too old",
+        values: json!({}),
+        kubernetes: "v1.29.14",
+        kinds: &[],
+        expect: Expect::Refused(&["1.30.0", "1.29.14"]),
+    });
+    cases.extend(others());
     cases.extend(refused());
     cases
+}
+
+/// Agents under another server of the same protocol, and others' node proxies under our controller.
+fn others() -> [Case; 2] {
+    let under_istiod = json!({
+        "tokenAudience": "istio-ca",
+        "controller": {"enabled": false},
+        "agent": {
+            "controllerAddress": "istiod.istio-system.svc:15012", "controllerName": "istiod.istio-system.svc",
+            "rootConfigMap": "istio-ca-root-cert",
+        },
+    });
+    let without: &[_] = &[
+        "- ServiceAccount weft-controller",
+        "- ClusterRole weft-controller",
+        "- ClusterRoleBinding weft-controller",
+        "- Role weft-controller",
+        "- RoleBinding weft-controller",
+        "- Deployment weft-controller",
+        "- Service weft-controller",
+        "- PodDisruptionBudget weft-controller",
+        "- Role weft-agent",
+        "- RoleBinding weft-agent",
+    ];
+    let trusted =
+        json!({"controller": {"trustedAgents": ["istio-system/ztunnel", "kube-system/node-proxy.a"]}});
+    let notes: &[_] = &["istiod.istio-system.svc:15012"];
+    [
+        installs(
+            "agents under istiod",
+            under_istiod,
+            &[GATEWAY_API],
+            without,
+            notes,
+        ),
+        installs("other node proxies under the controller", trusted, &[], &[], &[]),
+    ]
 }
 
 /// Every argument must be one that the program knows, with a value that it takes: `--help` at their end makes it say so without
@@ -261,7 +306,7 @@ fn everything() -> Value {
 
 /// Values that are mistakes, and what the error must name.
 fn refused() -> impl Iterator<Item = Case> {
-    let mistakes: [(&'static str, Value, &'static [&'static str]); 10] = [
+    let mistakes: [(&'static str, Value, &'static [&'static str]); 13] = [
         (
             "a misspelt value",
             json!({"trustdomain": "a.example"}),
@@ -302,6 +347,21 @@ fn refused() -> impl Iterator<Item = Case> {
             "an audience that the controller refuses",
             json!({"tokenAudience": "mine"}),
             &["tokenAudience", "weft-ca"],
+        ),
+        (
+            "nobody to ask",
+            json!({"controller": {"enabled": false}}),
+            &["agent.controllerAddress"],
+        ),
+        (
+            "a trusted agent without its namespace",
+            json!({"controller": {"trustedAgents": ["ztunnel"]}}),
+            &["trustedAgents"],
+        ),
+        (
+            "a name of the controller with its port",
+            json!({"agent": {"controllerName": "istiod.istio-system.svc:15012"}}),
+            &["controllerName"],
         ),
         (
             "a log format that is none",

@@ -66,7 +66,9 @@ enum Command {
         /// uninstall. Needs two nodes and an administrator's rights; needs no root here
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
-        /// The image that the cluster's nodes have, or can pull [default: what the chart installs]
+        /// The image that the chart installs and the suite's own pods run, as REPOSITORY:TAG or REPOSITORY@DIGEST. The nodes must
+        /// have it (`cargo xtask image`, then `ctr -n k8s.io images import` there) or be able to pull it: nothing is built or pushed
+        /// here [default: the chart's own]
         #[arg(long, value_name = "REF", requires = "kubeconfig")]
         image: Option<String>,
         /// Values of the chart that this cluster needs: {"agent": {"node": {"cgroupRoot": "/sys/fs/cgroup/$(NODE_NAME)"}}}

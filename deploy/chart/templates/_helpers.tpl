@@ -56,6 +56,13 @@ type: {{ . }}
 {{- end -}}
 {{- end }}
 
+{{/* Whether Gateways become waypoints: not empty where they do. */}}
+{{- define "weft.waypoints" -}}
+{{- if and .Values.controller.enabled .Values.waypoints.enabled -}}
+yes
+{{- end -}}
+{{- end }}
+
 {{/* Whether pods of a system priority class need a quota that names it: not empty where they do. */}}
 {{- define "weft.priorityQuota" -}}
 {{- $wanted := .Values.priorityQuota | toString -}}
@@ -101,11 +108,9 @@ capabilities:
 {{- define "weft.nodePod" -}}
 seccompProfile:
   {{- include "weft.seccomp" .Values.agent.seccompProfile | nindent 2 }}
-{{- if semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version }}
 # AppArmor's usual profile lets no one open the namespaces of another container.
 appArmorProfile:
   type: Unconfined
-{{- end }}
 {{- with .Values.agent.seLinuxOptions }}
 seLinuxOptions:
   {{- toYaml . | nindent 2 }}

@@ -146,6 +146,7 @@ fn workload(object: &Value, values: &Value) -> Vec<String> {
     if title == "Job weft-uninstall" {
         findings.extend(placed(pod, values));
     }
+    findings.extend(asked(&title, pod, values));
     for container in items(&pod["containers"]) {
         findings.extend(self::container(container, on_node, values));
     }
@@ -158,6 +159,48 @@ fn workload(object: &Value, values: &Value) -> Vec<String> {
             ));
         }
         findings.extend(image(container, values));
+    }
+    findings
+}
+
+/// Whom an agent asks and believes, and whom a controller: as the values say.
+fn asked(title: &str, pod: &Value, values: &Value) -> Vec<String> {
+    let args = words(&pod["containers"][0]["args"]);
+    let value_of = |flag: &str| {
+        args.iter()
+            .find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('='))
+    };
+    let differs = |flag: &str, expected: Option<&str>| {
+        let found = value_of(flag);
+        (found != expected).then(|| format!("{flag} is {found:?}, and not {expected:?}"))
+    };
+    let (agent, controller) = (&values["agent"], &values["controller"]);
+    let mut findings = Vec::new();
+    if title == "DaemonSet weft-agent" {
+        let service = "$(WEFT_CONTROLLER_SERVICE_HOST):15012";
+        let address = agent["controllerAddress"].as_str().unwrap_or(service);
+        findings.extend(differs("--controller", Some(address)));
+        findings.extend(differs("--controller-name", agent["controllerName"].as_str()));
+        let map = agent["rootConfigMap"].as_str();
+        let file = map.map(|_| "/var/run/secrets/roots/root-cert.pem");
+        findings.extend(differs("--ca-root", file));
+        let of = |list: &Value| items(list).iter().find(|it| it["name"] == "roots").cloned();
+        let (volume, mount) = (of(&pod["volumes"]), of(&pod["containers"][0]["volumeMounts"]));
+        let named = volume.as_ref().and_then(|it| it["configMap"]["name"].as_str());
+        let mounted = mount.as_ref().and_then(|it| it["mountPath"].as_str());
+        if named != map || mounted != map.map(|_| "/var/run/secrets/roots") {
+            findings.push(format!("the roots are not those of the ConfigMap {map:?}"));
+        }
+    }
+    if title == "Deployment weft-controller" {
+        let others = words(&controller["trustedAgents"]);
+        let all = [&["$(POD_NAMESPACE)/weft-agent"], others.as_slice()]
+            .concat()
+            .join(",");
+        findings.extend(differs(
+            "--trusted-agents",
+            (!others.is_empty()).then_some(all.as_str()),
+        ));
     }
     findings
 }
@@ -267,7 +310,8 @@ mod tests {
 
     fn agent() -> Value {
         let container = json!({
-            "name": "agent", "image": format!("weft:{}", env!("CARGO_PKG_VERSION")), "imagePullPolicy": "IfNotPresent", "args": ["agent"],
+            "name": "agent", "image": format!("weft:{}", env!("CARGO_PKG_VERSION")), "imagePullPolicy": "IfNotPresent",
+            "args": ["agent", "--controller=$(WEFT_CONTROLLER_SERVICE_HOST):15012"],
             "securityContext": {"readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"], "add": CAPABILITIES}},
             "resources": {"requests": {"cpu": "1", "memory": "1"}, "limits": {"memory": "1"}},
         });
@@ -299,6 +343,14 @@ mod tests {
             ),
             (format!("{spec}/containers/0/resources/limits/cpu"), json!("1")),
             (format!("{spec}/containers/0/args/0"), json!("--node=")),
+            (
+                format!("{spec}/containers/0/args/1"),
+                json!("--controller=other:1"),
+            ),
+            (
+                format!("{spec}/containers/0/args/0"),
+                json!("--controller-name=other"),
+            ),
             ("/metadata/namespace".to_owned(), json!("other")),
             ("/spec/updateStrategy/rollingUpdate/maxSurge".to_owned(), json!(0)),
         ] {
