@@ -99,7 +99,8 @@ enum Command {
         /// Fewer and shorter rounds of what decides: a first look, under 3 minutes
         #[arg(long)]
         quick: bool,
-        /// `scale`: what a cluster of 1,000 nodes and 50,000 pods costs the controller and an agent. And what `weft-bench`
+        /// `scale`: what a cluster of 1,000 nodes and 50,000 pods costs the controller and an agent, and one push of 10,000
+        /// workloads; `scale --check` measures that push alone, and fails where it is over its limits. And what `weft-bench`
         /// knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`:
         /// `cargo run -p weft-bench -- --help` shows all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MORE")]

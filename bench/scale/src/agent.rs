@@ -10,21 +10,10 @@ use weft::{
     rpc::Credentials,
 };
 
-/// Runs until it is ended; says that it has a mesh by a file.
-pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
-    let roots = fs::read(dir.join("roots"))?;
-    let config = ClientConfig {
-        credentials: Credentials {
-            address: feed.to_owned(),
-            server_name: "weft-controller.weft-system.svc".into(),
-            roots: Arc::new(move || {
-                let roots = roots.clone();
-                Box::pin(async move { Ok(roots) })
-            }),
-            token: dir.join("token"),
-            cert: None,
-            cluster: "Kubernetes".into(),
-        },
+/// As an agent asks.
+pub(crate) fn config(credentials: Credentials) -> ClientConfig {
+    ClientConfig {
+        credentials,
         id: "agent".into(),
         node: "node-0".into(),
         settings: MeshSettings {
@@ -36,7 +25,23 @@ pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
             same_nodes: SameNodes::default(),
         },
         subscribe_http: false,
-    };
+    }
+}
+
+/// Runs until it is ended; says that it has a mesh by a file.
+pub(crate) fn run(feed: &str, dir: &Path) -> Result<()> {
+    let roots = fs::read(dir.join("roots"))?;
+    let config = config(Credentials {
+        address: feed.to_owned(),
+        server_name: "weft-controller.weft-system.svc".into(),
+        roots: Arc::new(move || {
+            let roots = roots.clone();
+            Box::pin(async move { Ok(roots) })
+        }),
+        token: dir.join("token"),
+        cert: None,
+        cluster: "Kubernetes".into(),
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

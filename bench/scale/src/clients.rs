@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use prost::Message as _;
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::client::Grpc;
+use tonic::{Streaming, client::Grpc};
 use tonic_prost::ProstCodec;
 use weft::rpc::{
     Credentials, connect,
@@ -178,18 +178,8 @@ async fn client(
     hear: Option<mpsc::Sender<(Instant, usize)>>,
 ) -> Result<()> {
     let mut place = Some(places.acquire().await?);
-    let channel = connect(credentials).await?;
-    let (requests, queue) = mpsc::channel(8);
-    for kind in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
-        requests.send(subscription(kind, number)).await?;
-    }
-    let mut request = tonic::Request::new(ReceiverStream::new(queue));
-    credentials.sign(request.metadata_mut()).await?;
-    let mut grpc = Grpc::new(channel).max_decoding_message_size(LARGEST);
-    grpc.ready().await?;
-    let path = http::uri::PathAndQuery::from_static(DELTA_PATH);
-    let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
-    let mut responses = grpc.streaming(request, path, codec).await?.into_inner();
+    let kinds = [ADDRESS_TYPE, AUTHORIZATION_TYPE];
+    let (requests, mut responses) = subscribe(credentials, &kinds, number).await?;
     let mut first = 0;
     while let Some(response) = responses.message().await.context("the stream broke")? {
         if first < 2 {
@@ -215,6 +205,30 @@ async fn client(
     }
     drop(place);
     Ok(())
+}
+
+/// A stream on which everything of these types is asked for.
+pub(crate) async fn subscribe(
+    credentials: &Credentials,
+    kinds: &[&str],
+    number: usize,
+) -> Result<(
+    mpsc::Sender<DeltaDiscoveryRequest>,
+    Streaming<DeltaDiscoveryResponse>,
+)> {
+    let channel = connect(credentials).await?;
+    let (requests, queue) = mpsc::channel(8);
+    for kind in kinds {
+        requests.send(subscription(kind, number)).await?;
+    }
+    let mut request = tonic::Request::new(ReceiverStream::new(queue));
+    credentials.sign(request.metadata_mut()).await?;
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(LARGEST);
+    grpc.ready().await?;
+    let path = http::uri::PathAndQuery::from_static(DELTA_PATH);
+    let codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>::default();
+    let responses = grpc.streaming(request, path, codec).await?.into_inner();
+    Ok((requests, responses))
 }
 
 fn subscription(kind: &str, number: usize) -> DeltaDiscoveryRequest {

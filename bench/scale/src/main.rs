@@ -7,17 +7,18 @@
 mod agent;
 mod clients;
 mod cluster;
+mod push;
 mod usage;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 use usage::Usage;
 
 /// What a large cluster costs the controller and an agent.
@@ -41,6 +42,12 @@ struct Args {
     /// Pods that change all at once, at last
     #[arg(long, default_value_t = 10_000)]
     burst: usize,
+    /// Workloads that one client is pushed at once, first of all and in a cluster of their own; 0 leaves that out
+    #[arg(long, default_value_t = 10_000)]
+    push: usize,
+    /// Measure that one push alone, and fail where it takes more than 2 s, or the controller more than 200 MiB meanwhile
+    #[arg(long)]
+    check: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -62,16 +69,36 @@ fn main() -> Result<()> {
     }
     let dir = std::env::temp_dir().join(format!("weft-scale-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    let measured = measure(&args, &dir);
+    let measured = all(&args, &dir);
     std::fs::remove_dir_all(&dir)?;
-    measured
+    let report = measured?;
+    print(&args, &report);
+    if args.check {
+        let over = push::judge(&report);
+        ensure!(over.is_empty(), "{}", over.join("; "));
+    }
+    Ok(())
 }
 
-fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
+fn all(args: &Args, dir: &Path) -> Result<Value> {
+    let mut report = match args.push {
+        0 => json!({}),
+        _ => push::measure(args, dir)?,
+    };
+    if !args.check {
+        let large = measure(args, dir)?;
+        if let (Some(report), Value::Object(large)) = (report.as_object_mut(), large) {
+            report.extend(large);
+        }
+    }
+    Ok(report)
+}
+
+fn measure(args: &Args, dir: &Path) -> Result<Value> {
     eprintln!("making {} nodes and {} pods ...", args.nodes, args.pods);
     let cluster = cluster::Cluster::make(args.nodes, args.pods, args.namespaces)?;
     std::fs::write(dir.join("kubeconfig"), cluster.api.kubeconfig())?;
-    let mut controller = Running(start_controller(args, dir)?);
+    let mut controller = start_controller(args, dir)?;
     let began = Instant::now();
     wait(&mut controller, "the controller to compile everything", || {
         clients::is_ready(PAGES)
@@ -109,7 +136,7 @@ fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
     let (burst_usage, burst_agent) = (Usage::of(controller.id())?, Usage::of(agent.id())?);
     let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
     let per_change = |later: &Usage, before: &Usage| (later.cpu - before.cpu) / args.changes as f64 * 1e3;
-    let report = json!({
+    Ok(json!({
         "nodes": args.nodes, "pods": args.pods, "services": args.namespaces * cluster::SERVICES,
         "listed_and_compiled_s": ready.as_secs_f64(), "everybody_served_s": served.as_secs_f64(),
         "first_push_mib": bytes as f64 / f64::from(1 << 20),
@@ -124,9 +151,7 @@ fn measure(args: &Args, dir: &std::path::Path) -> Result<()> {
         "resources_per_change": resources_per_change,
         "burst_pods": burst, "burst_to_agent_s": burst_first.as_secs_f64(), "burst_to_all_s": burst_all.as_secs_f64(),
         "controller_burst_peak_mib": burst_usage.peak_mib, "agent_burst_peak_mib": burst_agent.peak_mib,
-    });
-    print(args, &report);
-    Ok(())
+    }))
 }
 
 /// What a process takes once it has given back what only a moment needed: it looks every five seconds.
@@ -135,7 +160,7 @@ fn settled(pid: u32) -> Result<Usage> {
     Usage::of(pid)
 }
 
-fn start_controller(args: &Args, dir: &std::path::Path) -> Result<Child> {
+fn start_controller(args: &Args, dir: &Path) -> Result<Running> {
     let mut command = Command::new(&args.weft);
     command.args([
         "controller",
@@ -148,7 +173,8 @@ fn start_controller(args: &Args, dir: &std::path::Path) -> Result<Child> {
         "--kubeconfig",
     ]);
     let started = command.arg(dir.join("kubeconfig")).stdin(Stdio::null()).spawn();
-    started.with_context(|| format!("start {}", args.weft.display()))
+    let started = started.with_context(|| format!("start {}", args.weft.display()))?;
+    Ok(Running(started))
 }
 
 /// A process that ends with us.
@@ -179,7 +205,7 @@ fn wait(process: &mut Running, what: &str, mut holds: impl FnMut() -> bool) -> R
     Ok(())
 }
 
-fn print(args: &Args, report: &serde_json::Value) {
+fn print(args: &Args, report: &Value) {
     if args.json {
         println!("{report:#}");
         return;
@@ -187,6 +213,6 @@ fn print(args: &Args, report: &serde_json::Value) {
     for (name, value) in report.as_object().into_iter().flatten() {
         let value = value.as_f64().unwrap_or_default();
         let name = name.replace('_', " ");
-        println!("{name:<34} {value:>12.1}");
+        println!("{name:<34} {value:>12.2}");
     }
 }

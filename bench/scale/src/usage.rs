@@ -39,3 +39,9 @@ impl Usage {
         })
     }
 }
+
+/// Begins the peak anew: what a process has resident now.
+pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+    let file = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&file, "5").with_context(|| format!("write {file}"))
+}
