@@ -2,6 +2,7 @@
 //! several values against an API server that remembers what it is sent (`chart/helm.py`), and checks every object that
 //! comes (`chart/rules.rs`, `chart/rights.rs`). It runs nothing on a cluster: `test kube` does.
 
+mod mistakes;
 mod rights;
 mod rules;
 
@@ -197,21 +198,27 @@ fn cases() -> Vec<Case> {
             &[],
         ),
     ];
+    cases.extend(versions());
+    cases.extend(others());
+    cases.extend(mistakes::refused());
+    cases
+}
+
+/// The oldest Kubernetes that will do, and one that will not.
+fn versions() -> [Case; 2] {
     let quota: &[_] = &["ResourceQuota weft-priority"];
-    cases.push(Case {
+    let oldest = Case {
         kubernetes: "v1.30.3-gke.100",
         ..installs("the oldest one, of GKE", json!({}), &[], quota, &[])
-    });
-    cases.push(Case {
+    };
+    let older = Case {
         name: "a Kubernetes that is too old",
         values: json!({}),
         kubernetes: "v1.29.14",
         kinds: &[],
         expect: Expect::Refused(&["1.30.0", "1.29.14"]),
-    });
-    cases.extend(others());
-    cases.extend(refused());
-    cases
+    };
+    [oldest, older]
 }
 
 /// Agents under another server of the same protocol, and others' node proxies under our controller.
@@ -301,80 +308,6 @@ fn everything() -> Value {
         "controller": {"replicas": 1, "extraEnv": [{"name": "A", "value": "b"}], "tolerations": [{"operator": "Exists"}], "podLabels": {"team": "mesh"}},
         "waypoints": {"enabled": false}, "admissionPolicy": {"enabled": false}, "uninstall": {"timeoutSeconds": 60}, "priorityQuota": true,
         "podMonitor": {"enabled": true, "interval": "15s", "labels": {"release": "prometheus"}}
-    })
-}
-
-/// Values that are mistakes, and what the error must name.
-fn refused() -> impl Iterator<Item = Case> {
-    let mistakes: [(&'static str, Value, &'static [&'static str]); 13] = [
-        (
-            "a misspelt value",
-            json!({"trustdomain": "a.example"}),
-            &["trustdomain"],
-        ),
-        (
-            "a misspelt value inside",
-            json!({"agent": {"worker": 4}}),
-            &["agent", "worker"],
-        ),
-        ("a value in the wrong place", json!({"workers": 4}), &["workers"]),
-        (
-            "a trust domain that is none",
-            json!({"trustDomain": "spiffe://a"}),
-            &["trustDomain"],
-        ),
-        (
-            "a number for a tag",
-            json!({"image": {"tag": 1.20}}),
-            &["tag", "string"],
-        ),
-        (
-            "no replica",
-            json!({"controller": {"replicas": 0}}),
-            &["replicas"],
-        ),
-        (
-            "a misspelt value of waypoints",
-            json!({"waypoints": {"replica": 3}}),
-            &["waypoints", "replica"],
-        ),
-        (
-            "a network without its length",
-            json!({"clusterCIDRs": ["10.0.0.0"]}),
-            &["clusterCIDRs"],
-        ),
-        (
-            "an audience that the controller refuses",
-            json!({"tokenAudience": "mine"}),
-            &["tokenAudience", "weft-ca"],
-        ),
-        (
-            "nobody to ask",
-            json!({"controller": {"enabled": false}}),
-            &["agent.controllerAddress"],
-        ),
-        (
-            "a trusted agent without its namespace",
-            json!({"controller": {"trustedAgents": ["ztunnel"]}}),
-            &["trustedAgents"],
-        ),
-        (
-            "a name of the controller with its port",
-            json!({"agent": {"controllerName": "istiod.istio-system.svc:15012"}}),
-            &["controllerName"],
-        ),
-        (
-            "a log format that is none",
-            json!({"logFormat": "xml"}),
-            &["logFormat", "json"],
-        ),
-    ];
-    mistakes.into_iter().map(|(name, values, named)| Case {
-        name,
-        values,
-        kubernetes: "v1.36.2",
-        kinds: &[],
-        expect: Expect::Refused(named),
     })
 }
 

@@ -5,8 +5,6 @@
 //! decides no more openly than one that does. Not here: the protocol that carries them (`client`, `server`).
 
 mod addresses;
-#[cfg(test)]
-mod bytes;
 mod decode;
 mod encode;
 mod http;

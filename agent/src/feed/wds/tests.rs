@@ -1,5 +1,7 @@
 //! What is sent arrives as it was; what is not known is closed.
 
+mod bytes;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -7,6 +7,7 @@ use std::{collections::HashMap, fmt::Debug};
 use bytes::Bytes;
 use prost::Message;
 
+use super::super::{Addressed, Defaults, Sees, address};
 use crate::rpc::{authorization::*, ca, discovery as ads, workload as wl};
 
 /// A message in the making: its fields, in the order of their numbers.
@@ -539,14 +540,14 @@ fn what_is_written_by_hand_means_what_it_says() {
         .bytes(16, "shop/viewer")
         .number(17, 1)
         .bytes(20, "cluster//Pod/shop/cart-1");
-    let defaults = super::Defaults {
-        sees: super::Sees::Connections,
+    let defaults = Defaults {
+        sees: Sees::Connections,
         trust_domain: crate::mesh::TrustDomain::default(),
         cluster: "Kubernetes".into(),
     };
     let bytes = hand().bytes(1, workload);
-    let read = super::address(&bytes.0, &defaults, &mut crate::mesh::Interned::default());
-    let super::Addressed::Workload(workload) = read.expect("a workload") else {
+    let read = address(&bytes.0, &defaults, &mut crate::mesh::Interned::default());
+    let Addressed::Workload(workload) = read.expect("a workload") else {
         panic!("no workload");
     };
     assert_eq!(
