@@ -5,16 +5,19 @@
 //! broken into cannot become what its node does not run.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use rustc_hash::FxHashMap;
 use thiserror::Error;
 use tonic::Status;
 
-use super::{placement::Placement, tokens::Caller};
+use super::{
+    allowance::{Allowances, Rate},
+    placement::Placement,
+    tokens::Caller,
+};
 use crate::{
     mesh::{SpiffeId, SpiffeIdError, TrustDomain},
     net::{chain, tls::to_pem},
@@ -22,11 +25,12 @@ use crate::{
     svid::{LocalCa, LocalCaError, Signed},
 };
 
-/// Certificates that one caller may have at once, and how many more each second.
-const BURST: f64 = 1000.0;
-const PER_SECOND: f64 = 20.0;
-/// Callers that are counted; beyond them the oldest are forgotten.
-const CALLERS: usize = 20_000;
+/// Certificates that one caller may have.
+const RATE: Rate = Rate {
+    burst: 1000.0,
+    per_second: 20.0,
+    most: 20_000,
+};
 /// The longest request, in bytes of PEM.
 const LONGEST_CSR: usize = 64 * 1024;
 /// A certificate of less would be renewed all the time.
@@ -43,14 +47,7 @@ pub(super) struct Authority {
     cluster: Arc<str>,
     agents: Vec<AgentAccount>,
     placement: Placement,
-    allowances: Mutex<FxHashMap<Caller, Allowance>>,
-}
-
-/// What a caller has left.
-#[derive(Clone, Copy)]
-struct Allowance {
-    left: f64,
-    at: Instant,
+    allowances: Allowances<Caller>,
 }
 
 /// Why there is no certificate.
@@ -60,7 +57,7 @@ pub(super) enum Denied {
     #[error("the request is larger than {LONGEST_CSR} bytes")]
     TooLarge,
     /// Too many.
-    #[error("too many certificates: at most {PER_SECOND} a second in the long run; try again later")]
+    #[error("too many certificates: at most {} a second in the long run; try again later", RATE.per_second)]
     TooMany,
     /// Not a name.
     #[error("{name} is no identity")]
@@ -140,7 +137,7 @@ impl Authority {
             cluster,
             agents,
             placement,
-            allowances: Mutex::default(),
+            allowances: Allowances::new(RATE),
         }
     }
 
@@ -174,7 +171,7 @@ impl Authority {
         if request.csr.len() > LONGEST_CSR {
             return Err(Denied::TooLarge);
         }
-        if !self.spend(caller) {
+        if !self.allowances.spend(caller, Instant::now()) {
             return Err(Denied::TooMany);
         }
         let id = self.identity(caller, request)?;
@@ -222,31 +219,6 @@ impl Authority {
         let pod = caller.pod.as_ref()?;
         let uid = format!("{}//Pod/{}/{pod}", self.cluster, caller.namespace);
         self.placement.node(&uid).map(|node| node.to_string())
-    }
-
-    /// Whether the caller has one left.
-    fn spend(&self, caller: &Caller) -> bool {
-        let now = Instant::now();
-        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
-        if allowances.len() >= CALLERS {
-            // Those that are full again are as good as new.
-            allowances.retain(|_, it| it.at(now) < BURST);
-        }
-        let fresh = Allowance { left: BURST, at: now };
-        let allowance = allowances.entry(caller.clone()).or_insert(fresh);
-        let left = allowance.at(now);
-        *allowance = Allowance {
-            left: (left - 1.0).max(0.0),
-            at: now,
-        };
-        left >= 1.0
-    }
-}
-
-impl Allowance {
-    fn at(&self, now: Instant) -> f64 {
-        let gained = now.duration_since(self.at).as_secs_f64() * PER_SECOND;
-        BURST.min(self.left + gained)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Read it in the order of a change: `watch` hears of it, `compile` says what it means, `publish` encodes it, and
 //! `serve` answers agents from that. Every replica does all of this; only one at a time (`lease`) writes to the cluster.
 
+mod allowance;
 pub mod analyze;
 mod ca;
 pub mod cleared;

@@ -4,7 +4,10 @@
 //! For a certificate alone none is signed. Who holds a token has just been asked of Kubernetes, which knows the pod and the node
 //! that it is bound to; a certificate says neither, and a key that was stolen once could be renewed with it for ever.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +27,7 @@ use crate::{
     feed::server::Server,
     net::chain,
     rpc::{
-        Answer, Certified, Handler,
+        Answer, Certified, Handler, Peer,
         ca::{CREATE_PATH, CertificateRequest, CertificateResponse},
         discovery::DELTA_PATH,
     },
@@ -59,7 +62,11 @@ impl Services {
             return Err(Status::unimplemented(format!("there is no {path}")));
         }
         let certified = call.extensions().get().filter(|_| path == DELTA_PATH);
-        let caller = self.caller(call.headers(), certified).await?;
+        let from = call
+            .extensions()
+            .get()
+            .map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |Peer(from)| *from);
+        let caller = self.caller(call.headers(), certified, from).await?;
         if call.uri().path() == DELTA_PATH {
             let until = self.may_see_the_mesh(&caller)?;
             return Ok(self.feed.answer(caller.to_string(), until, call));
@@ -101,11 +108,12 @@ impl Services {
         &self,
         headers: &http::HeaderMap,
         certified: Option<&Certified>,
+        from: IpAddr,
     ) -> Result<Caller, Status> {
         let signed = headers.contains_key(http::header::AUTHORIZATION);
         let reviewed = match (tokens::bearer(headers), certified) {
             (Err(_), Some(Certified(id))) if !signed => Ok(Caller::certified(id)),
-            (Ok(token), _) => self.reviewer.review(token).await,
+            (Ok(token), _) => self.reviewer.review(token, from).await,
             (Err(error), _) => Err(error),
         };
         reviewed.map_err(|error| {

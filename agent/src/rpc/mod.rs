@@ -13,4 +13,4 @@ mod server;
 pub mod workload;
 
 pub use channel::{CertFiles, Channel, ChannelError, Credentials, ReadRoots, Roots, connect};
-pub use server::{Answer, Certified, Clients, Handler, ServeError, ServerTls, serve};
+pub use server::{Answer, Certified, Clients, Handler, Peer, ServeError, ServerTls, serve};

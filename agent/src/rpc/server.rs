@@ -1,16 +1,21 @@
 //! The server's side: TLS with a certificate that is replaced while it runs, HTTP/2, and one handler for all calls. A client may
 //! have a certificate of the mesh; whether that is enough the handler says.
+//!
+//! Anybody in the cluster reaches it. So one address has a part of the places only, and a connection that has not made a call that
+//! was accepted is ended soon.
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustc_hash::FxHashMap;
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -24,14 +29,19 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
 
 use crate::{
     mesh::{SpiffeId, TrustDomain},
     net::tls::{CLOCK_SKEW, TrustBundle, crypto_provider, expires, optional_clients, peer_identity},
 };
 
-/// Connections at once: each agent has two.
-const CONNECTIONS: usize = 10_000;
+/// What all clients may have together.
+const LIMITS: Limits = Limits {
+    connections: 10_000,
+    of_address: 128,
+    unproven: Duration::from_secs(15),
+};
 /// How long a client may take for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often it is asked whether a client is still there, and how long the answer may take.
@@ -53,6 +63,10 @@ pub type Answer = Pin<Box<dyn Future<Output = http::Response<tonic::body::Body>>
 /// Who the client of a connection has proved to be by a certificate of the mesh: an extension of each of its calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certified(pub SpiffeId);
+
+/// Where a connection comes from: an extension of each of its calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// Whose certificates are believed, where clients may have any.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,6 +175,18 @@ fn config(
     Ok(Arc::new(config))
 }
 
+/// How much of the server clients may have.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Connections at once: each agent has two.
+    connections: usize,
+    /// And those of one address, once half of all places are taken: where a node hides its pods' addresses behind its own, its
+    /// agent's and its waypoints' are all one.
+    of_address: usize,
+    /// How long a connection may be open before a call of it is accepted.
+    unproven: Duration,
+}
+
 /// Serves until `shutdown`, and then what is open for a few seconds more.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
@@ -168,7 +194,18 @@ pub async fn serve<H: Handler>(
     handler: Arc<H>,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    serve_within(LIMITS, listener, tls, handler, shutdown).await;
+}
+
+async fn serve_within<H: Handler>(
+    limits: Limits,
+    listener: TcpListener,
+    tls: ServerTls,
+    handler: Arc<H>,
+    shutdown: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let addresses = Addresses::default();
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -176,11 +213,23 @@ pub async fn serve<H: Handler>(
             accepted = accept(&listener, &places) => accepted,
         };
         match accepted {
-            Ok((tcp, place)) => {
+            Ok((tcp, peer, place)) => {
+                let is_scarce = places.available_permits() < limits.connections / 2;
+                let most = if is_scarce {
+                    limits.of_address
+                } else {
+                    limits.connections
+                };
+                let Some(of_address) = addresses.enter(peer.ip().to_canonical(), most) else {
+                    tracing::debug!(%peer, "its address has {most} connections already");
+                    continue;
+                };
                 let connection = Connection {
+                    unproven: limits.unproven,
                     tls: tls.clone(),
                     handler: Arc::clone(&handler),
                     shutdown: shutdown.clone(),
+                    of_address,
                     _place: place,
                 };
                 connections.spawn(connection.serve(tcp));
@@ -199,13 +248,62 @@ pub async fn serve<H: Handler>(
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = Arc::clone(places)
         .acquire_owned()
         .await
         .map_err(io::Error::other)?;
-    let (tcp, _) = listener.accept().await?;
-    Ok((tcp, place))
+    let (tcp, peer) = listener.accept().await?;
+    Ok((tcp, peer, place))
+}
+
+/// How many connections each address has. Clones share it.
+#[derive(Clone, Default)]
+struct Addresses(Arc<Mutex<FxHashMap<IpAddr, usize>>>);
+
+/// One connection of an address.
+struct OfAddress {
+    address: IpAddr,
+    all: Addresses,
+}
+
+impl Addresses {
+    fn enter(&self, address: IpAddr, most: usize) -> Option<OfAddress> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(address).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(OfAddress {
+            address,
+            all: self.clone(),
+        })
+    }
+}
+
+impl Drop for OfAddress {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Whether a call was accepted: a refusal has its status among the headers, with nothing behind them.
+fn is_accepted(answer: &http::Response<tonic::body::Body>) -> bool {
+    !answer.headers().contains_key(Status::GRPC_STATUS)
+}
+
+/// Resolves when no call was accepted in time.
+async fn is_unproven(proven: &CancellationToken, limit: Duration) {
+    if timeout(limit, proven.cancelled()).await.is_ok() {
+        std::future::pending().await
+    }
 }
 
 /// Who has a chain that was verified, and when it runs out.
@@ -243,16 +341,22 @@ struct Connection<H> {
     tls: ServerTls,
     handler: Arc<H>,
     shutdown: CancellationToken,
+    unproven: Duration,
+    of_address: OfAddress,
     _place: OwnedSemaphorePermit,
 }
 
 impl<H: Handler> Connection<H> {
     async fn serve(self, tcp: TcpStream) {
-        let peer = tcp.peer_addr().ok();
+        let peer = Peer(self.of_address.address);
         let _ = tcp.set_nodelay(true);
         let terms = self.tls.0.load_full();
         let acceptor = TlsAcceptor::from(Arc::clone(&terms.config));
-        let stream = match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+        let handshake = tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            handshake = timeout(HANDSHAKE, acceptor.accept(tcp)) => handshake,
+        };
+        let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::debug!(?peer, %error, "a handshake failed");
@@ -263,12 +367,21 @@ impl<H: Handler> Connection<H> {
         let (certified, until) = certified(stream.get_ref().1.peer_certificates());
         let handler = Arc::clone(&self.handler);
         let is_certified = certified.is_some();
+        let proven = CancellationToken::new();
+        let proof = proven.clone();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer);
             if let Some(certified) = &certified {
                 request.extensions_mut().insert(certified.clone());
             }
-            let answer = Arc::clone(&handler).call(request);
-            async move { Ok::<_, std::convert::Infallible>(answer.await) }
+            let (answer, proof) = (Arc::clone(&handler).call(request), proof.clone());
+            async move {
+                let answer = answer.await;
+                if is_accepted(&answer) {
+                    proof.cancel();
+                }
+                Ok::<_, std::convert::Infallible>(answer)
+            }
         });
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -277,9 +390,15 @@ impl<H: Handler> Connection<H> {
             .max_concurrent_streams(CALLS)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        let over = async {
+            tokio::select! {
+                () = is_over(&self.shutdown, is_certified.then_some(&terms.over), until) => {}
+                () = is_unproven(&proven, self.unproven) => {}
+            }
+        };
         let served = tokio::select! {
             served = connection.as_mut() => served,
-            () = is_over(&self.shutdown, is_certified.then_some(&terms.over), until) => {
+            () = over => {
                 connection.as_mut().graceful_shutdown();
                 // Streams have no end of their own.
                 match timeout(DRAIN, connection).await {
@@ -293,3 +412,6 @@ impl<H: Handler> Connection<H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

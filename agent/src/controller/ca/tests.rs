@@ -266,10 +266,10 @@ fn nobody_may_have_too_many() {
         csr: String::new(),
         ..request(&cart, None)
     };
-    let limited = (0..2 * BURST as usize)
+    let limited = (0..2 * RATE.burst as usize)
         .filter(|_| matches!(world.authority.create(&caller, &asked), Err(Denied::TooMany)))
         .count();
-    assert!(limited > BURST as usize / 2, "{limited}");
+    assert!(limited > RATE.burst as usize / 2, "{limited}");
     // The others are not concerned.
     assert!(
         world

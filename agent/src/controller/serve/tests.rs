@@ -21,7 +21,7 @@ use crate::{
 struct Nobody;
 
 impl Reviewer for Nobody {
-    fn review<'a>(&'a self, _: &'a str) -> Reviewing<'a> {
+    fn review<'a>(&'a self, _: &'a str, _: IpAddr) -> Reviewing<'a> {
         Box::pin(async { Err(tokens::TokenError::Missing) })
     }
 }

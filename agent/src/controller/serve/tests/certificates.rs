@@ -26,7 +26,7 @@ const CART: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 struct Named;
 
 impl Reviewer for Named {
-    fn review<'a>(&'a self, token: &'a str) -> Reviewing<'a> {
+    fn review<'a>(&'a self, token: &'a str, _: IpAddr) -> Reviewing<'a> {
         Box::pin(async move {
             let refused = || tokens::TokenError::Refused("nobody knows it".into());
             let (namespace, account) = token.split_once('/').ok_or_else(refused)?;
