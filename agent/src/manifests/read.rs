@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use super::{Diagnostic, ObjectRef, Severity};
 use crate::mesh::{Place, values};
 
-/// The most diagnostics that are kept of one object.
+/// The most diagnostics that are kept of one object, and the first of each reason besides: an object of which an error was left out
+/// would read as being in force.
 const MOST_DIAGNOSTICS: usize = 20;
 
 /// Labels, or a selector for labels.
@@ -19,6 +20,7 @@ pub struct Reader<'a> {
     object: ObjectRef,
     diagnostics: &'a mut Vec<Diagnostic>,
     told: usize,
+    reasons: Vec<(Severity, &'static str)>,
     /// How many values could not be read.
     faults: usize,
 }
@@ -30,6 +32,7 @@ impl<'a> Reader<'a> {
             object,
             diagnostics,
             told: 0,
+            reasons: Vec::new(),
             faults: 0,
         }
     }
@@ -47,7 +50,11 @@ impl<'a> Reader<'a> {
     /// Notes anything about the object.
     pub fn tell(&mut self, severity: Severity, reason: &'static str, message: impl Into<String>) {
         self.told += 1;
-        if self.told <= MOST_DIAGNOSTICS {
+        let is_new = !self.reasons.contains(&(severity, reason));
+        if is_new {
+            self.reasons.push((severity, reason));
+        }
+        if self.told <= MOST_DIAGNOSTICS || is_new {
             let diagnostic = Diagnostic::new(&self.object, severity, reason, message);
             self.diagnostics.push(diagnostic);
         }

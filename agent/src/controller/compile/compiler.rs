@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Change, Compiled, Delta, Resources, Settings, WaypointGateway,
+    Change, Compiled, Delta, Resources, Settings, WaypointGateway, bounded,
     changes::{Changes, differences, routed_differs},
     claims::{Claims, Owner},
     kept_pod::KeptPod,
@@ -25,9 +25,6 @@ use crate::{
         http::{self, RequestAuthentication, Routes},
     },
 };
-
-/// The most diagnostics that are kept of all objects.
-const MOST_DIAGNOSTICS: usize = 10_000;
 
 /// Compiles what changed. [`apply`](Self::apply) takes in changes, as many as come; [`compile`](Self::compile) says what
 /// they mean, all at once.
@@ -331,11 +328,8 @@ impl State {
     fn diagnostics(&self) -> Vec<Diagnostic> {
         let units = self.units.values();
         let of_units = units.flat_map(|(unit, emitted)| unit.diagnostics.iter().chain(&emitted.diagnostics));
-        let of_all = of_units.chain(self.routing.diagnostics());
-        let mut all: Vec<_> = of_all.take(MOST_DIAGNOSTICS).cloned().collect();
-        all.sort();
-        all.dedup();
-        all
+        let all = of_units.chain(self.routing.diagnostics());
+        bounded::of_all(all.cloned().collect())
     }
 
     fn waypoints(&self) -> Vec<WaypointGateway> {

@@ -7,6 +7,7 @@
 
 mod authentications;
 mod bound;
+mod bounded;
 mod changes;
 mod claims;
 mod compiler;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Settings, authentications, bound, destination_rules,
+    Settings, authentications, bound, bounded, destination_rules,
     drafts::Drafts,
     gateways, peer_authentications, pods,
     resources::InNamespace,
@@ -20,9 +20,6 @@ use crate::{
     manifests::{Authentication, ObjectRef, Reader, policy},
     mesh::values,
 };
-
-/// The most diagnostics that are kept of one namespace.
-const MOST_DIAGNOSTICS: usize = 500;
 
 /// What a namespace's objects are compiled with.
 #[derive(Clone, Copy)]
@@ -168,9 +165,7 @@ impl<'a> Pass<'a> {
         }
         unit.claims.sort();
         unit.claims.dedup();
-        unit.diagnostics.sort();
-        unit.diagnostics.dedup();
-        unit.diagnostics.truncate(MOST_DIAGNOSTICS);
+        unit.diagnostics = bounded::of_namespace(unit.diagnostics);
         unit
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Diagnostic, Resources, Settings,
+    Diagnostic, Resources, Settings, bounded,
     seen::{Around, Asked, Seen},
     unit::Unit,
 };
@@ -21,9 +21,6 @@ use crate::{
         http::{HttpRoutes, RouteTable, Routes, ServiceRoutes},
     },
 };
-
-/// The most diagnostics that are kept of one namespace.
-const MOST_DIAGNOSTICS: usize = 500;
 
 /// Everything that is known of routes.
 #[derive(Debug, Default)]
@@ -148,7 +145,7 @@ impl Routing {
             reach: routings.reach(domain),
             routings,
             asked: around.asked(),
-            diagnostics: in_order(diagnostics),
+            diagnostics: bounded::of_namespace(diagnostics),
         }
     }
 
@@ -170,7 +167,7 @@ impl Routing {
             let routes = same.cloned().unwrap_or_else(|| indexed(values));
             linked.routes.entry(key).or_insert(routes);
         }
-        linked.diagnostics = in_order(mem::take(&mut linked.diagnostics));
+        linked.diagnostics = bounded::of_namespace(mem::take(&mut linked.diagnostics));
         linked
     }
 
@@ -194,13 +191,6 @@ impl Read {
     fn is_empty(&self) -> bool {
         self.routings.is_empty() && self.diagnostics.is_empty()
     }
-}
-
-fn in_order(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    diagnostics.sort();
-    diagnostics.dedup();
-    diagnostics.truncate(MOST_DIAGNOSTICS);
-    diagnostics
 }
 
 /// Whatever reads manifests lets through nothing that cannot be indexed. If it did, the service would be answered with 404.

@@ -259,3 +259,62 @@ fn pods_that_are_not_captured_are_said_on_their_namespace() {
     let unlabelled = "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}\n";
     check(&[unlabelled, &unseen], &[]);
 }
+
+#[test]
+fn what_is_wrong_with_a_thousand_pods_hides_nothing_else() {
+    const PODS: usize = 11_000;
+    let mut compiler = Compiler::new(Settings::default());
+    let mut apply = |text: &str| {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(text).expect("YAML");
+        for document in documents {
+            let object = Object::from_manifest(document).expect("an object that is read");
+            compiler.apply(Change::Apply(object));
+        }
+    };
+    apply(SHOP);
+    for pod in 0..PODS {
+        // Many in one namespace, and some in each of many, of which each keeps all.
+        let namespace = if pod < 1000 {
+            "shop".to_owned()
+        } else {
+            format!("n{}", pod % 25)
+        };
+        apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p{pod}, namespace: {namespace}, annotations: {{weft.dev/same-node: nonsense}}}}, \
+             spec: {{nodeName: a}}, status: {{podIP: 10.{}.{}.{}}}}}",
+            pod / 65_536,
+            pod / 256 % 256,
+            pod % 256
+        ));
+    }
+    // Of one object, too: warnings without end, and one error behind them.
+    let warnings = "{to: [{operation: {methods: [GET]}}]}, ".repeat(40);
+    apply(&policy("rules: [{from: [{source: {ipBlocks: [nonsense]}}]}]"));
+    apply(
+        &policy(&format!(
+            "rules: [{warnings} {{from: [{{source: {{ipBlocks: [nonsense]}}}}]}}]"
+        ))
+        .replace("name: p,", "name: q,"),
+    );
+    let diagnostics = compiler.compile().diagnostics.unwrap_or_default();
+    let of_pods = diagnostics
+        .iter()
+        .filter(|it| it.object.kind == Kind::Pod)
+        .count();
+    assert!(of_pods <= 10_000, "{of_pods} of pods are kept");
+    let statuses = statuses(&compiler, &diagnostics);
+    for name in ["p", "q"] {
+        let of = |(object, _): &(&ObjectRef, &Status)| {
+            object.kind == Kind::AuthorizationPolicy && object.name == name
+        };
+        let (_, status) = statuses.iter().find(of).expect("a status");
+        let Status::Conditions(conditions) = status else {
+            panic!("{status:?}");
+        };
+        assert_eq!(
+            (conditions[0].holds, &*conditions[0].reason),
+            (Some(false), "InvalidField"),
+            "{name}: {conditions:?}"
+        );
+    }
+}
