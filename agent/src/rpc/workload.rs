@@ -1,6 +1,6 @@
 //! Workloads and services (`istio.workload.Address`). Field numbers are those of Istio's `workload.proto` of August 2026.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -65,8 +65,8 @@ pub struct Workload {
     #[prost(message, optional, tag = "23")]
     pub application_tunnel: Option<ApplicationTunnel>,
     /// By `namespace/hostname`.
-    #[prost(map = "string, message", tag = "22")]
-    pub services: HashMap<String, PortList>,
+    #[prost(btree_map = "string, message", tag = "22")]
+    pub services: BTreeMap<String, PortList>,
     /// Each `namespace/name`.
     #[prost(string, repeated, tag = "16")]
     pub authorization_policies: Vec<String>,

@@ -1,9 +1,6 @@
 //! Workloads and services, as they arrive.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     AUTHENTICATIONS, Defaults, SAME_NODE, SUBSETS, Sees, Unreadable, addresses, bad, policy_key, service_key,
@@ -153,7 +150,7 @@ fn locality(it: wire::Locality) -> Locality {
     }
 }
 
-fn services(services: &HashMap<String, wire::PortList>) -> Result<BackedServices, Unreadable> {
+fn services(services: &BTreeMap<String, wire::PortList>) -> Result<BackedServices, Unreadable> {
     let each = services.iter().map(|(name, list)| {
         let key =
             service_key(name).ok_or_else(|| bad("services", format!("{name} is not namespace/hostname")))?;

@@ -548,3 +548,25 @@ proptest! {
         let _ = (read(&bytes, &defaults()), policy(&bytes, Sees::Requests), http("a/b", &bytes));
     }
 }
+
+/// A client that comes to another replica, or after a restart, is sent what differs from what it has, byte by byte.
+#[test]
+fn one_value_is_the_same_bytes_each_time() {
+    let mut it = sample();
+    let (key, ports) = it.services.first_key_value().unwrap();
+    let (key, ports) = (key.clone(), ports.clone());
+    for number in 0..12 {
+        let hostname = format!("s{number}.shop.svc.cluster.local").into();
+        it.services.insert(
+            ServiceKey {
+                hostname,
+                ..key.clone()
+            },
+            ports.clone(),
+        );
+    }
+    let first = encode_workload(&it, &[]);
+    for _ in 0..10 {
+        assert_eq!(encode_workload(&it, &[]), first);
+    }
+}
