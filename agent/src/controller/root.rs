@@ -193,21 +193,26 @@ impl RootPlace {
             })
         };
         let (cert, key) = (needed(CERT)?, needed(KEY)?);
-        let ca = LocalCa::from_pem(cert, key, Path::new(CERT), Path::new(KEY));
-        let ca = ca.map_err(|source| RootError::Unusable {
+        let unusable = |source| RootError::Unusable {
             secret: secret_name.clone(),
             source,
-        })?;
-        let more = value(MORE).filter(|pem| !pem.is_empty());
-        let more = more.map(|pem| TrustBundle::from_pem(pem)).transpose();
-        let more = more.map_err(|source| RootError::Roots {
-            secret: secret_name.clone(),
-            source,
-        })?;
-        let trust = match more {
-            Some(more) => ca.trust().merged(&more),
-            None => ca.trust(),
         };
+        let of =
+            |chain: &[u8]| LocalCa::from_pem(chain, key, Path::new(CERT), Path::new(KEY)).map_err(unusable);
+        let mut ca = of(cert)?;
+        let more = value(MORE).filter(|pem| !pem.is_empty());
+        let mut trust = ca.trust();
+        if let Some(pem) = more {
+            let more = TrustBundle::from_pem(pem).map_err(|source| RootError::Roots {
+                secret: secret_name.clone(),
+                source,
+            })?;
+            // An intermediate is not to be trusted by itself, and has to be sent along: it is replaced more often than its root.
+            if more.merged(&trust).len() > more.len() {
+                ca = of(&[cert.as_slice(), b"\n", pem].concat())?;
+            }
+            trust = ca.trust().merged(&more);
+        }
         let content = [cert.as_slice(), key, value(MORE).map_or(&[][..], |it| it)].concat();
         Ok(Root { ca, trust, content })
     }
