@@ -9,6 +9,7 @@ use kube::{
 };
 use thiserror::Error;
 
+use super::deadline::bounded;
 use crate::net::chain;
 
 /// How the API is reached.
@@ -38,13 +39,15 @@ pub enum AccessError {
     Client(#[source] Box<kube::Error>),
 }
 
-/// Makes a client. Nothing is asked yet: whether somebody answers shows with the first question.
+/// Makes a client whose questions have an end (`deadline`). Nothing is asked yet: whether somebody answers shows with the first
+/// question.
 ///
 /// # Errors
 /// When there is no kubeconfig, and no service account, or they cannot be used.
 pub async fn connect(access: &Access) -> Result<Client, AccessError> {
     let config = config(access).await?;
-    Client::try_from(config).map_err(|source| AccessError::Client(Box::new(source)))
+    let client = Client::try_from(config).map_err(|source| AccessError::Client(Box::new(source)))?;
+    Ok(bounded(client))
 }
 
 async fn config(access: &Access) -> Result<Config, AccessError> {

@@ -5,6 +5,7 @@ pub mod enrolment;
 pub mod labels;
 pub mod objects;
 
+mod deadline;
 mod root_cert;
 
 pub use root_cert::{CONFIG_MAP, ROOT_CERT, root_cert};

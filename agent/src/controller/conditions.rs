@@ -2,7 +2,8 @@
 //!
 //! Whoever knows says what every status is to be ([`Statuses`], all of it each time); [`write`] compares that with what the API
 //! has, and writes what differs, by server-side apply, with pauses. Level-triggered: another replica that takes over looks at
-//! everything once. Of each object exactly one source says the status. Events are `status`'s.
+//! everything once. What the API refuses of one object is tried again later, and those behind it do not wait for that. Of each
+//! object exactly one source says the status. Events are `status`'s.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -13,9 +14,16 @@ use kube::{
     core::ApiResource,
 };
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
-use super::compile::ObjectRef;
+use super::{
+    compile::ObjectRef,
+    lease::while_leading,
+    retries::{FIRST, Retries, due},
+};
 use crate::cluster::{
     client::{explain, is_not_found},
     labels,
@@ -30,8 +38,6 @@ mod tests;
 pub(super) const FIELD_MANAGER: &str = "weft";
 /// Between two requests: one change may concern a thousand objects.
 const PACE: Duration = Duration::from_millis(20);
-/// How long it is waited when the API does not take a status.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// What statuses are to be, by object. The object's generation is what is written as `observedGeneration`.
 pub(super) type Statuses = Arc<BTreeMap<ObjectRef, Status>>;
@@ -124,22 +130,24 @@ pub(super) async fn write(
         client,
         said: BTreeMap::new(),
         versions: BTreeMap::new(),
+        failed: Retries::default(),
     };
     loop {
         let statuses = Arc::clone(&wanted.borrow_and_update());
         let leading = *leads.borrow_and_update();
-        let settled = match leading {
+        let again = match leading {
             true => writer.turn(&statuses, &leads, &wanted).await,
             // Another writes meanwhile.
             false => {
                 writer.said.clear();
-                true
+                writer.failed = Retries::default();
+                None
             }
         };
         let changed = tokio::select! {
             changed = wanted.changed() => changed,
             changed = leads.changed() => changed,
-            () = sleep(AGAIN), if !settled => Ok(()),
+            () = due(again) => Ok(()),
         };
         if changed.is_err() {
             return;
@@ -164,42 +172,59 @@ struct Writer {
     said: BTreeMap<ObjectRef, Status>,
     /// Under which version the API has a kind.
     versions: BTreeMap<Kind, &'static str>,
+    /// What could not be written.
+    failed: Retries<ObjectRef>,
 }
 
 impl Writer {
-    /// Writes what differs. Whether all of it is as it should be.
+    /// Writes what differs. When it is to be looked at again without a change.
     async fn turn(
         &mut self,
         statuses: &Statuses,
         leads: &watch::Receiver<bool>,
         wanted: &watch::Receiver<Statuses>,
-    ) -> bool {
+    ) -> Option<Instant> {
         self.said.retain(|object, _| statuses.contains_key(object));
-        let mut settled = true;
+        self.failed.retain(|object| statuses.contains_key(object));
         for (object, status) in statuses.iter() {
-            if self.said.get(object) == Some(status) {
+            if self.said.get(object) == Some(status) || self.failed.waits(object, Instant::now()) {
                 continue;
             }
             // What is newer goes first.
             if !*leads.borrow() || wanted.has_changed().unwrap_or(true) {
-                return true;
+                return None;
             }
-            match self.put(object, status).await {
-                Ok(Outcome::Overtaken) => settled = false,
-                Ok(outcome) => {
-                    if let Outcome::Invalid(error) = &outcome {
-                        tracing::warn!(%object, error = explain(error), "the API does not take this status");
-                    }
-                    self.said.insert(object.clone(), status.clone());
-                }
-                Err(error) => {
-                    tracing::warn!(%object, error = explain(&error), "cannot write a status; trying again");
-                    return false;
-                }
+            let done = while_leading(leads, self.put(object, status)).await?;
+            if !self.note(object, status, done) {
+                return Some(Instant::now() + FIRST);
             }
             sleep(PACE).await;
         }
-        settled
+        self.failed.next()
+    }
+
+    /// What became of it. Whether the API is there to be asked for the next one.
+    fn note(&mut self, object: &ObjectRef, status: &Status, done: Result<Outcome, kube::Error>) -> bool {
+        match done {
+            Ok(Outcome::Overtaken) => {
+                self.failed.failed(object.clone(), Instant::now());
+                true
+            }
+            Ok(outcome) => {
+                if let Outcome::Invalid(error) = &outcome {
+                    tracing::warn!(%object, error = explain(error), "the API does not take this status");
+                }
+                self.failed.forget(object);
+                self.said.insert(object.clone(), status.clone());
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%object, error = explain(&error), "cannot write a status; trying again");
+                // Also where nobody answered: perhaps it is this object alone that takes so long.
+                self.failed.failed(object.clone(), Instant::now());
+                matches!(error, kube::Error::Api(_))
+            }
+        }
     }
 
     async fn put(&mut self, object: &ObjectRef, status: &Status) -> Result<Outcome, kube::Error> {

@@ -14,6 +14,7 @@ mod counts;
 mod lease;
 mod placement;
 mod publish;
+mod retries;
 mod root;
 mod serve;
 mod status;
@@ -265,7 +266,11 @@ async fn first_root(place: &RootPlace, client: &Client, shutdown: &CancellationT
             place.publish(client, &root).await?;
             Ok::<_, root::RootError>(root)
         };
-        match made.await {
+        let made = tokio::select! {
+            () = shutdown.cancelled() => return None,
+            made = made => made,
+        };
+        match made {
             Ok(root) => return Some(root),
             Err(error) => tracing::error!(error = chain(&error), "no root for the mesh yet; trying again"),
         }

@@ -1,4 +1,5 @@
-//! Does what was planned, one request after the other. What the API refuses is not asked again at once, and the Gateway says it.
+//! Does what was planned, one request after the other. What the API refuses is not asked again at once, and the Gateway says it; what
+//! is behind it is done all the same.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -113,10 +114,15 @@ impl Applier {
                 uid,
                 part_of_waypoint,
             } => {
-                if part_of_waypoint || self.has_left(&key, actual).await? {
-                    self.delete(&key, uid, actual).await?;
+                let deleted = match part_of_waypoint {
+                    true => Ok(true),
+                    false => self.has_left(&key, actual).await,
+                };
+                match deleted {
+                    Ok(true) => self.delete(&key, uid, actual).await,
+                    Ok(false) => Ok(()),
+                    Err(error) => not_deleted(&key, error),
                 }
-                Ok(())
             }
         }
     }
@@ -154,12 +160,11 @@ impl Applier {
         error: kube::Error,
         now: Instant,
     ) -> Result<(), kube::Error> {
-        match &error {
-            kube::Error::Api(status) if status.code < 500 && status.code != 429 => {
-                self.block(key, wanted, Trouble::Refused(explain(&error)), now);
-                Ok(())
-            }
-            _ => Err(error),
+        // Also where nobody answered: perhaps it is this object alone that takes so long.
+        self.block(key, wanted, Trouble::Refused(explain(&error)), now);
+        match error {
+            kube::Error::Api(_) => Ok(()),
+            error => Err(error),
         }
     }
 
@@ -213,11 +218,7 @@ impl Applier {
         match deleted {
             Ok(_) => tracing::info!(object = %key, "deleted"),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            Err(kube::Error::Api(status)) if status.code < 500 => {
-                tracing::warn!(object = %key, error = status.message, "cannot delete");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
+            Err(error) => return not_deleted(key, error),
         }
         actual.remove(key);
         Ok(())
@@ -229,9 +230,7 @@ impl Applier {
         let Some(object) = actual.get(key) else {
             return Ok(false);
         };
-        let resource = Kind::Gateway.api_resource(Kind::Gateway.versions()[0]);
-        let gateways = Api::<Custom>::namespaced_with(self.client.clone(), &key.namespace, &resource);
-        let Some(gateway) = gateways.get_opt(&key.name).await? else {
+        let Some(gateway) = self.gateway(key).await? else {
             return Ok(false);
         };
         let owners = object.metadata.owner_references.iter().flatten();
@@ -244,7 +243,30 @@ impl Applier {
         Ok(owned && class != made_for.map(String::as_str))
     }
 
+    /// In whichever version the cluster serves it.
+    async fn gateway(&self, key: &Key) -> Result<Option<Custom>, kube::Error> {
+        for version in Kind::Gateway.versions() {
+            let resource = Kind::Gateway.api_resource(version);
+            let gateways = Api::<Custom>::namespaced_with(self.client.clone(), &key.namespace, &resource);
+            if let Some(gateway) = gateways.get_opt(&key.name).await? {
+                return Ok(Some(gateway));
+            }
+        }
+        Ok(None)
+    }
+
     fn api(&self, key: &Key) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &key.namespace, &key.part.api_resource())
+    }
+}
+
+/// It is tried again with the next turn.
+fn not_deleted(key: &Key, error: kube::Error) -> Result<(), kube::Error> {
+    match error {
+        kube::Error::Api(_) => {
+            tracing::warn!(object = %key, error = explain(&error), "cannot delete");
+            Ok(())
+        }
+        error => Err(error),
     }
 }

@@ -38,6 +38,7 @@ use self::{
 use super::{
     compile::{ObjectRef, WaypointGateway},
     conditions::Statuses,
+    lease::while_leading,
 };
 use crate::cluster::{client::explain, objects::Service};
 
@@ -90,6 +91,7 @@ pub(super) async fn deploy(
         settings,
         actual: Actual::new(),
         missing: BTreeSet::from(Part::ALL),
+        address: None,
     };
     loop {
         let changed = tokio::select! {
@@ -123,6 +125,8 @@ struct Deployer {
     actual: Actual,
     /// The kinds that have not been listed yet.
     missing: BTreeSet<Part>,
+    /// Where the controller was found last.
+    address: Option<String>,
 }
 
 impl Deployer {
@@ -140,12 +144,8 @@ impl Deployer {
     }
 
     async fn turn(&mut self, wanted: &Wanted, inputs: &Inputs, statuses: &watch::Sender<Statuses>) {
-        let around = match self.surroundings(inputs).await {
-            Ok(around) => around,
-            Err(error) => {
-                tracing::warn!(error = explain(&error), "waypoints wait for the API");
-                return;
-            }
+        let Some(around) = self.surroundings(inputs).await else {
+            return;
         };
         let desired = self.desired(wanted, &around);
         let held = held(wanted);
@@ -159,9 +159,14 @@ impl Deployer {
             if !*inputs.leads.borrow() {
                 return;
             }
-            if let Err(error) = self.applier.act(action, &mut self.actual, Instant::now()).await {
-                tracing::warn!(error = explain(&error), "waypoints wait for the API");
-                break;
+            let acting = self.applier.act(action, &mut self.actual, Instant::now());
+            match while_leading(&inputs.leads, acting).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(error = explain(&error), "waypoints wait for the API");
+                    break;
+                }
+                None => return,
             }
         }
         let new = self.statuses(wanted);
@@ -190,30 +195,41 @@ impl Deployer {
         gateways.chain(classes).collect()
     }
 
-    /// Where the controller is: the address of its Service, so that no DNS is needed.
-    async fn surroundings(&self, inputs: &Inputs) -> Result<Surroundings, kube::Error> {
-        let Settings {
-            controller,
-            namespace,
-            service,
-            ..
-        } = &self.settings;
-        let controller = match controller {
+    /// Where the controller is, and whom to trust; none while nobody knows.
+    async fn surroundings(&mut self, inputs: &Inputs) -> Option<Surroundings> {
+        let controller = match &self.settings.controller {
             Some(controller) => controller.clone(),
-            None => {
-                let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
-                let found = services.get_opt(service).await?;
-                let address = found.and_then(|it| it.spec.cluster_ip?.parse().ok());
-                match address {
-                    Some(address) => std::net::SocketAddr::new(address, CONTROLLER_PORT).to_string(),
-                    None => format!("{service}.{namespace}.svc:{CONTROLLER_PORT}"),
-                }
-            }
+            None => self.own_address().await?,
         };
-        Ok(Surroundings {
+        Some(Surroundings {
             controller,
             roots: inputs.roots.borrow().clone(),
         })
+    }
+
+    /// The address of our Service, so that no DNS is needed. Where there is none for a moment (Helm removes it before us, somebody
+    /// makes it anew), or the API does not say, it is the last one: another would start every waypoint anew.
+    async fn own_address(&mut self) -> Option<String> {
+        let Settings {
+            namespace, service, ..
+        } = &self.settings;
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        match services.get_opt(service).await {
+            Ok(Some(found)) => {
+                let address = found.spec.cluster_ip.and_then(|it| it.parse().ok());
+                self.address = Some(match address {
+                    Some(address) => std::net::SocketAddr::new(address, CONTROLLER_PORT).to_string(),
+                    // It has no address of its own.
+                    None => format!("{service}.{namespace}.svc:{CONTROLLER_PORT}"),
+                });
+            }
+            Ok(None) if self.address.is_none() => {
+                tracing::warn!("waypoints wait for the Service {namespace}/{service}: it is not there");
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(error = explain(&error), "waypoints wait for the API"),
+        }
+        self.address.clone()
     }
 }
 
