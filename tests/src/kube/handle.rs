@@ -1,6 +1,9 @@
 //! The stand-in from inside: objects made, read and removed without a request, waiting, time, and troubles.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -319,6 +322,12 @@ impl StandIn {
             now: self.server.clock.wall(),
         };
         Ok(tokens::issue(&mut state, &wanted).0)
+    }
+
+    /// What TokenReviews of this text say from now on: their whole `status`, as some other API server would have it.
+    pub fn review_as(&self, token: &str, status: Value) {
+        let mut reviews = self.server.reviews.lock().unwrap_or_else(PoisonError::into_inner);
+        reviews.insert(token.to_owned(), status);
     }
 
     /// When a clock moved by hand stands, as a timestamp.

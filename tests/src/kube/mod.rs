@@ -123,6 +123,8 @@ pub(crate) struct Server {
     options: Options,
     /// How often each verb was asked of each resource, by its plural.
     asked: Mutex<BTreeMap<(&'static str, String), u64>>,
+    /// What reviews of these tokens say, whatever they are.
+    reviews: Mutex<BTreeMap<String, serde_json::Value>>,
     address: SocketAddr,
     /// The bearer token of the kubeconfig.
     admin: String,
@@ -181,6 +183,7 @@ impl StandIn {
             clock: clock::Clock::new(options.clock_by_hand),
             faults: faults::Faults::new(options.seed),
             asked: Mutex::default(),
+            reviews: Mutex::default(),
             address: listener.local_addr()?,
             certificate,
             logs: OnceLock::new(),
