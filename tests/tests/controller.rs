@@ -122,31 +122,29 @@ fn what_is_wrong_with_an_object_is_an_event_on_it() -> Result<()> {
 
 #[test]
 fn every_mistake_is_an_event_of_its_own_however_many_there_are() -> Result<()> {
-    let world = World::new("mistakes")?;
-    let _controller = world.start("a", &[])?;
-    // Two mistakes in one object are two.
-    world
-        .api
-        .apply_yaml(&policy("shop", "two", "nonsense").replace("[nonsense]", "[rubbish, garbage]"))?;
-    wait_until("both mistakes", LIMIT, || {
-        let told = events(&world, "shop", "two");
-        ["rubbish", "garbage"]
-            .iter()
-            .all(|what| told.iter().any(|(_, note)| note.contains(what)))
-    })?;
-    // However many objects are wrong, each is told in the end.
     const MANY: usize = 230;
+    let world = World::new("mistakes")?;
+    // All at once, with no change behind them.
     for number in 0..MANY {
         world
             .api
             .apply_yaml(&policy("many", &format!("p{number}"), "nonsense"))?;
     }
+    let _controller = world.start("a", &[])?;
     let mut said = 0;
     wait_until("all of them", LIMIT * 3, || {
         said = world.api.list("events", "many").len();
         said >= MANY
     })
-    .with_context(|| format!("{said} of {MANY}"))
+    .with_context(|| format!("{said} of {MANY}"))?;
+    // Two mistakes in one object are two.
+    let two = policy("shop", "two", "nonsense").replace("[nonsense]", "[rubbish, garbage]");
+    world.api.apply_yaml(&two)?;
+    wait_until("both mistakes", LIMIT, || {
+        let told = events(&world, "shop", "two");
+        let is_told = |what: &&str| told.iter().any(|(_, note)| note.contains(what));
+        ["rubbish", "garbage"].iter().all(is_told)
+    })
 }
 
 #[test]
@@ -300,14 +298,18 @@ fn one_pods_change_is_one_resource_and_many_quick_ones_are_few_pushes() -> Resul
             "{:?}",
             feed.pushes
         );
-        // A hundred in a row.
+        // A hundred in a row, to a client that takes what comes at once.
         feed.pushes.clear();
-        for turn in 0..100 {
-            let version = json!({"metadata": {"labels": {"app": "web", "version": format!("v{turn}")}}});
-            world.pod("shop", turn % 20, &version)?;
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        feed.settle(Duration::from_secs(2)).await?;
+        let changes = async {
+            for turn in 0..100 {
+                let version = json!({"metadata": {"labels": {"app": "web", "version": format!("w{turn}")}}});
+                world.pod("shop", turn % 20, &version)?;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        let (changed, settled) = tokio::join!(changes, feed.settle(Duration::from_secs(2)));
+        changed.and(settled)?;
         let pushes = feed.pushes.len();
         ensure!(
             (1..=5).contains(&pushes),

@@ -1,5 +1,9 @@
 //! Watches every kind of object that is read. A kind that the cluster does not know yet is looked for again and again, so that
 //! definitions may be installed later, or removed.
+//!
+//! ServiceAccounts are not among them: nothing that is compiled reads one. Who a pod is, its `spec.serviceAccountName` says, which the
+//! API has checked and which never changes; whether a token is its account's, a TokenReview says at the moment of the call. Those
+//! that waypoints run as are watched with the rest of what is made for them (`waypoints::actual`).
 
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
