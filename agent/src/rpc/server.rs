@@ -302,7 +302,7 @@ fn is_accepted(answer: &http::Response<tonic::body::Body>) -> bool {
 /// Resolves when no call was accepted in time.
 async fn is_unproven(proven: &CancellationToken, limit: Duration) {
     if timeout(limit, proven.cancelled()).await.is_ok() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

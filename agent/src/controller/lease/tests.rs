@@ -218,9 +218,9 @@ async fn it_is_taken_from_nobody_who_renews_it() {
         assert_eq!(may, expect, "{holder:?} {version} after {after:?}");
     };
     let (second, late) = (Duration::from_secs(1), DURATION);
-    check(Some("a"), "1", second * 0, true);
-    check(None, "2", second * 0, true);
-    check(Some(""), "3", second * 0, true);
+    check(Some("a"), "1", Duration::ZERO, true);
+    check(None, "2", Duration::ZERO, true);
+    check(Some(""), "3", Duration::ZERO, true);
     // Seen for the first time: its holder may have renewed it this very moment.
     check(Some("b"), "4", second, false);
     check(Some("b"), "4", late, false);
