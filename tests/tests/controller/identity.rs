@@ -279,15 +279,15 @@ fn two_that_make_a_root_at_once_have_the_same() -> Result<()> {
 #[test]
 fn at_the_end_of_a_rotation_the_old_root_is_gone() -> Result<()> {
     let world = World::new("rotation")?;
-    let (old, old_key) = authority("old", None)?;
+    let (old, old_key) = authority("the old root", None)?;
     secret(
         &world,
         &[("tls.crt", &old), ("tls.key", &old_key), ("ca.crt", &old)],
     )?;
     let controllers = [world.start("a", &[])?, world.start("b", &[])?];
-    let (new, new_key) = authority("new", None)?;
+    let (new, new_key) = authority("the new root", None)?;
     // First it is trusted, then it signs, then it is alone.
-    for (data, trusted) in [
+    for (data, trusted, signer) in [
         (
             [
                 ("tls.crt", &old),
@@ -295,6 +295,7 @@ fn at_the_end_of_a_rotation_the_old_root_is_gone() -> Result<()> {
                 ("ca.crt", &format!("{old}{new}")),
             ],
             vec![&old, &new],
+            "the old root",
         ),
         (
             [
@@ -303,10 +304,12 @@ fn at_the_end_of_a_rotation_the_old_root_is_gone() -> Result<()> {
                 ("ca.crt", &format!("{new}{old}")),
             ],
             vec![&old, &new],
+            "the new root",
         ),
         (
             [("tls.crt", &new), ("tls.key", &new_key), ("ca.crt", &new)],
             vec![&new],
+            "the new root",
         ),
     ] {
         secret(&world, &data.map(|(key, pem)| (key, pem.as_str())))?;
@@ -320,7 +323,11 @@ fn at_the_end_of_a_rotation_the_old_root_is_gone() -> Result<()> {
                 let signed = signed(&world, controller, &world.agent_token().ok()?).ok()?;
                 // In no step is anybody left without a certificate.
                 let signed = signed.unwrap_or_else(|error| panic!("{error}"));
-                (trusts(&given) && trusts(&signed.trust.to_pem())).then_some(())
+                let is_signed_by = |name: &str| {
+                    let leaf = signed.chain[0].as_ref();
+                    leaf.windows(name.len()).any(|it| it == name.as_bytes())
+                };
+                (trusts(&given) && trusts(&signed.trust.to_pem()) && is_signed_by(signer)).then_some(())
             })?;
         }
     }
