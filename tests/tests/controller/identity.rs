@@ -1,6 +1,8 @@
 //! Who the controller believes, and whose certificates it gives out: tokens that the API knows in odd ways or not at all, and the
 //! root in all the ways in which it may be kept.
 
+use std::{thread::sleep, time::Duration};
+
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -253,7 +255,7 @@ fn two_that_make_a_root_at_once_have_the_same() -> Result<()> {
     let world = World::new("at-once")?;
     // Both find none before either has made one.
     world.api.faults().inject(
-        Rule::new(Fault::Slow(std::time::Duration::from_secs(1)))
+        Rule::new(Fault::Slow(Duration::from_secs(1)))
             .on("secrets")
             .times(4),
     );
@@ -319,6 +321,8 @@ fn at_the_end_of_a_rotation_the_old_root_is_gone() -> Result<()> {
                     let count = all.matches("BEGIN CERTIFICATE").count();
                     count == trusted.len() && trusted.iter().all(|it| all.contains(lines(it)))
                 };
+                // Not so often that it is too often for one caller.
+                sleep(Duration::from_millis(200));
                 let given = roots(&world)?;
                 let signed = signed(&world, controller, &world.agent_token().ok()?).ok()?;
                 // In no step is anybody left without a certificate.
