@@ -177,7 +177,10 @@ fn a_workload_has_the_numbers_of_its_definition() {
             protocol: 1,
             port: 15088,
         }),
-        services: HashMap::from([(text("shop/cart.example"), wl::PortList { ports: vec![port] })]),
+        services: std::collections::BTreeMap::from([(
+            text("shop/cart.example"),
+            wl::PortList { ports: vec![port] },
+        )]),
         authorization_policies: vec![text("shop/one"), text("shop/two")],
         status: wl::WorkloadStatus::Unhealthy.into(),
         cluster_id: text("cluster"),
