@@ -25,7 +25,7 @@ ClusterRole weft-controller | | namespaces/status services/status | patch | cont
 ClusterRole weft-controller | gateway.networking.k8s.io | gatewayclasses/status gateways/status httproutes/status grpcroutes/status tcproutes/status tlsroutes/status | patch | controller/conditions: put
 ClusterRole weft-controller | security.istio.io | authorizationpolicies/status peerauthentications/status requestauthentications/status | patch | controller/conditions: put
 ClusterRole weft-controller | networking.istio.io | serviceentries/status workloadentries/status | patch | controller/conditions: put
-ClusterRole weft-controller | events.k8s.io | events | create patch | controller/status
+ClusterRole weft-controller | events.k8s.io | events | create | controller/status
 ClusterRole weft-controller | authentication.k8s.io | tokenreviews | create | controller/tokens
 ClusterRole weft-controller | apps | deployments | get list watch create patch delete | controller/waypoints
 ClusterRole weft-controller | | services serviceaccounts | get list watch create patch delete | controller/waypoints
