@@ -291,13 +291,13 @@ pub struct Handshake {
     pub reserved: Reserved,
 }
 
-/// Value of `CROWDS`: how many connections a pod has dialled of late, by what it dialled; or tunnels of a client.
+/// Value of `CROWDS`: how many connections a pod has dialled of late, by what it dialled.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Crowd {
     /// The window of time that is counted.
     pub window: u32,
-    /// Those of this window; of tunnels all.
+    /// Those of this window.
     pub count: u32,
     /// Those of the window before it.
     pub before: u32,

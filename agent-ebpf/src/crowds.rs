@@ -15,16 +15,16 @@ const ENOUGH: u32 = 1_342;
 /// Workers of one pair.
 const MOST: u32 = 8;
 
-/// The worker, before it is taken modulo their number, of a connection that a pod dials: `pair` is what it dials.
+/// The worker, before it is taken modulo their number, of a connection that a pod dials from a port: `pair` is what it dials. It
+/// is asked again for the ACK where the kernel sends SYN cookies, and must answer the same: so who takes it is a matter of the port.
 #[inline(always)]
-pub fn of_pair(pod: &Address, pair: u32) -> u32 {
-    let key = key(pod.mix(0), pair);
-    // SAFETY: values are words, and counting wrong by a few is no harm.
+pub fn of_pair(pod: &Address, port: u16, pair: u32) -> u32 {
+    let key = (pod.mix(0) as u64) << 32 | pair as u64;
     let Some(crowd) = CROWDS.get_ptr_mut(&key) else {
         let _ = CROWDS.insert(&key, &Crowd::default(), 0);
         return pair;
     };
-    // SAFETY: the entry is one of the map's, which are never given back.
+    // SAFETY: the entry is one of the map's, which are never given back. Values are words, and counting wrong by a few is no harm.
     let crowd = unsafe { &mut *crowd };
     // SAFETY: it only asks for the time.
     let window = (unsafe { bpf_ktime_get_ns() } >> WINDOW) as u32;
@@ -37,25 +37,11 @@ pub fn of_pair(pod: &Address, pair: u32) -> u32 {
     crowd.count += 1;
     let workers = 1 + crowd.before / ENOUGH;
     let turns = if workers > MOST { MOST } else { workers };
-    pair.wrapping_add(crowd.count % turns)
+    pair.wrapping_add(pod.mix(port) % turns)
 }
 
-/// The same of a tunnel that somebody opens: the first of a client has the client's, and those that it needs besides the next.
+/// The same of a tunnel that somebody opens: the client's, or the next one, so that two of one client are not always one worker's.
 #[inline(always)]
-pub fn of_tunnel(client: &Address) -> u32 {
-    let first = client.mix(0);
-    let key = key(first, 0);
-    let Some(crowd) = CROWDS.get_ptr_mut(&key) else {
-        let _ = CROWDS.insert(&key, &Crowd::default(), 0);
-        return first;
-    };
-    // SAFETY: as above.
-    let crowd = unsafe { &mut *crowd };
-    crowd.count = crowd.count.wrapping_add(1);
-    first.wrapping_add(crowd.count)
-}
-
-#[inline(always)]
-fn key(pod: u32, pair: u32) -> u64 {
-    (pod as u64) << 32 | pair as u64
+pub fn of_tunnel(client: &Address, port: u16) -> u32 {
+    client.mix(0).wrapping_add(client.mix(port) & 1)
 }

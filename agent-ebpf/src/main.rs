@@ -334,7 +334,12 @@ pub fn weft_sk_lookup(ctx: SkLookupContext) -> u32 {
         return SK_PASS;
     }
     if port == HBONE_PORT {
-        return assign(&ctx, pod, ListenerKind::Hbone, crowds::of_tunnel(client));
+        return assign(
+            &ctx,
+            pod,
+            ListenerKind::Hbone,
+            crowds::of_tunnel(client, syn.local_port),
+        );
     }
     if plaintext_refused(pod, port) {
         decision!(&ctx, "plaintext to STRICT port {} refused", port);
@@ -357,7 +362,7 @@ fn outbound(ctx: &SkLookupContext, syn: &Tuple) -> Option<u32> {
     } else {
         &syn.remote
     };
-    let worker = crowds::of_pair(pod, pair);
+    let worker = crowds::of_pair(pod, syn.local_port, pair);
     Some(assign(ctx, pod, ListenerKind::Outbound, worker))
 }
 
