@@ -81,12 +81,12 @@ pub fn binary(name: &str, override_env: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let exe = env::current_exe().context("find the running executable")?;
-    // Tests run from target/debug/deps, xtask from target/debug.
+    // Tests run from target/debug/deps, xtask from target/debug; what only tests start is in target/debug/examples.
     let beside = exe
         .ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join(name))
+        .flat_map(|dir| [dir.join(name), dir.join("examples").join(name)])
         .find(|path| path.is_file());
     match beside {
         Some(path) => Ok(path),

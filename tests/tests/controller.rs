@@ -5,6 +5,8 @@
 mod feed;
 #[path = "controller/identity.rs"]
 mod identity;
+#[path = "controller/outage.rs"]
+mod outage;
 #[path = "controller/world.rs"]
 mod world;
 

@@ -65,7 +65,7 @@ pub(crate) fn build(profile: &str) -> Result<()> {
     step("building weft, its eBPF programs and the benchmark");
     let mut build = shell::cargo();
     build.args(["build", "--profile", profile]);
-    build.args(["-p", "weft", "-p", "weft-tests", "-p", "weft-bench", "--bins"]);
+    build.args(["--workspace", "--bins"]);
     shell::run(&mut build)
 }
 
@@ -74,7 +74,15 @@ fn scale(profile: &str, args: &[String]) -> Result<()> {
     step("a large cluster");
     let folder = if profile == "dev" { "debug" } else { profile };
     let mut scale = shell::cargo();
-    scale.args(["run", "--quiet", "--profile", profile, "-p", "weft-scale", "--"]);
+    scale.args([
+        "run",
+        "--quiet",
+        "--profile",
+        profile,
+        "--bin",
+        "weft-scale",
+        "--",
+    ]);
     scale
         .arg("--weft")
         .arg(shell::root().join("target").join(folder).join("weft"));
@@ -88,7 +96,15 @@ pub(crate) fn measure(profile: &str, args: &[String]) -> Result<()> {
     }
     let mut bench = shell::cargo();
     // Cargo knows where the binary is; weft and weft-pause are beside it.
-    bench.args(["run", "--quiet", "--profile", profile, "-p", "weft-bench", "--"]);
+    bench.args([
+        "run",
+        "--quiet",
+        "--profile",
+        profile,
+        "--bin",
+        "weft-bench",
+        "--",
+    ]);
     // What was built now is what is measured.
     bench
         .env("WEFT_BIN", copied(profile)?)

@@ -52,13 +52,17 @@ pub(crate) struct Artifacts {
     pub(crate) weft: Option<PathBuf>,
 }
 
-/// Builds weft and weft-pause for use.
+/// Builds weft and what the test world starts, for use.
 ///
 /// # Errors
 /// The build failed; cargo has said why.
 pub(crate) fn product(release: bool) -> Result<()> {
     let mut cargo = shell::cargo();
-    cargo.args(["build", "-p", "weft", "-p", "weft-tests"]);
+    // By name and not by package: see .cargo/config.toml.
+    cargo.arg("build");
+    for bin in ["weft", "weft-pause", "weft-crowd", "weft-kube"] {
+        cargo.args(["--bin", bin]);
+    }
     if release {
         cargo.arg("--release");
     }
@@ -71,16 +75,8 @@ pub(crate) fn product(release: bool) -> Result<()> {
 /// The build failed; cargo has said why.
 pub(crate) fn next_layout() -> Result<()> {
     let mut cargo = shell::cargo();
-    cargo.args([
-        "build",
-        "-p",
-        "weft",
-        "--bin",
-        "weft-next-layout",
-        "--features",
-        "next-layout",
-    ]);
-    shell::run(&mut cargo)
+    cargo.args(["build", "-p", "weft", "--example", "weft-next-layout"]);
+    shell::run(cargo.args(["--features", "next-layout"]))
 }
 
 /// Builds every library, binary and test of a checkout.

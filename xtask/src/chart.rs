@@ -80,15 +80,15 @@ const ADMISSION: [&str; 2] = [
 /// A promise is not held, and has been printed, or Helm cannot be run.
 pub(crate) fn run(install: bool) -> Result<()> {
     setup::helm(install)?;
+    build::product(false)?;
     check()
 }
 
-/// The same, where Helm's library is known to be there.
+/// The same, where Helm's library is known to be there and weft is built.
 ///
 /// # Errors
 /// The same.
 pub(crate) fn check() -> Result<()> {
-    build::product(false)?;
     let weft = shell::target_dir().join("debug/weft");
     let cases = cases();
     let answers = helm(&cases)?;

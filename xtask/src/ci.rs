@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result};
 
-use crate::{chart, counts, image, setup, shell, test, tidy};
+use crate::{build, chart, counts, image, setup, shell, test, tidy};
 
 /// What cargo-deny checks. `advisories` needs a database from the network, and changes without a commit: it is for a
 /// scheduled job and not for this gate.
@@ -19,7 +19,7 @@ struct Step {
     mend: &'static str,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     Step {
         name: "format",
         run: format,
@@ -44,6 +44,12 @@ const STEPS: [Step; 8] = [
         name: "tidy",
         run: tidy::run,
         mend: "each finding above says its own",
+    },
+    // Before what needs any of it, so that libraries are built with one set of features.
+    Step {
+        name: "build of everything",
+        run: everything,
+        mend: "read the errors above",
     },
     Step {
         name: "chart",
@@ -92,6 +98,8 @@ fn clippy() -> Result<()> {
         "--quiet",
         "--workspace",
         "--all-targets",
+        "--features",
+        "weft-pure/counts",
         "--",
         "-D",
         "warnings",
@@ -122,6 +130,10 @@ fn clippy_ebpf() -> Result<()> {
 /// Apart from the real objects, so that a check never makes a build start anew.
 fn ebpf_target() -> PathBuf {
     shell::root().join("target/ebpf-clippy")
+}
+
+fn everything() -> Result<()> {
+    build::everything(&shell::root(), None).map(drop)
 }
 
 fn deny() -> Result<()> {

@@ -72,8 +72,14 @@ fn path() -> PathBuf {
 /// Builds and runs the benchmarks.
 fn count() -> Result<Counts> {
     let mut bench = shell::cargo();
-    bench.args(["bench", "--quiet", "-p", "weft-pure", "--bench", "counts", "--"]);
-    bench.args(["--output-format=json", "--parallel=auto"]);
+    bench.args(["bench", "--quiet", "-p", "weft-pure", "--features", "counts"]);
+    bench.args([
+        "--bench",
+        "counts",
+        "--",
+        "--output-format=json",
+        "--parallel=auto",
+    ]);
     if let Some(runner) = shell::find("gungraun-runner") {
         bench.env("GUNGRAUN_RUNNER", runner);
     }

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{setup, shell, test::step};
+use crate::{build, setup, shell, test::step};
 
 /// Statically linked by glibc, whose DNS client and files are inside it since 2.34: names are resolved without NSS modules.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -63,10 +63,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             dev: false,
         })?;
     }
+    if options.run {
+        step("building the test world");
+        build::product(false)?;
+    }
     make(options)
 }
 
-/// The image of the debug build, started, where everything that it needs is known to be there.
+/// The image of the debug build, started, where everything that it needs is known to be there, the test world with it.
 ///
 /// # Errors
 /// The same.
@@ -88,7 +92,7 @@ fn make(options: &Options) -> Result<()> {
     let binary = match &options.binary {
         Some(binary) => binary.clone(),
         None if options.debug => debug_build()?,
-        None => build()?,
+        None => release_build()?,
     };
     let program = fs::read(&binary).with_context(|| format!("read {}", binary.display()))?;
     judge(&program, options.debug).with_context(|| format!("{} cannot be the image's", binary.display()))?;
@@ -142,7 +146,7 @@ fn tell(image: &archive::Image<'_>, made: &archive::ImageDigest, files: [&Path; 
 
 /// A release build that needs no library of its image's, apart from other builds by its target's folder. Its paths say
 /// nothing of this machine.
-fn build() -> Result<PathBuf> {
+fn release_build() -> Result<PathBuf> {
     step("static release build");
     let root = shell::root();
     let flags = format!(

@@ -15,7 +15,7 @@ use crate::cluster::{
 };
 
 /// The kinds of which the controller writes a status.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Namespace,
     Kind::Service,
     Kind::GatewayClass,
@@ -29,6 +29,8 @@ const KINDS: [Kind; 13] = [
     Kind::RequestAuthentication,
     Kind::ServiceEntry,
     Kind::WorkloadEntry,
+    Kind::VirtualService,
+    Kind::DestinationRule,
 ];
 /// Objects that are listed at a time.
 const PAGE: u32 = 500;

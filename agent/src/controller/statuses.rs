@@ -1,7 +1,5 @@
 //! PURE. What the status of each object is to say: whether it is in force, at agents and at waypoints, and why not. Made from what
 //! `compile` says, the same that events say; `conditions` writes it. A Gateway's status is `waypoints`'.
-//!
-//! VirtualServices and DestinationRules have no condition that means this to anybody; what is wrong with them, events say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,7 +38,7 @@ const ROUTES: [Kind; 4] = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kin
 pub(super) fn statuses(compiler: &Compiler, diagnostics: &[Diagnostic]) -> BTreeMap<ObjectRef, Status> {
     let view = View::new(compiler, diagnostics);
     let mut statuses = BTreeMap::new();
-    for (kind, said) in POLICIES {
+    for (kind, said) in BY_KIND {
         for (object, it) in view.customs(kind) {
             let conditions = said(&view, &object, it);
             statuses.insert(object, Status::Conditions(conditions));
@@ -85,13 +83,15 @@ pub(super) fn of_pods(
         .collect()
 }
 
-/// What is said of one kind of policy.
+/// What is said of the objects of one kind.
 type Said = fn(&View<'_>, &ObjectRef, &Custom) -> Vec<Condition>;
 
-const POLICIES: [(Kind, Said); 3] = [
+const BY_KIND: [(Kind, Said); 5] = [
     (Kind::AuthorizationPolicy, authorization_policy),
     (Kind::PeerAuthentication, peer_authentication),
     (Kind::RequestAuthentication, request_authentication),
+    (Kind::VirtualService, of_hosts),
+    (Kind::DestinationRule, of_hosts),
 ];
 
 /// The objects, what they mean, and what is wrong with them.
@@ -275,6 +275,37 @@ fn peer_authentication(view: &View<'_>, object: &ObjectRef, it: &Custom) -> Vec<
 /// Only waypoints read tokens.
 fn request_authentication(view: &View<'_>, object: &ObjectRef, _: &Custom) -> Vec<Condition> {
     vec![at_waypoints(view, object)]
+}
+
+/// What says that a part of a VirtualService or DestinationRule counts for nobody.
+const COUNTS_FOR_NOBODY: [&str; 6] = [
+    "NoWaypoint",
+    "UnknownHost",
+    "Elsewhere",
+    "Shadowed",
+    "ShadowedByRoute",
+    "ConsumerIgnored",
+];
+
+/// What is said of a VirtualService or a DestinationRule: whether waypoints do all of it. One that is only for a gateway is
+/// that gateway's business.
+fn of_hosts(view: &View<'_>, object: &ObjectRef, _: &Custom) -> Vec<Condition> {
+    if view.reason(object, &["OnlyGateway"]).is_some() {
+        return Vec::new();
+    }
+    let wrong = view.error(object);
+    if let Some(wrong) = wrong.or_else(|| view.reason(object, &COUNTS_FOR_NOBODY)) {
+        let counts =
+            |it: &Diagnostic| it.severity == Severity::Error || COUNTS_FOR_NOBODY.contains(&it.reason);
+        let message = told(view, object, counts);
+        return vec![Condition::new(AT_WAYPOINTS, false, wrong.reason, message)];
+    }
+    let mut message = "in force at the waypoints of its hosts".to_owned();
+    let more = told(view, object, |_| true);
+    if !more.is_empty() {
+        message = format!("{message}; {more}");
+    }
+    vec![Condition::new(AT_WAYPOINTS, true, "Accepted", message)]
 }
 
 /// What says that a label for a waypoint leads nowhere.

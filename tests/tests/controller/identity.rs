@@ -19,10 +19,10 @@ use weft_tests::{
 
 use super::world::{Controller, World};
 
-const AGENT: &str = "spiffe://cluster.local/ns/weft-system/sa/weft-agent";
+pub(crate) const AGENT: &str = "spiffe://cluster.local/ns/weft-system/sa/weft-agent";
 
 /// Has a certificate of weft's agent signed with this token.
-fn signed(world: &World, controller: &Controller, token: &str) -> Result<Result<Signed, String>> {
+pub(crate) fn signed(world: &World, controller: &Controller, token: &str) -> Result<Result<Signed, String>> {
     let credentials = world.credentials(controller, token)?;
     world.runtime.block_on(async {
         let client = CaClient::new(credentials).await?;
@@ -32,7 +32,7 @@ fn signed(world: &World, controller: &Controller, token: &str) -> Result<Result<
 }
 
 /// How it is refused.
-fn refusal(world: &World, controller: &Controller, token: &str) -> Result<String> {
+pub(crate) fn refusal(world: &World, controller: &Controller, token: &str) -> Result<String> {
     match signed(world, controller, token)? {
         Ok(_) => anyhow::bail!("{token} is believed"),
         Err(refusal) => Ok(refusal),

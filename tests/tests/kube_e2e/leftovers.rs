@@ -37,9 +37,10 @@ use crate::{
 const BPFFS: &str = "/sys/fs/bpf";
 /// What the controller makes in other namespaces has this label.
 const MADE: &str = "app.kubernetes.io/managed-by=weft";
+const NETWORKING: &str = "networking.istio.io";
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 /// Kinds of which the controller writes a status: group, kind and plural.
-const SPOKEN_OF: [(&str, &str, &str); 13] = [
+const SPOKEN_OF: [(&str, &str, &str); 15] = [
     ("", "Namespace", "namespaces"),
     ("", "Service", "services"),
     (GATEWAY_API, "GatewayClass", "gatewayclasses"),
@@ -51,8 +52,10 @@ const SPOKEN_OF: [(&str, &str, &str); 13] = [
     (SECURITY, "AuthorizationPolicy", "authorizationpolicies"),
     (SECURITY, "PeerAuthentication", "peerauthentications"),
     (SECURITY, "RequestAuthentication", "requestauthentications"),
-    ("networking.istio.io", "ServiceEntry", "serviceentries"),
-    ("networking.istio.io", "WorkloadEntry", "workloadentries"),
+    (NETWORKING, "ServiceEntry", "serviceentries"),
+    (NETWORKING, "WorkloadEntry", "workloadentries"),
+    (NETWORKING, "VirtualService", "virtualservices"),
+    (NETWORKING, "DestinationRule", "destinationrules"),
 ];
 /// How long the controller may take to say what became of an object.
 const SAID: Duration = Duration::from_secs(60);
@@ -63,6 +66,15 @@ pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let policies = objects(world, SECURITY, "AuthorizationPolicy", "authorizationpolicies");
     let spec = json!({"action": "DENY", "rules": [{"from": [{"source": {"principals": ["nobody"]}}]}]});
     make(&policies, SECURITY, "AuthorizationPolicy", "stays", &spec).await?;
+    let rules = objects(world, NETWORKING, "DestinationRule", "destinationrules");
+    make(
+        &rules,
+        NETWORKING,
+        "DestinationRule",
+        "stays",
+        &json!({"host": "stays"}),
+    )
+    .await?;
     let gateways = objects(world, GATEWAY_API, "Gateway", "gateways");
     let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
     let spec = json!({"gatewayClassName": "weft-waypoint", "listeners": [listener]});
@@ -70,7 +82,13 @@ pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     until("the controller to say what became of them", SAID, async || {
         let said = statuses(&world.client()).await?;
         let of = |what: &str| said.iter().any(|it| it.contains(what));
-        let all = of("Namespace ") && of("AuthorizationPolicy ") && of("Gateway ");
+        let kinds = [
+            "Namespace ",
+            "AuthorizationPolicy ",
+            "DestinationRule ",
+            "Gateway ",
+        ];
+        let all = kinds.into_iter().all(of);
         let made = made::<Deployment>(&world.client()).await?;
         Ok((all && !made.is_empty()).then_some(()))
     })

@@ -20,11 +20,11 @@ ClusterRole weft-controller | networking.istio.io | destinationrules gateways se
 ClusterRole weft-controller | | namespaces services | get | controller/conditions: find
 ClusterRole weft-controller | gateway.networking.k8s.io | gatewayclasses gateways httproutes grpcroutes tcproutes tlsroutes | get | controller/conditions: find
 ClusterRole weft-controller | security.istio.io | authorizationpolicies peerauthentications requestauthentications | get | controller/conditions: find
-ClusterRole weft-controller | networking.istio.io | serviceentries workloadentries | get | controller/conditions: find
+ClusterRole weft-controller | networking.istio.io | destinationrules serviceentries virtualservices workloadentries | get | controller/conditions: find
 ClusterRole weft-controller | | namespaces/status services/status | patch | controller/conditions: put
 ClusterRole weft-controller | gateway.networking.k8s.io | gatewayclasses/status gateways/status httproutes/status grpcroutes/status tcproutes/status tlsroutes/status | patch | controller/conditions: put
 ClusterRole weft-controller | security.istio.io | authorizationpolicies/status peerauthentications/status requestauthentications/status | patch | controller/conditions: put
-ClusterRole weft-controller | networking.istio.io | serviceentries/status workloadentries/status | patch | controller/conditions: put
+ClusterRole weft-controller | networking.istio.io | destinationrules/status serviceentries/status virtualservices/status workloadentries/status | patch | controller/conditions: put
 ClusterRole weft-controller | events.k8s.io | events | create | controller/status
 ClusterRole weft-controller | authentication.k8s.io | tokenreviews | create | controller/tokens
 ClusterRole weft-controller | apps | deployments | get list watch create patch delete | controller/waypoints
@@ -38,11 +38,11 @@ ClusterRole weft-uninstall | | pods | list patch | cli/uninstall: left, unmark
 ClusterRole weft-uninstall | | namespaces services | list | controller/cleared
 ClusterRole weft-uninstall | gateway.networking.k8s.io | gatewayclasses gateways httproutes grpcroutes tcproutes tlsroutes | list | controller/cleared
 ClusterRole weft-uninstall | security.istio.io | authorizationpolicies peerauthentications requestauthentications | list | controller/cleared
-ClusterRole weft-uninstall | networking.istio.io | serviceentries workloadentries | list | controller/cleared
+ClusterRole weft-uninstall | networking.istio.io | destinationrules serviceentries virtualservices workloadentries | list | controller/cleared
 ClusterRole weft-uninstall | | namespaces/status services/status | patch | controller/cleared
 ClusterRole weft-uninstall | gateway.networking.k8s.io | gatewayclasses/status gateways/status httproutes/status grpcroutes/status tcproutes/status tlsroutes/status | patch | controller/cleared
 ClusterRole weft-uninstall | security.istio.io | authorizationpolicies/status peerauthentications/status requestauthentications/status | patch | controller/cleared
-ClusterRole weft-uninstall | networking.istio.io | serviceentries/status workloadentries/status | patch | controller/cleared
+ClusterRole weft-uninstall | networking.istio.io | destinationrules/status serviceentries/status virtualservices/status workloadentries/status | patch | controller/cleared
 ClusterRole weft-uninstall | apps | deployments | list delete | cli/uninstall: delete_waypoints
 ClusterRole weft-uninstall | | services serviceaccounts | list delete | cli/uninstall: delete_waypoints
 ClusterRole weft-uninstall | policy | poddisruptionbudgets | list delete | cli/uninstall: delete_waypoints

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{agents, archive, runtime::Runtime};
-use crate::{build, preflight, test::step};
+use crate::{preflight, test::step};
 
 /// Imports the archive of an image and starts it.
 ///
@@ -43,8 +43,6 @@ pub(super) fn check(archive: &Path, image: &archive::Image<'_>) -> Result<()> {
         );
         println!("✓ {}", case.title);
     }
-    step("building the test world");
-    build::product(false)?;
     agents::check(&runtime, image)
 }
 

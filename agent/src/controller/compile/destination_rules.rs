@@ -20,7 +20,7 @@ pub(super) fn destination_rules(pass: &mut Pass<'_>) {
         let mut reader = pass.reader(Kind::DestinationRule, &object.metadata);
         own.extend(destination_rule(object, domain, &mut reader));
     }
-    tell_elsewhere(&own, pass);
+    tell_unused(&own, pass);
     let root = &pass.cx.shared.root().destination_rules;
     let keys: Vec<_> = pass.unit.services.iter().map(|it| it.value.key.clone()).collect();
     for key in keys {
@@ -67,8 +67,8 @@ fn members(key: &ServiceKey, subset: &SubsetOf, pass: &Pass<'_>) -> Vec<usize> {
     labelled.into_iter().filter(backs).collect()
 }
 
-/// Says which are about no service that they count for.
-fn tell_elsewhere(own: &[DestinationRule], pass: &mut Pass<'_>) {
+/// Says which count for nobody: they are about no service of theirs, or about one without a waypoint.
+fn tell_unused(own: &[DestinationRule], pass: &mut Pass<'_>) {
     if pass.is_root() {
         return;
     }
@@ -78,11 +78,19 @@ fn tell_elsewhere(own: &[DestinationRule], pass: &mut Pass<'_>) {
         let HostMatch::Exact(host) = &rule.host else {
             continue;
         };
-        if pass.unit.services.iter().any(|it| it.value.key.hostname == *host) {
-            continue;
-        }
-        let (reason, message) = match namespace_of(host, domain) {
-            Some(namespace) if *namespace != **pass.namespace => (
+        let mut services = pass.unit.services.iter().map(|it| &it.value);
+        let service = services.find(|it| it.key.hostname == *host);
+        let (reason, message) = match (service, namespace_of(host, domain)) {
+            (Some(service), _) if service.waypoint.is_some() => continue,
+            (Some(service), _) => (
+                "NoWaypoint",
+                format!(
+                    "spec.host: {} has no waypoint, so that nobody in the mesh does what is said of it here: label it \
+                     istio.io/use-waypoint",
+                    service.key
+                ),
+            ),
+            (None, Some(namespace)) if *namespace != **pass.namespace => (
                 "Elsewhere",
                 format!(
                     "spec.host: only rules of the service's own namespace and of the root namespace count: move it to \

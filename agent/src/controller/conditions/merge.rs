@@ -23,6 +23,7 @@ pub(in crate::controller) fn ours(kind: Kind) -> &'static [&'static str] {
         Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::RequestAuthentication => {
             &["ZtunnelAccepted", "WaypointAccepted"]
         }
+        Kind::VirtualService | Kind::DestinationRule => &["WaypointAccepted"],
         Kind::GatewayClass => &["Accepted"],
         _ => &[],
     }

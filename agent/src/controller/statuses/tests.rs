@@ -145,6 +145,84 @@ fn peer_authentications_are_in_force_unless_another_counts() {
     );
 }
 
+fn istio(kind: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn virtual_services_are_in_force_at_waypoints_or_say_why_not() {
+    let bound = |spec: &str, expect: &str| {
+        let object = istio("VirtualService", "v", spec);
+        check(&[BOUND, WEB, WAYPOINT, &object], &[IS_BOUND, expect]);
+    };
+    bound(
+        "hosts: [web], http: [{route: [{destination: {host: web}}]}]",
+        "VirtualService/v WaypointAccepted=true Accepted: in force at the waypoints of its hosts",
+    );
+    bound(
+        "hosts: [web], http: [{strange: 1, route: [{destination: {host: web}}]}]",
+        "VirtualService/v WaypointAccepted=true Accepted: in force at the waypoints of its hosts; spec.http[0].strange: ",
+    );
+    bound(
+        "hosts: [web], http: [{route: [{destination: {host: gone}}]}]",
+        "VirtualService/v WaypointAccepted=false UnknownHost: spec.http[0].route[0].destination.host: ",
+    );
+    bound(
+        "hosts: [gone], http: [{route: [{destination: {host: web}}]}]",
+        "VirtualService/v WaypointAccepted=false UnknownHost: spec.hosts: there is no service gone",
+    );
+    bound(
+        "http: [{route: [{destination: {host: web}}]}]",
+        "VirtualService/v WaypointAccepted=true Accepted: in force at the waypoints of its hosts; spec.hosts: names no host",
+    );
+    let route = "http: [{route: [{destination: {host: web}}]}]";
+    let unbound = istio("VirtualService", "v", &format!("hosts: [web], {route}"));
+    check(
+        &[SHOP, WEB, &unbound],
+        &["VirtualService/v WaypointAccepted=false NoWaypoint: "],
+    );
+    // An ingress gateway's business, of which that one may say what it likes.
+    let gateway = istio(
+        "VirtualService",
+        "v",
+        &format!("hosts: [web], gateways: [in], {route}"),
+    );
+    check(&[BOUND, WEB, WAYPOINT, &gateway], &[IS_BOUND]);
+}
+
+#[test]
+fn destination_rules_are_in_force_at_waypoints_or_say_why_not() {
+    let rule = |host: &str, said: &str| istio("DestinationRule", "d", &format!("host: {host}, {said}"));
+    let random = "trafficPolicy: {loadBalancer: {simple: RANDOM}}";
+    check(
+        &[BOUND, WEB, WAYPOINT, &rule("web", random)],
+        &[
+            IS_BOUND,
+            "DestinationRule/d WaypointAccepted=true Accepted: in force at the waypoints of its hosts",
+        ],
+    );
+    check(
+        &[SHOP, WEB, &rule("web", random)],
+        &[
+            "DestinationRule/d WaypointAccepted=false NoWaypoint: spec.host: shop/web.shop.svc.cluster.local has no",
+        ],
+    );
+    check(
+        &[SHOP, WEB, &rule("gone", random)],
+        &["DestinationRule/d WaypointAccepted=false UnknownHost: spec.host: "],
+    );
+    check(
+        &[SHOP, WEB, &rule("pay.bank.svc.cluster.local", random)],
+        &["DestinationRule/d WaypointAccepted=false Elsewhere: spec.host: "],
+    );
+    check(
+        &[SHOP, WEB, &rule("'a b'", random)],
+        &["DestinationRule/d WaypointAccepted=false InvalidField: spec.host: "],
+    );
+}
+
 #[test]
 fn who_is_bound_to_a_waypoint_says_so() {
     check(&[SHOP, WEB], &[]);

@@ -1,0 +1,84 @@
+//! An outage of the API of minutes: what agents have they keep and are served, what needs the API says so and works again when it is
+//! back, and what changed meanwhile is caught up with.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use weft_tests::{LIMIT, wait_until};
+
+use super::{
+    feed::Feed,
+    fill,
+    identity::{AGENT, refusal, signed},
+    is_said, policy,
+    world::{Controller, World},
+};
+
+/// How long nobody listens, and how long nobody answers after that: long past every deadline and pause of the controller.
+const EACH: Duration = Duration::from_secs(70);
+/// How soon after it what has changed is heard of, at most: watches are tried again every 30 s or so by then.
+const BACK: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_outage_of_minutes_takes_nothing_from_agents_and_is_caught_up_with() -> Result<()> {
+    let world = World::new("outage")?;
+    fill(&world)?;
+    let controller = world.start("a", &[])?;
+    wait_until("it to lead", LIMIT, || controller.leads())?;
+    let token = world.agent_token()?;
+    let credentials = world.credentials(&controller, &token)?;
+    let mut feed = world.runtime.block_on(Feed::open(&credentials))?;
+    let before = feed.resources.clone();
+
+    world.api.faults().refuse();
+    world.api.apply_yaml(&policy("shop", "deny", "nonsense"))?;
+    world.api.delete("pods", "shop", "pod-1");
+    world.pod("shop", 2, &json!({"metadata": {"labels": {"app": "other"}}}))?;
+    endures(&world, &controller, &mut feed)?;
+    world.api.faults().hang();
+    world.pod("shop", 200, &json!({"metadata": {"labels": {"app": "web"}}}))?;
+    endures(&world, &controller, &mut feed)?;
+    ensure!(feed.resources == before, "an agent has lost or won something");
+
+    let back = Instant::now();
+    world.api.faults().recover();
+    world.runtime.block_on(async {
+        let all = |all: &super::Resources| {
+            let has = |pod: &str| all.keys().any(|it| it.ends_with(&format!("/{pod}")));
+            has("pod-200") && !has("pod-1")
+        };
+        feed.until("what changed meanwhile", BACK, all).await?;
+        feed.settle(Duration::from_secs(1)).await
+    })?;
+    println!("caught up after {:?}", back.elapsed());
+    is_said(&world, "shop", "deny", "False")?;
+    ensure!(controller.leads(), "who writes a status leads");
+    let signed = signed(&world, &controller, &world.agent_token()?)?;
+    ensure!(signed.is_ok(), "{signed:?}");
+    let fresh = super::fresh(&world, 0)?;
+    ensure!(
+        feed.resources == fresh,
+        "{:?}",
+        super::differences(&feed.resources, &fresh)
+    );
+    Ok(())
+}
+
+/// One part of the outage, to its end.
+fn endures(world: &World, controller: &Controller, feed: &mut Feed) -> Result<()> {
+    let since = Instant::now();
+    wait_until("it to stop leading", LIMIT * 2, || !controller.leads())?;
+    // A new token is nobody's as long as nobody can be asked, and is said to be neither good nor bad.
+    let refusal = refusal(world, controller, &format!("token-{:?}", since.elapsed()))?;
+    ensure!(refusal.contains("could not be verified"), "{AGENT}: {refusal}");
+    controller.wait_until_ready()?;
+    while since.elapsed() < EACH {
+        sleep(Duration::from_secs(1));
+    }
+    // The stream is the one of before, and nothing has come over it.
+    world.runtime.block_on(feed.settle(Duration::from_millis(100)))
+}
