@@ -11,16 +11,18 @@ use serde_json::json;
 use weft_tests::{LIMIT, wait_until};
 
 use super::{
+    POLICIES,
     feed::Feed,
     fill,
     identity::{AGENT, refusal, signed},
-    is_said, policy,
+    policy,
     world::{Controller, World},
 };
 
 /// How long nobody listens, and how long nobody answers after that: long past every deadline and pause of the controller.
 const EACH: Duration = Duration::from_secs(70);
-/// How soon after it what has changed is heard of, at most: watches are tried again every 30 s or so by then.
+/// How soon after it what has changed is heard of, at most: each watch is tried again every 30 s or so by then, as those of
+/// Kubernetes' own controllers are.
 const BACK: Duration = Duration::from_secs(60);
 
 #[test]
@@ -55,11 +57,14 @@ fn an_outage_of_minutes_takes_nothing_from_agents_and_is_caught_up_with() -> Res
         feed.settle(Duration::from_secs(1)).await
     })?;
     println!("caught up after {:?}", back.elapsed());
-    is_said(&world, "shop", "deny", "False")?;
+    wait_until("a policy's new status", BACK, || {
+        let (is, _) = world.condition([POLICIES, "shop", "deny"], "ZtunnelAccepted")?;
+        (is == "False").then_some(())
+    })?;
     ensure!(controller.leads(), "who writes a status leads");
     let signed = signed(&world, &controller, &world.agent_token()?)?;
     ensure!(signed.is_ok(), "{signed:?}");
-    let fresh = super::fresh(&world, 0)?;
+    let fresh = world.runtime.block_on(async { super::fresh(&world, 0) })?;
     ensure!(
         feed.resources == fresh,
         "{:?}",
