@@ -19,7 +19,7 @@ struct Step {
     mend: &'static str,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "format",
         run: format,
@@ -66,6 +66,11 @@ const STEPS: [Step; 9] = [
         run: counts::check,
         mend: "the table above says which, and the last line what to do",
     },
+    Step {
+        name: "rehearsal of the end-to-end suite",
+        run: rehearsal,
+        mend: "`cargo xtask test kube --rehearse` does this alone",
+    },
 ];
 
 /// Runs every check, then the tests.
@@ -78,6 +83,7 @@ pub(crate) fn run(install: bool) -> Result<()> {
         tests: true,
         dev: true,
     })?;
+    setup::rehearsal(install)?;
     for Step { name, run, mend } in STEPS {
         test::step(name);
         let started = Instant::now();
@@ -134,6 +140,10 @@ fn ebpf_target() -> PathBuf {
 
 fn everything() -> Result<()> {
     build::everything(&shell::root(), None).map(drop)
+}
+
+fn rehearsal() -> Result<()> {
+    test::rehearse::play(false)
 }
 
 fn deny() -> Result<()> {

@@ -126,42 +126,47 @@ impl Pool {
     /// # Errors
     /// When no tunnel can be opened or the other end does not answer 200. No byte has reached an app then, but for
     /// [`ConnectError::InDoubt`].
-    pub async fn connect<T, D, F, C>(
+    pub fn connect<T, D, F, C>(
         &self,
         key: TunnelKey,
         tls: T,
         dial: D,
         request: ConnectRequest,
-    ) -> Result<Stream, ConnectError>
+    ) -> impl Future<Output = Result<Stream, ConnectError>>
     where
         T: FnOnce() -> Result<tls::Client, TlsError>,
         D: FnOnce() -> F + Send + 'static,
         F: Future<Output = io::Result<C>> + Send + 'static,
         C: Into<Dialled> + Send,
     {
-        let (request, first) = (encode(&request)?, request.first);
+        // Outside of the future: an `async fn` keeps its arguments twice, and a thousand connections may wait here at once.
+        let encoded = encode(&request);
+        let first = request.first;
         let mut new = Some((tls, dial));
         let mut turned_away = ConnectError::Closed { peer: key.gateway };
-        for _ in 0..ATTEMPTS {
-            let slot = match self.shared.pick(&key) {
-                Some(slot) => slot,
-                None => {
-                    // Our own tunnel has turned us away as well: it is no use to go on.
-                    let Some((tls, dial)) = new.take() else {
-                        return Err(turned_away);
-                    };
-                    let client = tls().map_err(|source| ConnectError::Certificate {
-                        source: source.into(),
-                    })?;
-                    self.shared.open(&key, client, dial)
+        async move {
+            let request = encoded.as_ref().map_err(Clone::clone)?;
+            for _ in 0..ATTEMPTS {
+                let slot = match self.shared.pick(&key) {
+                    Some(slot) => slot,
+                    None => {
+                        // Our own tunnel has turned us away as well: it is no use to go on.
+                        let Some((tls, dial)) = new.take() else {
+                            return Err(turned_away);
+                        };
+                        let client = tls().map_err(|source| ConnectError::Certificate {
+                            source: source.into(),
+                        })?;
+                        self.shared.open(&key, client, dial)
+                    }
+                };
+                match self.shared.ask(&key, slot, request, &first).await {
+                    Err(err @ ConnectError::Closed { .. }) => turned_away = err,
+                    answer => return answer,
                 }
-            };
-            match self.shared.ask(&key, slot, request.clone(), first.clone()).await {
-                Err(err @ ConnectError::Closed { .. }) => turned_away = err,
-                answer => return answer,
             }
+            Err(turned_away)
         }
-        Err(turned_away)
     }
 
     /// How many streams are open in the tunnels that fit `key`.
@@ -240,8 +245,8 @@ impl Shared {
         &self,
         key: &TunnelKey,
         slot: Slot,
-        request: http::Request<()>,
-        first: Bytes,
+        request: &http::Request<()>,
+        first: &Bytes,
     ) -> Result<Stream, ConnectError> {
         let peer = key.gateway;
         let (sender, session) = slot.ready().await?;
@@ -253,9 +258,9 @@ impl Shared {
         };
         let answered = timeout(self.settings.answer_timeout, async {
             let mut sender = sender.ready().await.map_err(failed)?;
-            let (answer, mut send) = sender.send_request(request, false).map_err(failed)?;
+            let (answer, mut send) = sender.send_request(request.clone(), false).map_err(failed)?;
             if slot.takes_early_data() {
-                has_first = send_first(&mut send, first);
+                has_first = send_first(&mut send, first.clone());
             }
             Ok((answer.await.map_err(failed)?, send))
         });

@@ -88,7 +88,7 @@ impl Unreached {
 }
 
 /// A connection whose way is clear.
-struct Begun {
+pub(super) struct Begun {
     app: TcpStream,
     /// What the app has sent already.
     first: Bytes,
@@ -108,7 +108,7 @@ pub(super) async fn serve(worker: Arc<Worker>, pod: Arc<Pod>, app: std::net::Tcp
 }
 
 /// Opens its way. A connection that is over by then has been recorded.
-async fn begin(
+pub(super) async fn begin(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
     app: std::net::TcpStream,
@@ -137,7 +137,8 @@ async fn begin(
     };
     if let Some((limits, server)) = dns {
         let (worker, pod) = (Arc::clone(worker), Arc::clone(pod));
-        dns::serve_stream(worker, pod, limits, app, (client, server)).await;
+        // Boxed: it is three times what all others need to begin.
+        Box::pin(dns::serve_stream(worker, pod, limits, app, (client, server))).await;
         return None;
     }
     let reached = match (place, steered) {
@@ -454,7 +455,8 @@ async fn carry(worker: &Worker, begun: Box<Begun>, since: Instant) {
     let carried = Carried::open(&worker.shared, flow, since, None, upstream.session());
     let copied = match upstream {
         Upstream::Tcp(upstream, _place) => {
-            let copy = pin!(copy_tcp(app, upstream, first, carried.counts()));
+            // Boxed: it is larger than what most connections need, which go through tunnels.
+            let copy = Box::pin(copy_tcp(app, upstream, first, carried.counts()));
             carried.unless_refused(copy).await
         }
         Upstream::Tunnel(stream) => {

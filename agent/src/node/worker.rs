@@ -305,5 +305,8 @@ mod tests {
             inbound::stream_size(),
         ];
         assert!(sizes.iter().all(|size| *size <= 2048), "{sizes:?}");
+        // As long as it waits for its tunnel, which a thousand may do at once.
+        let beginning = of_four(outbound::begin);
+        assert!(beginning <= 3072, "{beginning}");
     }
 }

@@ -78,7 +78,11 @@ fn endures(world: &World, controller: &Controller, feed: &mut Feed) -> Result<()
     let since = Instant::now();
     wait_until("it to stop leading", LIMIT * 2, || !controller.leads())?;
     // A new token is nobody's as long as nobody can be asked, and is said to be neither good nor bad.
-    let refusal = refusal(world, controller, &format!("token-{:?}", since.elapsed()))?;
+    let refusal = refusal(
+        world,
+        controller,
+        &format!("token-{}", since.elapsed().as_nanos()),
+    )?;
     ensure!(refusal.contains("could not be verified"), "{AGENT}: {refusal}");
     controller.wait_until_ready()?;
     while since.elapsed() < EACH {

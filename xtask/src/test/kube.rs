@@ -28,6 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         filter == Some("kube"),
         "--kubeconfig is for `cargo xtask test kube --kubeconfig FILE`, which runs as a whole"
     );
+    setup::helm(options.install)?;
     // The suite runs in another folder.
     let kubeconfig = options.kubeconfig.canonicalize();
     let kubeconfig = kubeconfig.with_context(|| format!("find {}", options.kubeconfig.display()))?;
@@ -36,7 +37,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         options.image.as_deref(),
         options.values.as_deref(),
         options.keep,
-        options.install,
     )
 }
 
@@ -44,14 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 ///
 /// # Errors
 /// It failed, and has said where, or it cannot be run.
-pub(super) fn suite(
-    kubeconfig: &Path,
-    image: Option<&str>,
-    values: Option<&str>,
-    keep: bool,
-    install: bool,
-) -> Result<()> {
-    setup::helm(install)?;
+pub(super) fn suite(kubeconfig: &Path, image: Option<&str>, values: Option<&str>, keep: bool) -> Result<()> {
     let mut cargo = shell::cargo();
     cargo
         .args(["test", "--workspace", "--test", "kube_e2e", "--"])

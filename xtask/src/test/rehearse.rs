@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use weft_tests::cluster::{Cluster, NOT_REHEARSED};
 
 use super::{kube, step};
-use crate::{image, setup, shell};
+use crate::{build, image, setup, shell};
 
 /// What does nothing in a pod's sandbox.
 const PAUSE: &str = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n";
@@ -27,8 +27,17 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, install: bool) -> Result<()>
         "--rehearse is for `cargo xtask test kube --rehearse`, which runs as a whole"
     );
     setup::rehearsal(install)?;
+    setup::helm(install)?;
     step("building weft for the rehearsal, without optimisations");
-    shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+    build::everything(&shell::root(), None)?;
+    play(keep)
+}
+
+/// The same, where everything that it needs is known to be there and weft and the tests are built.
+///
+/// # Errors
+/// The suite failed, or something of it could not be brought up.
+pub(crate) fn play(keep: bool) -> Result<()> {
     let dir = shell::root().join("target/rehearsal");
     fs::create_dir_all(&dir)?;
     let images = [weft_image(&dir)?, pause_image(&dir)?];
@@ -40,7 +49,7 @@ pub(crate) fn run(filter: Option<&str>, keep: bool, install: bool) -> Result<()>
     let kubeconfig = cluster.dir().join("kubeconfig");
     fs::write(&kubeconfig, cluster.kubeconfig())?;
     println!("KUBECONFIG={}", kubeconfig.display());
-    let outcome = kube::suite(&kubeconfig, None, Some(&cluster.values()), keep, install);
+    let outcome = kube::suite(&kubeconfig, None, Some(&cluster.values()), keep);
     println!("\n!! A REHEARSAL: this was no Kubernetes. It says nothing about");
     for what in NOT_REHEARSED {
         println!("!!   - {what}");
