@@ -79,16 +79,15 @@ pub(crate) fn next_layout() -> Result<()> {
     shell::run(cargo.args(["--features", "next-layout"]))
 }
 
+/// What builds every library, binary and test.
+const EVERYTHING: [&str; 5] = ["build", "--workspace", "--lib", "--bins", "--tests"];
+
 /// Builds every library, binary and test of a checkout.
 ///
 /// # Errors
 /// The build failed; cargo has said why.
 pub(crate) fn everything(root: &Path, target_dir: Option<&Path>) -> Result<Artifacts> {
-    build(
-        root,
-        target_dir,
-        &["build", "--workspace", "--lib", "--bins", "--tests"],
-    )
+    build(root, target_dir, &EVERYTHING)
 }
 
 /// Builds only the tests of what is pure, seconds instead of minutes: the units and the simulation.
@@ -164,7 +163,52 @@ impl Artifacts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// What of other packages a command would build: each library with its features.
+    fn libraries(command: &[&str]) -> BTreeSet<String> {
+        let mut cargo = shell::cargo();
+        cargo.args(command);
+        cargo.args(["--locked", "--unit-graph", "-Z", "unstable-options"]);
+        let output = cargo.env("RUSTC_BOOTSTRAP", "1").output().unwrap();
+        let graph: Value = serde_json::from_slice(&output.stdout).expect("cargo's graph of units");
+        let units = graph["units"].as_array().unwrap().iter();
+        let others = units.filter(|unit| unit["pkg_id"].as_str().unwrap().starts_with("registry+"));
+        others
+            .map(|unit| {
+                let target = &unit["target"];
+                format!(
+                    "{} {} {} {}",
+                    unit["pkg_id"], target["name"], unit["mode"], unit["features"]
+                )
+            })
+            .collect()
+    }
+
+    /// Cargo gives a package that is named only the features that it asks for itself. Where these are others than the
+    /// workspace's, it builds most libraries once more, which takes minutes.
+    #[test]
+    fn what_is_built_by_package_uses_the_libraries_of_everything() {
+        let everything = libraries(&EVERYTHING);
+        for example in ["weft-static", "weft-next-layout"] {
+            let own = libraries(&[
+                "build",
+                "-p",
+                "weft",
+                "--features",
+                "next-layout",
+                "--example",
+                example,
+            ]);
+            let others: Vec<_> = own.difference(&everything).collect();
+            assert!(
+                others.is_empty(),
+                "{example}: give these the features that others of the workspace ask for: {others:#?}"
+            );
+        }
+    }
 
     #[test]
     fn messages_of_cargo_become_test_binaries() {

@@ -390,7 +390,6 @@ impl Compiling {
         let mut delta = self.compiler.compile();
         let (changed, removed) = (delta.workloads.len(), delta.removed_workloads.len());
         let diagnostics = delta.diagnostics.take();
-        let only_workloads = diagnostics.is_none() && delta.is_of_workloads();
         let gateways = delta.waypoints.clone();
         self.publisher.publish(&self.compiler, delta);
         self.say_waypoints(gateways);
@@ -401,18 +400,14 @@ impl Compiling {
             self.wrong = Arc::new(diagnostics);
             self.diagnostics.send_replace(Arc::clone(&self.wrong));
         }
-        self.say_statuses(only_workloads);
+        self.say_statuses();
     }
 }
 
 impl Compiling {
     /// Says which waypoints are to be; `gateways` where they have changed.
-    /// Pods come and go all the time: where nothing else changed, the rest stays as it was said.
-    fn say_statuses(&self, only_workloads: bool) {
-        let new = match only_workloads {
-            true => statuses::of_pods(&self.statuses.borrow(), &self.compiler),
-            false => statuses::statuses(&self.compiler, &self.wrong),
-        };
+    fn say_statuses(&self) {
+        let new = statuses::statuses(&self.compiler, &self.wrong);
         self.statuses.send_if_modified(|before| {
             let differs = **before != new;
             if differs {

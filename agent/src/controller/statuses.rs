@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::Value;
 
 use super::{
@@ -14,7 +15,11 @@ use crate::{
         labels,
         objects::{Custom, Kind, ObjectMeta},
     },
-    mesh::{GatewayAddress, GatewayDestination, PolicyKey, Service, ServiceKey, Workload},
+    manifests::{host_match, names_no_host},
+    mesh::{
+        GatewayAddress, GatewayDestination, PolicyKey, Service, ServiceKey, TunnelProtocol, Workload,
+        http::HostMatch,
+    },
 };
 
 mod captured;
@@ -71,18 +76,6 @@ pub(super) fn statuses(compiler: &Compiler, diagnostics: &[Diagnostic]) -> BTree
     statuses
 }
 
-/// The same after pods have come and gone and nothing else: whether they are captured.
-pub(super) fn of_pods(
-    before: &BTreeMap<ObjectRef, Status>,
-    compiler: &Compiler,
-) -> BTreeMap<ObjectRef, Status> {
-    let others = before.iter().filter(|(object, _)| object.kind != Kind::Namespace);
-    let others = others.map(|(object, status)| (object.clone(), status.clone()));
-    others
-        .chain(captured(compiler.resources(), compiler.settings()))
-        .collect()
-}
-
 /// What is said of the objects of one kind.
 type Said = fn(&View<'_>, &ObjectRef, &Custom) -> Vec<Condition>;
 
@@ -100,8 +93,11 @@ struct View<'a> {
     /// By the object's kind, namespace and name.
     diagnostics: BTreeMap<(Kind, String, String), Vec<&'a Diagnostic>>,
     services: BTreeMap<&'a ServiceKey, &'a Service>,
-    /// By uid.
-    workloads: BTreeMap<&'a str, &'a Workload>,
+    /// The same by their hostnames.
+    by_hostname: FxHashMap<&'a str, Vec<&'a Service>>,
+    /// By uid; those of WorkloadEntries, and the namespaces that have others in the mesh.
+    workloads: FxHashMap<&'a str, &'a Workload>,
+    meshed: FxHashSet<&'a str>,
     /// By the selector policies that no agent sees all of, whom those select.
     selected: BTreeMap<&'a PolicyKey, Vec<&'a Workload>>,
     settings: &'a Settings,
@@ -126,11 +122,29 @@ impl<'a> View<'a> {
                 selected.entry(key).or_default().push(&**workload);
             }
         }
+        let services = || compiler.services().map(|it| &**it);
+        let mut by_hostname: FxHashMap<_, Vec<_>> = FxHashMap::default();
+        for service in services() {
+            by_hostname
+                .entry(&*service.key.hostname)
+                .or_default()
+                .push(service);
+        }
+        let in_mesh = compiler
+            .workloads()
+            .filter(|it| it.tunnel_protocol == TunnelProtocol::Hbone);
+        let entry = format!(
+            "{}/networking.istio.io/WorkloadEntry/",
+            compiler.settings().cluster
+        );
+        let entries = compiler.workloads().filter(|it| it.uid.starts_with(&entry));
         Self {
             resources: compiler.resources(),
             diagnostics: by_object,
-            services: compiler.services().map(|it| (&it.key, &**it)).collect(),
-            workloads: compiler.workloads().map(|it| (&*it.uid, &**it)).collect(),
+            services: services().map(|it| (&it.key, it)).collect(),
+            by_hostname,
+            workloads: entries.map(|it| (&*it.uid, &**it)).collect(),
+            meshed: in_mesh.map(|it| &*it.namespace).collect(),
             selected,
             settings: compiler.settings(),
         }
@@ -288,9 +302,10 @@ const COUNTS_FOR_NOBODY: [&str; 6] = [
 ];
 
 /// What is said of a VirtualService or a DestinationRule: whether waypoints do all of it. One that is only for a gateway is
-/// that gateway's business.
-fn of_hosts(view: &View<'_>, object: &ObjectRef, _: &Custom) -> Vec<Condition> {
-    if view.reason(object, &["OnlyGateway"]).is_some() {
+/// that gateway's business, and one that is about nothing in the mesh another mesh's.
+fn of_hosts(view: &View<'_>, object: &ObjectRef, it: &Custom) -> Vec<Condition> {
+    let about = view.about(object, &it.spec);
+    if view.reason(object, &["OnlyGateway"]).is_some() || !view.is_meshed(object, &about) {
         return Vec::new();
     }
     let wrong = view.error(object);
@@ -300,7 +315,15 @@ fn of_hosts(view: &View<'_>, object: &ObjectRef, _: &Custom) -> Vec<Condition> {
         let message = told(view, object, counts);
         return vec![Condition::new(AT_WAYPOINTS, false, wrong.reason, message)];
     }
-    let mut message = "in force at the waypoints of its hosts".to_owned();
+    let bound = about.iter().any(|it| it.waypoint.is_some());
+    let mut message = match names_no_host(&it.spec) && object.kind == Kind::VirtualService {
+        true => "in force where others delegate to it".to_owned(),
+        false if bound => "in force at the waypoints of its hosts".to_owned(),
+        false => {
+            let message = "no service that it is about has a waypoint, so that nobody does what it says";
+            return vec![Condition::new(AT_WAYPOINTS, false, "NoWaypoint", message)];
+        }
+    };
     let more = told(view, object, |_| true);
     if !more.is_empty() {
         message = format!("{message}; {more}");
@@ -315,6 +338,41 @@ const UNBOUND: [&str; 4] = [
     "WaypointNotFor",
     "WaypointNotReady",
 ];
+
+impl<'a> View<'a> {
+    /// The services that the hosts of a VirtualService or a DestinationRule mean. A DestinationRule counts for its own namespace's,
+    /// and the root namespace's for all.
+    fn about(&self, object: &ObjectRef, spec: &Value) -> Vec<&'a Service> {
+        let settings = self.settings;
+        let own = object.kind == Kind::DestinationRule && object.namespace != *settings.root_namespace;
+        let hosts = spec.get("hosts").and_then(Value::as_array);
+        let hosts = hosts.into_iter().flatten().chain(spec.get("host"));
+        let hosts =
+            hosts.filter_map(|host| host_match(host.as_str()?, &object.namespace, &settings.cluster_domain));
+        let all = hosts.flat_map(|host| self.fitting(&host));
+        all.filter(|it| !own || *it.key.namespace == *object.namespace)
+            .collect()
+    }
+
+    fn fitting(&self, host: &HostMatch) -> Vec<&'a Service> {
+        match host {
+            HostMatch::Exact(name) => self.by_hostname.get(&**name).cloned().unwrap_or_default(),
+            host => self
+                .services
+                .values()
+                .copied()
+                .filter(|it| host.matches(&it.key.hostname))
+                .collect(),
+        }
+    }
+
+    /// Whether an object is of the mesh: its namespace has pods there, or a service that it is about is.
+    fn is_meshed(&self, object: &ObjectRef, about: &[&Service]) -> bool {
+        let namespaces = about.iter().map(|it| &*it.key.namespace);
+        let mut all = namespaces.chain([object.namespace.as_str()]);
+        all.any(|namespace| self.meshed.contains(namespace)) || about.iter().any(|it| it.waypoint.is_some())
+    }
+}
 
 impl View<'_> {
     fn is_bound(&self, workload: &Workload) -> bool {

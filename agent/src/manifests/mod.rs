@@ -41,7 +41,7 @@ pub use targets::{Target, TargetKind, Targets, targets};
 
 use crate::{
     cluster::objects::{Kind, ObjectMeta},
-    mesh::ServiceKey,
+    mesh::{ServiceKey, http::HostMatch},
 };
 
 /// What the objects around an object are.
@@ -75,6 +75,11 @@ pub struct Known {
 pub fn since(metadata: &ObjectMeta) -> i64 {
     let made = metadata.creation_timestamp.as_ref();
     made.map_or(0, |time| time.0.as_second())
+}
+
+/// Which services a host of an Istio object means in a namespace; none where it cannot be read.
+pub fn host_match(host: &str, namespace: &str, cluster_domain: &str) -> Option<HostMatch> {
+    words::host(&full_hostname(host, namespace, cluster_domain)).ok()
 }
 
 /// The hostname that a host of an Istio object means in a namespace: a name without dots is a service of the namespace.

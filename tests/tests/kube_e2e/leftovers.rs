@@ -66,6 +66,10 @@ pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     let policies = objects(world, SECURITY, "AuthorizationPolicy", "authorizationpolicies");
     let spec = json!({"action": "DENY", "rules": [{"from": [{"source": {"principals": ["nobody"]}}]}]});
     make(&policies, SECURITY, "AuthorizationPolicy", "stays", &spec).await?;
+    world
+        .cluster
+        .define(NETWORKING, "DestinationRule", "destinationrules", "Namespaced")
+        .await?;
     let rules = objects(world, NETWORKING, "DestinationRule", "destinationrules");
     make(
         &rules,

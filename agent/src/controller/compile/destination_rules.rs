@@ -9,7 +9,7 @@ use crate::{
         DestinationRule, OfService, Reader, Severity, SubsetOf, destination_rule, merged_traffic,
         namespace_of,
     },
-    mesh::{ServiceKey, http::HostMatch},
+    mesh::{ServiceKey, TunnelProtocol, http::HostMatch},
 };
 
 /// Reads the namespace's, and the root namespace's for services of which it says nothing itself.
@@ -67,6 +67,11 @@ fn members(key: &ServiceKey, subset: &SubsetOf, pass: &Pass<'_>) -> Vec<usize> {
     labelled.into_iter().filter(backs).collect()
 }
 
+fn is_meshed(key: &ServiceKey, pass: &Pass<'_>) -> bool {
+    let mut drafts = pass.drafts.all.iter().map(|it| &it.workload);
+    drafts.any(|it| it.tunnel_protocol == TunnelProtocol::Hbone && it.services.contains_key(key))
+}
+
 /// Says which count for nobody: they are about no service of theirs, or about one without a waypoint.
 fn tell_unused(own: &[DestinationRule], pass: &mut Pass<'_>) {
     if pass.is_root() {
@@ -81,7 +86,8 @@ fn tell_unused(own: &[DestinationRule], pass: &mut Pass<'_>) {
         let mut services = pass.unit.services.iter().map(|it| &it.value);
         let service = services.find(|it| it.key.hostname == *host);
         let (reason, message) = match (service, namespace_of(host, domain)) {
-            (Some(service), _) if service.waypoint.is_some() => continue,
+            // What is not in the mesh is another mesh's, or an ingress gateway's.
+            (Some(service), _) if service.waypoint.is_some() || !is_meshed(&service.key, pass) => continue,
             (Some(service), _) => (
                 "NoWaypoint",
                 format!(

@@ -158,19 +158,3 @@ pub struct Delta {
     /// All of them, where any changed.
     pub waypoints: Option<Vec<WaypointGateway>>,
 }
-
-impl Delta {
-    /// Whether workloads changed, and no object that says what is to be done with them.
-    pub fn is_of_workloads(&self) -> bool {
-        let some = !self.workloads.is_empty() || !self.removed_workloads.is_empty();
-        let lists = [
-            self.services.is_empty() && self.removed_services.is_empty(),
-            self.policies.is_empty() && self.removed_policies.is_empty(),
-            self.routes.is_empty() && self.removed_routes.is_empty(),
-            self.authentications.is_empty() && self.removed_authentications.is_empty(),
-        ];
-        let others =
-            self.peer_authentications.is_some() || self.diagnostics.is_some() || self.waypoints.is_some();
-        some && !others && !lists.contains(&false)
-    }
-}

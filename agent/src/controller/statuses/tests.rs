@@ -175,7 +175,7 @@ fn virtual_services_are_in_force_at_waypoints_or_say_why_not() {
     );
     bound(
         "http: [{route: [{destination: {host: web}}]}]",
-        "VirtualService/v WaypointAccepted=true Accepted: in force at the waypoints of its hosts; spec.hosts: names no host",
+        "VirtualService/v WaypointAccepted=true Accepted: in force where others delegate to it; spec.hosts: names no host",
     );
     let route = "http: [{route: [{destination: {host: web}}]}]";
     let unbound = istio("VirtualService", "v", &format!("hosts: [web], {route}"));
@@ -183,6 +183,13 @@ fn virtual_services_are_in_force_at_waypoints_or_say_why_not() {
         &[SHOP, WEB, &unbound],
         &["VirtualService/v WaypointAccepted=false NoWaypoint: "],
     );
+    let any = istio("VirtualService", "v", &format!("hosts: ['*'], {route}"));
+    check(
+        &[SHOP, WEB, &any],
+        &["VirtualService/v WaypointAccepted=false NoWaypoint: no service that it is about"],
+    );
+    // Another mesh's.
+    check(&[WEB, &unbound], &[]);
     // An ingress gateway's business, of which that one may say what it likes.
     let gateway = istio(
         "VirtualService",
@@ -221,6 +228,18 @@ fn destination_rules_are_in_force_at_waypoints_or_say_why_not() {
         &[SHOP, WEB, &rule("'a b'", random)],
         &["DestinationRule/d WaypointAccepted=false InvalidField: spec.host: "],
     );
+    let all = rule("'*.shop.svc.cluster.local'", random);
+    let nobody = "DestinationRule/d WaypointAccepted=false NoWaypoint: no service that it is about";
+    check(&[SHOP, WEB, &all], &[nobody]);
+    let accepted = "DestinationRule/d WaypointAccepted=true Accepted: in force";
+    check(&[BOUND, WEB, WAYPOINT, &all], &[IS_BOUND, accepted]);
+    // The root namespace's counts for all.
+    let root = rule("'*.local'", random).replace("namespace: shop", "namespace: istio-system");
+    check(&[SHOP, WEB, &root], &[nobody]);
+    check(&[BOUND, WEB, WAYPOINT, &root], &[accepted, IS_BOUND]);
+    // Another mesh's, or nobody's.
+    check(&[WEB, &rule("web", random)], &[]);
+    check(&[&root], &[]);
 }
 
 #[test]
