@@ -19,7 +19,7 @@ struct Step {
     mend: &'static str,
 }
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 11] = [
     Step {
         name: "format",
         run: format,
@@ -65,6 +65,11 @@ const STEPS: [Step; 10] = [
         name: "instruction counts",
         run: counts::check,
         mend: "the table above says which, and the last line what to do",
+    },
+    Step {
+        name: "one push of 10,000 workloads (at most 2 s and 200 MiB)",
+        run: push,
+        mend: "`cargo xtask bench scale --check` does this alone, with optimisations",
     },
     Step {
         name: "rehearsal of the end-to-end suite",
@@ -140,6 +145,14 @@ fn ebpf_target() -> PathBuf {
 
 fn everything() -> Result<()> {
     build::everything(&shell::root(), None).map(drop)
+}
+
+/// With the debug build, which is slower than what the limits are for.
+fn push() -> Result<()> {
+    let built = shell::target_dir().join("debug");
+    let mut scale = Command::new(built.join("weft-scale"));
+    scale.arg("--check").arg("--weft").arg(built.join("weft"));
+    shell::run(&mut scale)
 }
 
 fn rehearsal() -> Result<()> {

@@ -71,7 +71,7 @@ enum Command {
         /// here [default: the chart's own]
         #[arg(long, value_name = "REF", requires = "kubeconfig")]
         image: Option<String>,
-        /// Values of the chart that this cluster needs: {"agent": {"node": {"cgroupRoot": "/sys/fs/cgroup/$(NODE_NAME)"}}}
+        /// Values of the chart that this cluster needs: {"clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12"]}
         #[arg(long, value_name = "JSON", requires = "kubeconfig")]
         values: Option<String>,
         /// Leave weft and the suite's namespaces in the cluster
@@ -102,7 +102,7 @@ enum Command {
         /// `scale`: what a cluster of 1,000 nodes and 50,000 pods costs the controller and an agent, and one push of 10,000
         /// workloads; `scale --check` measures that push alone, and fails where it is over its limits. And what `weft-bench`
         /// knows besides: `--only bulk`, `--markdown`, `--rival NAME=COMMAND`, `--compare OLD.json`:
-        /// `cargo run -p weft-bench -- --help` shows all
+        /// `cargo run --bin weft-bench -- --help` shows all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "MORE")]
         args: Vec<String>,
         /// Build without optimisations: to work on the benchmark; its figures mean nothing

@@ -156,9 +156,9 @@ impl Cluster {
         self.api.as_ref().map(|api| api.kubeconfig()).unwrap_or_default()
     }
 
-    /// Values of the chart that nodes of one kernel need, as JSON: each agent hooks what is in its own node's cgroup.
+    /// Values of the chart as README has them installed: none. Both agents hook the machine's root, and each finds what is its own.
     pub fn values(&self) -> String {
-        json!({"agent": {"node": {"cgroupRoot": format!("/sys/fs/cgroup/{}$(NODE_NAME)", crate::run::PREFIX)}}}).to_string()
+        json!({}).to_string()
     }
 
     /// The API server, for what no client can do.
