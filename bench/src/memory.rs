@@ -1,6 +1,8 @@
 //! The memory and the sockets of those who carry the traffic: just started, after the rounds, and with many connections
 //! open.
 
+use std::{thread::sleep, time::Duration};
+
 use anyhow::{Context, Result};
 use weft_tests::{Crowd, machine};
 
@@ -12,6 +14,8 @@ use crate::{
 
 /// Where the crowd's server listens.
 const PORT: u16 = 9100;
+/// How long they have been open by then: what their opening alone needed may be given back.
+const OPEN: Duration = Duration::from_secs(6);
 /// Files that a process has open besides a crowd's connections.
 const SPARE: u64 = 200;
 
@@ -23,7 +27,7 @@ pub(crate) fn look(stage: &Stage, when: &str, series: &mut Vec<Series>) -> Resul
     Ok(())
 }
 
-/// The same with so many connections open, each of which has carried a message; and how many sockets each of them takes.
+/// The same with so many connections open for some seconds, each of which has carried a message; and how many sockets each of them takes.
 pub(crate) fn crowded(
     stage: &Stage,
     count: usize,
@@ -54,6 +58,7 @@ fn crowd(pair: &Pair, count: usize, series: &mut Vec<Series>) -> Result<()> {
     let _server = Crowd::serve(&pair.server, to)?;
     let mut clients = Crowd::hold(&pair.client, count, &[to])?;
     clients.opened()?;
+    sleep(OPEN);
     let when = format!("with {} connections open", thousands(count));
     add(pair, &format!("memory (RSS), {when}"), series)?;
     let each = sockets(&all).saturating_sub(before) as f64 / count as f64;
