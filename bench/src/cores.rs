@@ -36,7 +36,7 @@ pub(crate) fn pinned<T>(core: usize, carriers: &Carriers, work: impl FnOnce() ->
 
 fn confine(carriers: &Carriers, cores: &CpuSet) -> Result<()> {
     sched_setaffinity(None, cores).context("pin this thread")?;
-    for pid in carriers.client.iter().chain(&carriers.server) {
+    for pid in carriers.all() {
         let tasks = fs::read_dir(format!("/proc/{pid}/task"))
             .with_context(|| format!("list the threads of process {pid}"))?;
         for task in tasks {

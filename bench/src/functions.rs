@@ -50,7 +50,7 @@ pub(crate) struct Functions(pub(crate) PathBuf);
 impl Functions {
     /// Does `work` and notes what of their program the carriers run meanwhile.
     pub(crate) fn during<T>(&self, carriers: &Carriers, work: impl FnOnce() -> T) -> Result<T> {
-        let pids: BTreeSet<u32> = carriers.client.iter().chain(&carriers.server).copied().collect();
+        let pids: BTreeSet<u32> = carriers.all().collect();
         let stop = AtomicBool::new(false);
         let (outcome, traced) = thread::scope(|scope| {
             let tracers: Vec<_> = pids

@@ -175,8 +175,14 @@ impl Load {
             told.map(|(name, _)| measure(&format!(", {name}"), Unit::Micros))
         };
         let cpu = |per: &str| {
-            ["whole machine", "proxies", "client's side", "server's side"]
-                .map(|whose| measure(&format!(", CPU per {per}, {whose}"), Unit::CpuSeconds))
+            [
+                "whole machine",
+                "proxies",
+                "client's side",
+                "server's side",
+                "waypoint",
+            ]
+            .map(|whose| measure(&format!(", CPU per {per}, {whose}"), Unit::CpuSeconds))
         };
         match self {
             Self::PingPong { beside_bulk, .. } => {

@@ -19,7 +19,7 @@ const OPEN: Duration = Duration::from_secs(6);
 /// Files that a process has open besides a crowd's connections.
 const SPARE: u64 = 200;
 
-/// One series for each side: what is resident at this moment, in every mode that has somebody who carries.
+/// One series for each side and for the waypoint: what is resident at this moment, in every mode that has somebody who carries.
 pub(crate) fn look(stage: &Stage, when: &str, series: &mut Vec<Series>) -> Result<()> {
     for pair in pairs(stage) {
         add(pair, &format!("memory (RSS), {when}"), series)?;
@@ -36,8 +36,8 @@ pub(crate) fn crowded(
 ) -> Result<()> {
     for pair in pairs(stage).filter(|pair| !pair.mode.http_only()) {
         let limit = machine::file_limit();
-        // A proxy beside an app has two sockets for each connection.
-        if !pair.captured() && 2 * count as u64 + SPARE > limit {
+        // A proxy beside an app has two sockets for each connection, and so has an agent that is at both ends of it.
+        if pair.has_two_sockets() && 2 * count as u64 + SPARE > limit {
             let mode = &pair.mode;
             skipped.push(format!(
                 "{mode}: {count} connections open, for which a process would need more than {limit} files"
@@ -52,7 +52,7 @@ pub(crate) fn crowded(
 
 fn crowd(pair: &Pair, count: usize, series: &mut Vec<Series>) -> Result<()> {
     let carriers = pair.carriers();
-    let all = [carriers.client, carriers.server].concat();
+    let all: Vec<u32> = carriers.all().collect();
     let before = sockets(&all);
     let to = pair.server.addr(PORT);
     let _server = Crowd::serve(&pair.server, to)?;
@@ -75,6 +75,7 @@ fn add(pair: &Pair, name: &str, series: &mut Vec<Series>) -> Result<()> {
     for (side, pids) in [
         ("client's side", &carriers.client),
         ("server's side", &carriers.server),
+        ("waypoint", &carriers.waypoint),
     ] {
         if let Some(resident) = resident(pids)? {
             let measure = Measure::new(format!("{name}, {side}"), Unit::Mebibytes);

@@ -39,12 +39,7 @@ impl Perf {
 }
 
 fn record(file: &Path, carriers: &Carriers) -> Result<Process> {
-    let pids: Vec<String> = carriers
-        .client
-        .iter()
-        .chain(&carriers.server)
-        .map(ToString::to_string)
-        .collect();
+    let pids: Vec<String> = carriers.all().map(|pid| pid.to_string()).collect();
     ensure!(
         !pids.is_empty(),
         "nobody carries this traffic: there is nothing to profile"

@@ -14,8 +14,8 @@ const TICKS: f64 = 100.0;
 pub(crate) struct Cpu {
     /// Since boot: all cores, everything that was not idle.
     machine: f64,
-    /// Of the client's side and of the server's: those who carry the traffic. `None` where nobody does.
-    sides: [Option<f64>; 2],
+    /// Of those who carry the traffic: the client's side, the server's, the waypoint between them. `None` where nobody does.
+    carriers: [Option<f64>; 3],
 }
 
 impl Cpu {
@@ -25,23 +25,28 @@ impl Cpu {
         let machine = of_machine(&stat).context("/proc/stat has no line for all cores")?;
         Ok(Self {
             machine: machine as f64 / TICKS,
-            sides: [side(&carriers.client)?, side(&carriers.server)?],
+            carriers: [
+                used(&carriers.client)?,
+                used(&carriers.server)?,
+                used(&carriers.waypoint)?,
+            ],
         })
     }
 
-    /// Whether every side that carries has done something.
+    /// Whether all that carry have done something.
     pub(crate) fn has_worked_since(self, before: Self) -> bool {
-        let [_, _, client, server] = self.since(before, 1.0);
-        [client, server].iter().flatten().all(|used| *used >= WORK)
+        let [_, _, carriers @ ..] = self.since(before, 1.0);
+        carriers.iter().flatten().all(|used| *used >= WORK)
     }
 
-    /// What was used since `before`, times `share`: of the machine, of all who carry, of the client's side, of the server's.
-    pub(crate) fn since(self, before: Self, share: f64) -> [Option<f64>; 4] {
+    /// What was used since `before`, times `share`: of the machine, of all who carry, and of each of them.
+    pub(crate) fn since(self, before: Self, share: f64) -> [Option<f64>; 5] {
         let used = |now: Option<f64>, before: Option<f64>| Some((now? - before?) * share);
-        let sides = [0, 1].map(|side| used(self.sides[side], before.sides[side]));
-        let all = sides.iter().flatten().copied().reduce(|a, b| a + b);
-        let [client, server] = sides;
-        [Some((self.machine - before.machine) * share), all, client, server]
+        let carriers = [0, 1, 2].map(|at| used(self.carriers[at], before.carriers[at]));
+        let all = carriers.iter().flatten().copied().reduce(|a, b| a + b);
+        let [client, server, waypoint] = carriers;
+        let machine = (self.machine - before.machine) * share;
+        [Some(machine), all, client, server, waypoint]
     }
 }
 
@@ -49,7 +54,7 @@ impl Cpu {
 const WORK: f64 = 20e-6;
 
 /// Seconds of all processes; to the nanosecond, since a short load is a few ticks only.
-fn side(pids: &[u32]) -> Result<Option<f64>> {
+fn used(pids: &[u32]) -> Result<Option<f64>> {
     if pids.is_empty() {
         return Ok(None);
     }
@@ -161,15 +166,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_is_told_by_side() {
+    fn what_was_used_is_told_by_process() {
         let cpu = |machine, client, server| Cpu {
             machine,
-            sides: [client, server],
+            carriers: [client, server, None],
         };
         let used = cpu(14.0, Some(3.0), Some(2.5)).since(cpu(10.0, Some(1.0), Some(2.0)), 0.5);
-        assert_eq!(used, [Some(2.0), Some(1.25), Some(1.0), Some(0.25)]);
+        assert_eq!(used, [Some(2.0), Some(1.25), Some(1.0), Some(0.25), None]);
         let alone = cpu(14.0, Some(3.0), None).since(cpu(10.0, Some(1.0), None), 1.0);
-        assert_eq!(alone, [Some(4.0), Some(2.0), Some(2.0), None]);
+        assert_eq!(alone, [Some(4.0), Some(2.0), Some(2.0), None, None]);
         assert_eq!(cpu(2.0, None, None).since(cpu(1.0, None, None), 1.0)[1], None);
         let idle = cpu(1.0, Some(1.0), Some(1.0));
         assert!(cpu(1.0, Some(1.1), Some(1.1)).has_worked_since(idle));

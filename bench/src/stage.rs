@@ -74,6 +74,17 @@ pub(crate) struct Carriers {
     /// On the client's side, or on both where it is one.
     pub(crate) client: Vec<u32>,
     pub(crate) server: Vec<u32>,
+    /// Between the two.
+    pub(crate) waypoint: Vec<u32>,
+}
+
+impl Carriers {
+    pub(crate) fn all(&self) -> impl Iterator<Item = u32> {
+        [&self.client, &self.server, &self.waypoint]
+            .into_iter()
+            .flatten()
+            .copied()
+    }
 }
 
 impl Pair {
@@ -131,10 +142,12 @@ impl Pair {
             [client, server] => Carriers {
                 client: processes::tree(client.id()),
                 server: processes::tree(server.id()),
+                waypoint: Vec::new(),
             },
             _ => Carriers {
                 client: agent(0),
-                server: [agent(1), self.waypoint.iter().filter_map(Waypoint::pid).collect()].concat(),
+                server: agent(1),
+                waypoint: self.waypoint.iter().filter_map(Waypoint::pid).collect(),
             },
         }
     }
@@ -142,6 +155,12 @@ impl Pair {
     /// Whether the mesh has its pods.
     pub(crate) fn captured(&self) -> bool {
         matches!(self.mode.way, Way::Weft { .. } | Way::Waypoint(_))
+    }
+
+    /// Whether one process has two sockets of a connection.
+    pub(crate) fn has_two_sockets(&self) -> bool {
+        let alone = self.mode.ground == Ground::OneNode && !self.in_kernel();
+        !self.captured() || alone
     }
 
     /// Whether its pods talk from app to app once the agent has allowed it.

@@ -21,9 +21,9 @@ use super::{
 
 /// How long nobody listens, and how long nobody answers after that: long past every deadline and pause of the controller.
 const EACH: Duration = Duration::from_secs(70);
-/// How soon after it what has changed is heard of, at most: each watch is tried again every 30 s or so by then, as those of
+/// How soon after it what has changed is heard of, at most: each watch is tried again after 30 to 60 s by then, as those of
 /// Kubernetes' own controllers are.
-const BACK: Duration = Duration::from_secs(60);
+const BACK: Duration = Duration::from_secs(90);
 
 #[test]
 fn an_outage_of_minutes_takes_nothing_from_agents_and_is_caught_up_with() -> Result<()> {
