@@ -224,11 +224,21 @@ impl Shared {
         self.lock().entry(key.clone()).or_default().push(tunnel.clone());
         let (shared, key) = (self.clone(), key.clone());
         self.lanes.spawn(async move {
+            let (remove, is_spare) = (|| shared.remove(&key, &tunnel), || shared.is_spare(&key, &tunnel));
             tunnel
-                .run(&shared.settings, client, dial, || shared.remove(&key, &tunnel))
+                .run(&shared.settings, client, dial, (remove, is_spare))
                 .await;
         });
         slot
+    }
+
+    /// Whether the next streams go to one that is before it.
+    fn is_spare(&self, key: &TunnelKey, tunnel: &Arc<Tunnel>) -> bool {
+        let tunnels = self.lock();
+        let fitting = tunnels.get(key).into_iter().flatten();
+        let mut before = fitting.take_while(|other| !Arc::ptr_eq(other, tunnel));
+        before
+            .any(|other| other.is_usable() && !other.is_heavy() && other.has_room(self.settings.max_streams))
     }
 
     fn remove(&self, key: &TunnelKey, tunnel: &Arc<Tunnel>) {

@@ -18,6 +18,8 @@ pub struct Settings {
     pub answer_timeout: Duration,
     /// A tunnel without a stream is closed after this by the side that dialled it, and a fifth later by the other.
     pub idle_timeout: Duration,
+    /// The same where another tunnel of the pair has room: a burst leaves a hundred of them, each with what its streams needed.
+    pub spare_timeout: Duration,
     /// How often a PING asks whether the other end is still there.
     pub ping_interval: Duration,
     /// How long the answer to a PING may take before the tunnel is given up.
@@ -52,6 +54,7 @@ impl Default for Settings {
             handshake_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
+            spare_timeout: Duration::from_secs(20),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(20),
             max_streams: 100,

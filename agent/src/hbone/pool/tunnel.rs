@@ -165,13 +165,18 @@ impl Tunnel {
         self.load.is_heavy()
     }
 
-    /// A place, if there is one; `most` or what the other end allows. Called under the pool's lock.
-    pub(super) fn take_slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
+    /// Whether there is a place; `most` or what the other end allows.
+    pub(super) fn has_room(&self, most: usize) -> bool {
         let most = match &*self.state.borrow() {
             State::Open(sender, _) => most.min(sender.current_max_send_streams()),
             _ => most,
         };
-        if self.streams.load(Acquire) >= most {
+        self.streams.load(Acquire) < most
+    }
+
+    /// A place, if there is one; `most` or what the other end allows. Called under the pool's lock.
+    pub(super) fn take_slot(self: &Arc<Self>, most: usize) -> Option<Slot> {
+        if !self.has_room(most) {
             return None;
         }
         self.streams.fetch_add(1, AcqRel);
@@ -192,7 +197,7 @@ impl Tunnel {
         settings: &Settings,
         client: tls::Client,
         dial: D,
-        remove: impl Fn(),
+        (remove, is_spare): (impl Fn(), impl Fn() -> bool),
     ) where
         D: FnOnce() -> F + Send,
         F: Future<Output = io::Result<C>> + Send,
@@ -217,7 +222,8 @@ impl Tunnel {
             _ => false,
         });
         tracing::debug!(peer = %self.peer, open, "tunnel opened");
-        self.keep(settings, growth, connection, &session, remove).await;
+        self.keep(settings, growth, connection, &session, (remove, is_spare))
+            .await;
     }
 
     async fn handshake<D, F, C>(
@@ -267,11 +273,11 @@ impl Tunnel {
         growth: Growth,
         mut connection: Connection<tls::ClientStream>,
         session: &Session,
-        remove: impl Fn(),
+        (remove, is_spare): (impl Fn(), impl Fn() -> bool),
     ) {
         let pings = connection.ping_pong();
         let silence = keepalive::silence(pings, settings);
-        let idle = self.idle(settings);
+        let idle = self.idle(settings, is_spare);
         let rejected = session.rejected();
         tokio::pin!(silence, idle, rejected);
         let mut window = Window::new(self.unread.clone(), growth, settings);
@@ -319,10 +325,15 @@ impl Tunnel {
     }
 
     /// Resolves when there has been no stream for as long as is allowed.
-    async fn idle(&self, settings: &Settings) {
-        keepalive::idle(settings.idle_timeout, || {
-            (self.streams() == 0, self.taken.load(Acquire))
-        })
-        .await;
+    async fn idle(&self, settings: &Settings, is_spare: impl Fn() -> bool) {
+        let look = || (self.streams() == 0, self.taken.load(Acquire));
+        let look_at_spare = || {
+            let (idle, taken) = look();
+            (idle && is_spare(), taken)
+        };
+        tokio::select! {
+            () = keepalive::idle(settings.idle_timeout, look) => {}
+            () = keepalive::idle(settings.spare_timeout, look_at_spare) => {}
+        }
     }
 }

@@ -277,6 +277,38 @@ async fn an_idle_tunnel_is_closed_cleanly() {
 }
 
 #[tokio::test]
+async fn what_a_burst_leaves_is_closed_but_for_one() {
+    let settings = Settings {
+        max_streams: 1,
+        spare_timeout: Duration::from_millis(40),
+        ..Settings::default()
+    };
+    let (accept, held) = hold();
+    let mut world = World::with(settings, accept).await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(world.connect(nowhere()).await.unwrap());
+    }
+    // The last one is used: none that is before it has room.
+    let last = streams.pop();
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(world.pool.counts(), (3, 3));
+    streams.clear();
+    held.lock().unwrap().drain(..2);
+    assert!(soon(world.server.ended.recv()).await.unwrap().is_ok());
+    assert_eq!(
+        world.pool.counts(),
+        (2, 1),
+        "the first stays for whoever comes next"
+    );
+    drop(last);
+    held.lock().unwrap().clear();
+    assert!(soon(world.server.ended.recv()).await.unwrap().is_ok());
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(world.pool.counts(), (1, 0));
+}
+
+#[tokio::test]
 async fn a_drained_pool_lets_go_of_its_tunnels() {
     let (accept, held) = hold();
     let mut world = World::with(Settings::default(), accept).await;

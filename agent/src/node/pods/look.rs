@@ -101,25 +101,23 @@ impl Looker {
 
     /// `told` is what the container runtime says of sandboxes; nothing where it says nothing.
     pub(super) fn look(&mut self, listing: &Listing, told: &Sandboxes, now: Instant) -> View {
-        let looked = self.folders(&told.added_to(listing, now, |_| true), now);
-        // By what the API shows alone: the runtime may tell of another kubelet's pods.
-        self.learn_roots(&owners(listing), &looked.pods);
-        let is_here = |uid: &str| self.is_here(looked.pods.get(uid)) == Some(true);
-        let listing = &*told.added_to(listing, now, is_here);
+        let listing = &*told.added_to(listing, now);
+        let odd: Vec<String> = keys_of(listing)
+            .filter(|uid| !is_uid(uid))
+            .map(str::to_owned)
+            .collect();
+        let looked = self.folders(listing, &odd, now);
         let owners = owners(listing);
+        self.learn_roots(&owners, &looked.pods);
         self.forget_remade(&owners, &looked.pods);
         let pods = self.pods(listing, &owners, (&looked.pods, told), now);
         let pods_cgroup = self.pods_cgroup();
         let holds = self.holds(listing, &owners, &looked, &pods, now);
         let holds = self.with_depths(holds, &looked, pods_cgroup);
         let newest = told.by_uid();
-        let standing = |sandbox: &Sandbox| {
-            let is_newest = newest.get(sandbox.uid()).is_some_and(|newest| *newest == sandbox);
-            let is_elsewhere = self.is_here(looked.pods.get(sandbox.uid())) == Some(false);
-            match is_newest && !is_elsewhere {
-                true => self.standing(listing, &owners, &pods, sandbox),
-                false => Standing::Outside,
-            }
+        let standing = |sandbox: &Sandbox| match newest.get(sandbox.uid()) {
+            Some(newest) if *newest == sandbox => self.standing(listing, &owners, &pods, sandbox),
+            _ => Standing::Outside,
         };
         let sandboxes = told.iter().map(|(id, sandbox)| (id.clone(), standing(sandbox)));
         let sandboxes = sandboxes.collect();
@@ -131,12 +129,7 @@ impl Looker {
         }
     }
 
-    fn folders(&mut self, listing: &Listing, now: Instant) -> Looked {
-        let odd: Vec<String> = keys_of(listing)
-            .filter(|uid| !is_uid(uid))
-            .map(str::to_owned)
-            .collect();
-        let odd = odd.as_slice();
+    fn folders(&mut self, listing: &Listing, odd: &[String], now: Instant) -> Looked {
         let due = |after| {
             self.explored
                 .is_none_or(|at| now.saturating_duration_since(at) >= after)
@@ -304,15 +297,6 @@ impl Looker {
                 None => Standing::Unknown,
             },
         }
-    }
-
-    /// Whether what has these folders runs on this node. Nobody knows of what has none yet, but where no folder is known to be
-    /// this node's, all are.
-    fn is_here(&self, folders: Option<&Vec<PodFolder>>) -> Option<bool> {
-        if self.roots.is_empty() {
-            return Some(true);
-        }
-        Some(folders?.iter().any(|folder| self.is_ours(&folder.path)))
     }
 
     fn is_ours(&self, folder: &Path) -> bool {

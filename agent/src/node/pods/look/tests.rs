@@ -495,26 +495,3 @@ fn what_the_runtime_tells_of_is_a_pod_before_the_api_shows_it() {
     assert_eq!(uids(&node.look(59)), [web]);
     assert!(uids(&node.look(61)).is_empty());
 }
-
-#[test]
-fn another_kubelets_pods_are_not_ours_though_the_runtime_tells_of_them() {
-    let mut node = Node::new("told-of-another");
-    node.look(0);
-    let elsewhere = "another/kubepods/burstable";
-    for (id, number, parent) in [("a", 1, OURS), ("b", 2, elsewhere)] {
-        let pod = sandboxes::told(id, "in", &uid(number), "/nowhere");
-        node.told.start(pod, node.start).expect("it says enough");
-        node.cgroup(parent, number);
-    }
-    // Of one without a cgroup nobody knows where it is yet.
-    let pod = sandboxes::told("c", "in", &uid(3), "/nowhere");
-    node.told.start(pod, node.start).expect("it says enough");
-    // By then all folders have been walked through again.
-    let view = node.look(2);
-    assert!(matches!(view.sandboxes["a"], Standing::Awaits(_)));
-    assert_eq!(view.sandboxes["b"], Standing::Outside);
-    assert_eq!(view.sandboxes["c"], Standing::Unknown);
-    assert_eq!(view.pods.len(), 1, "{:?}", uids(&view));
-    // That one's root is not taken for this node's.
-    assert_eq!(view.pods_cgroup.map(|it| it.level), Some(2));
-}

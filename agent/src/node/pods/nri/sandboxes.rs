@@ -100,14 +100,8 @@ impl Sandboxes {
         sandboxes.into_iter().map(|it| (it.uid.as_str(), it)).collect()
     }
 
-    /// The listing, with the pods that start `here` and that the API has not shown yet. Where nodes share a kernel, one runtime may
-    /// tell the agents of several.
-    pub(in crate::node::pods) fn added_to<'a>(
-        &self,
-        listing: &'a Listing,
-        now: Instant,
-        here: impl Fn(&str) -> bool,
-    ) -> Cow<'a, Listing> {
+    /// The listing, with the pods that start and that the API has not shown yet.
+    pub(in crate::node::pods) fn added_to<'a>(&self, listing: &'a Listing, now: Instant) -> Cow<'a, Listing> {
         let shown: HashSet<&str> = listing.pods.iter().flat_map(keys).collect();
         let is_new = |sandbox: &Sandbox| {
             let since = sandbox.started.map(|at| now.saturating_duration_since(at));
@@ -117,7 +111,6 @@ impl Sandboxes {
             .by_uid()
             .into_values()
             .filter(|sandbox| !shown.contains(sandbox.uid.as_str()) && is_new(sandbox))
-            .filter(|sandbox| here(&sandbox.uid))
             .collect();
         if more.is_empty() {
             return Cow::Borrowed(listing);
@@ -249,7 +242,7 @@ mod tests {
             current: true,
             ..Listing::default()
         };
-        let shown = told.added_to(&listing, now, |_| true);
+        let shown = told.added_to(&listing, now);
         let [pod] = &*shown.pods else { panic!("one pod") };
         assert_eq!(
             (pod.uid.as_str(), pod.name.as_str(), pod.host_network),
@@ -263,27 +256,23 @@ mod tests {
         assert_eq!(pod.addresses, ["10.0.0.1".parse::<IpAddr>().expect("an address")]);
         let later = now + UNKNOWN;
         assert!(
-            told.added_to(&listing, later, |_| true).pods.is_empty(),
+            told.added_to(&listing, later).pods.is_empty(),
             "it is no pod of the cluster"
         );
         listing.current = false;
-        assert_eq!(
-            told.added_to(&listing, later, |_| true).pods.len(),
-            1,
-            "the API is away"
-        );
+        assert_eq!(told.added_to(&listing, later).pods.len(), 1, "the API is away");
         // What the API shows goes before.
         listing.pods.push(ApiPod {
             uid: "u".to_owned(),
             ..ApiPod::default()
         });
-        assert!(matches!(told.added_to(&listing, now, |_| true), Cow::Borrowed(_)));
+        assert!(matches!(told.added_to(&listing, now), Cow::Borrowed(_)));
         assert!(told.end("s") && !told.end("s"));
         let mut running = Sandboxes::default();
         running.take_running(sandbox("s", "u", "/run/netns/x"));
         told.replace(running);
         assert!(
-            told.added_to(&Listing::default(), now, |_| true).pods.is_empty(),
+            told.added_to(&Listing::default(), now).pods.is_empty(),
             "it ran before"
         );
         assert_eq!(told.by_uid().len(), 1);
@@ -298,7 +287,7 @@ mod tests {
         }
         let of_pod = |told: &Sandboxes| told.by_uid()["u"].netns().cloned();
         assert_eq!(of_pod(&told), Some("/run/netns/2".into()));
-        assert_eq!(told.added_to(&Listing::default(), now, |_| true).pods.len(), 1);
+        assert_eq!(told.added_to(&Listing::default(), now).pods.len(), 1);
         told.end("a");
         assert_eq!(of_pod(&told), Some("/run/netns/1".into()));
     }
