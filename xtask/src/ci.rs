@@ -83,19 +83,22 @@ const STEPS: [Step; 11] = [
 /// # Errors
 /// A check or a test failed.
 pub(crate) fn run(install: bool) -> Result<()> {
+    let since = Instant::now();
     setup::run(setup::Options {
         install,
         tests: true,
         dev: true,
     })?;
     setup::rehearsal(install)?;
+    let mut took = vec![("setup", since.elapsed())];
     for Step { name, run, mend } in STEPS {
         test::step(name);
         let started = Instant::now();
         run().with_context(|| format!("{name} failed; to mend it: {mend}"))?;
         println!("✓ {name} ({:.1} s)", started.elapsed().as_secs_f32());
+        took.push((name, started.elapsed()));
     }
-    test::run(None, install)
+    test::run(None, install, took)
 }
 
 fn format() -> Result<()> {

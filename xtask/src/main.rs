@@ -229,7 +229,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         } => test::rehearse::run(filter.as_deref(), keep, !no_install),
         Command::Test {
             filter, no_install, ..
-        } => test::run(filter.as_deref(), !no_install),
+        } => test::run(filter.as_deref(), !no_install, Vec::new()),
         Command::Demo { keep, no_install } => demo::run(keep, !no_install),
         Command::Bench {
             quick,

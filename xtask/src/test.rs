@@ -27,6 +27,7 @@ use crate::{
 
 /// How long one test binary may take.
 pub(crate) const LIMIT: Duration = Duration::from_mins(10);
+const BUILD: &str = "building weft, its eBPF programs and the tests";
 /// Integration tests wait more than they compute, but each brings up nodes of its own.
 const INTEGRATION_THREADS: &str = "--test-threads=2";
 
@@ -37,26 +38,42 @@ struct Row {
     took: Duration,
 }
 
+impl Row {
+    /// Something that has no tests.
+    fn of((title, took): (&str, Duration)) -> Self {
+        Self {
+            title: title.to_owned(),
+            tally: Tally::default(),
+            took,
+        }
+    }
+}
+
+/// What was done before the tests, and how long it took: the table at the end has it, too.
+pub(crate) type Before = Vec<(&'static str, Duration)>;
+
 /// Runs the tests whose name contains the filter.
 ///
 /// # Errors
 /// A test failed, something was left behind, or the tests could not be run.
-pub(crate) fn run(filter: Option<&str>, install: bool) -> Result<()> {
+pub(crate) fn run(filter: Option<&str>, install: bool, before: Before) -> Result<()> {
     setup::run(setup::Options {
         install,
         tests: true,
         dev: false,
     })?;
     preflight::run()?;
-    step("building weft, its eBPF programs and the tests");
+    step(BUILD);
+    let since = Instant::now();
     let artifacts = build::everything(&shell::root(), None)?;
     build::next_layout()?;
+    let built = (BUILD, since.elapsed());
     for gone in weft_tests::sweep()? {
         println!("swept {gone}, which a run that died had left");
     }
     let interrupt = Interrupt::listen()?;
     let mut run = Run {
-        rows: Vec::new(),
+        rows: before.into_iter().chain([built]).map(Row::of).collect(),
         pids: Vec::new(),
     };
     for binary in &artifacts.tests {

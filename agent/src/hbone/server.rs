@@ -17,7 +17,7 @@ use http::{HeaderValue, StatusCode};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -215,16 +215,16 @@ where
     let silence = keepalive::silence(connection.ping_pong(), settings);
     tokio::pin!(deadline, silence);
     let mut draining = false;
-    // Runs from the GOAWAY on.
-    let mut unanswered = interval(settings.goaway_timeout);
-    unanswered.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let tunnel = Part::new();
     let mut window = Window::new(tunnel.unread.clone(), growth, settings);
     let taken = AtomicUsize::new(0);
     // The side that dialled goes first, where it is one of ours.
     let idle = settings.idle_timeout + settings.idle_timeout / 5;
-    let unused = keepalive::idle(idle, || (tunnel.is_last(), taken.load(Relaxed)));
-    tokio::pin!(unused);
+    let look = || (tunnel.is_last(), taken.load(Relaxed));
+    let unused = keepalive::idle(idle, look);
+    // Polled, and so begun, with the GOAWAY. A span without a stream, and not a moment: what the last one sent has yet to leave.
+    let unanswered = keepalive::idle(settings.goaway_timeout, look);
+    tokio::pin!(unused, unanswered);
     loop {
         tokio::select! {
             request = accept(connection, &mut window, &tunnel.load) => match request {
@@ -239,26 +239,33 @@ where
             },
             () = go_away(&mut unused, &drain), if !draining => {
                 draining = true;
-                unanswered.reset();
                 connection.graceful_shutdown();
             }
             // With the answer, the connection would have ended by itself.
-            _ = unanswered.tick(), if draining => if tunnel.is_last() {
+            () = &mut unanswered, if draining => {
+                bid_farewell(connection).await;
                 return Ok(());
-            },
+            }
             after = &mut silence => return Err(match tunnel.is_last() {
                 true => ServeError::Gone(after),
                 false => ServeError::Silent(after),
             }),
             () = &mut deadline => {
-                connection.abrupt_shutdown(Reason::NO_ERROR);
-                // The GOAWAY and the resets, if the peer still reads.
-                let flushed = poll_fn(|cx| connection.poll_closed(cx));
-                let _ = timeout(FAREWELL, flushed).await;
+                bid_farewell(connection).await;
                 return Err(ServeError::DrainTimedOut(settings.drain_timeout));
             }
         }
     }
+}
+
+/// Sends the last GOAWAY, resets of what is open, and the end of TLS, if the peer still reads.
+async fn bid_farewell<S>(connection: &mut Connection<S, Bytes>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    connection.abrupt_shutdown(Reason::NO_ERROR);
+    let flushed = poll_fn(|cx| connection.poll_closed(cx));
+    let _ = timeout(FAREWELL, flushed).await;
 }
 
 /// Resolves when the peer is to open new streams elsewhere.

@@ -14,7 +14,6 @@ pub mod pins;
 pub mod preflight;
 pub mod privileges;
 pub mod selftest;
-pub mod slice;
 pub mod takeover;
 pub mod verdicts;
 pub mod verify;

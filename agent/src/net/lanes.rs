@@ -27,6 +27,8 @@ use std::{
 use tokio::{net::TcpStream, runtime::Handle};
 use tokio_util::sync::CancellationToken;
 
+use super::schedule;
+
 /// The pause after the second thread could not be started.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -104,10 +106,17 @@ impl Lanes {
         }
     }
 
+    /// Runs `work` where messages are carried, between two tasks.
+    pub(crate) fn on_talk(&self, work: fn()) {
+        if let Some(threads) = &self.0 {
+            threads.talk.spawn(async move { work() });
+        }
+    }
+
     /// Runs `work` on each of the threads that run, between two tasks.
     pub fn on_each(&self, work: fn()) {
         let Some(threads) = &self.0 else { return };
-        threads.talk.spawn(async move { work() });
+        self.on_talk(work);
         if let Bulk::Runs(running) = &*threads.bulk() {
             running.handle.spawn(async move { work() });
         }
@@ -172,6 +181,8 @@ impl Running {
         let ended = end.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             HERE.set(Lane::Bulk);
+            // Whoever carries bulk waits, whatever else there is.
+            schedule::wait();
             runtime.block_on(ended.cancelled());
         })?;
         Ok(Self { handle, end, thread })

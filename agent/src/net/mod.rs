@@ -6,6 +6,7 @@ pub mod copy;
 pub mod lanes;
 pub mod netlink;
 pub mod netns;
+pub(crate) mod schedule;
 pub mod socket;
 pub mod tls;
 pub(crate) mod turn;

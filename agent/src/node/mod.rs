@@ -31,6 +31,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use tokio::{
     sync::watch,
+    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -64,7 +65,7 @@ use crate::{
     },
     limits::{LimitSettings, Limits, Places},
     mesh::Mesh,
-    net::{lanes::Lanes, netns::Netns},
+    net::{lanes::Lanes, netns::Netns, schedule},
     source::{Source, SourceConfig, Update},
     svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics, status::NriStatus},
@@ -223,7 +224,7 @@ pub async fn run(
     let buffers = tunnels.buffers.clone();
     shared.metrics.count_limits(Box::new(move || buffers.refused()));
     let workers = Workers::start(&config, &kernel, &shared, &tunnels, &shutdown)?;
-    let giving_back = workers.give_back();
+    let keeping = workers.keep();
     let node = open_node_netns(&config.node_netns);
     let (same_node, inbox) = SameNode::new(shared.clone(), &kernel, node.clone(), pairs)?;
     let mut enrolment = Enrolment::new(kernel, workers.commands.clone(), Places::new(limits))?;
@@ -254,7 +255,7 @@ pub async fn run(
     control.serve_ports(ports);
     control.take(first);
     control.run(&mut feed, lookups, inbox).await;
-    giving_back.abort();
+    drop(keeping);
     workers.join();
     control.close_ports().await;
     Ok(())
@@ -420,12 +421,18 @@ impl Workers {
         Ok(workers)
     }
 
-    /// Starts to give back memory that is not needed any more.
-    fn give_back(&self) -> tokio::task::JoinHandle<()> {
-        let lanes = self.lanes.clone();
-        tokio::spawn(give_back_regularly(move |work| {
+    /// Keeps them as they should be until it is dropped: memory that is not needed any more is given back, and they have their
+    /// turns as fits what else the node does.
+    fn keep(&self) -> JoinSet<()> {
+        let (lanes, talking) = (self.lanes.clone(), self.lanes.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(give_back_regularly(move |work| {
             lanes.iter().for_each(|lanes| lanes.on_each(work));
-        }))
+        }));
+        tasks.spawn(schedule::adapt(move |work| {
+            talking.iter().for_each(|lanes| lanes.on_talk(work));
+        }));
+        tasks
     }
 
     fn join(self) {

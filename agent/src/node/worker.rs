@@ -30,10 +30,9 @@ use crate::{
     kernel::{
         dns::DnsServers,
         maps::{ListenerKind, SocketStates},
-        slice,
     },
     mesh::Flow,
-    net::{lanes::Lanes, socket::Listener},
+    net::{lanes::Lanes, schedule, socket::Listener},
 };
 
 /// For how long nothing must have come before a listener that gets no more SYNs is closed: a client that had its answer
@@ -153,9 +152,7 @@ pub(super) fn start(
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
-            if let Err(error) = slice::shorten() {
-                tracing::debug!(%error, "the kernel grants no short slices: small messages wait longer on a busy node");
-            }
+            schedule::wait();
             let worker = Worker {
                 shared,
                 sockets,

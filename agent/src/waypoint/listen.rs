@@ -19,8 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Shared, WaypointConfig, tunnel, upstream::Upstreams};
 use crate::{
     hbone,
-    kernel::slice,
-    net::{lanes::Lanes, socket::listen_shared},
+    net::{lanes::Lanes, schedule, socket::listen_shared},
 };
 
 /// Tasks that have their turn before the sockets are looked at again, as the agent's workers have it.
@@ -46,7 +45,7 @@ pub(super) struct Worker {
 pub(super) struct Workers {
     threads: Vec<JoinHandle<()>>,
     /// Their runtimes.
-    pub(super) handles: Vec<Handle>,
+    handles: Vec<Handle>,
 }
 
 impl Workers {
@@ -72,6 +71,16 @@ impl Workers {
         let started = started.collect::<io::Result<Vec<_>>>()?;
         let (threads, handles) = started.into_iter().unzip();
         Ok(Self { threads, handles })
+    }
+
+    /// Runs what it is given on each of them, between two tasks.
+    pub(super) fn on_each(&self) -> impl Fn(fn()) + Send + 'static {
+        let handles = self.handles.clone();
+        move |work| {
+            for handle in &handles {
+                handle.spawn(async move { work() });
+            }
+        }
     }
 
     /// Waits for their end.
@@ -112,9 +121,7 @@ fn start(
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
-            if let Err(error) = slice::shorten() {
-                tracing::debug!(%error, "the kernel grants no short slices");
-            }
+            schedule::wait();
             runtime.block_on(run(listener, shared, drain));
         })?;
     Ok((thread, handle))

@@ -55,7 +55,7 @@ use crate::{
     kernel::memory::give_back_regularly,
     limits::{LimitSettings, Limits, Places, PodPlaces},
     mesh::{HBONE_PORT, Mesh, SpiffeId, SpiffeIdError, TrustDomain, Workload, http::Normalization},
-    net::tls,
+    net::{schedule, tls},
     source::{Source, SourceConfig},
     svid::{StoreSettings, SvidStore},
     telemetry::{LogFilter, Metrics},
@@ -214,12 +214,8 @@ pub async fn run(
         let workers = Workers::start(&config, &shared, &shutdown)
             .with_context(|| format!("take tunnels at {}", config.listen))?;
         state.listening();
-        let threads = workers.handles.clone();
-        tokio::spawn(give_back_regularly(move |work| {
-            for thread in &threads {
-                thread.spawn(async move { work() });
-            }
-        }));
+        tokio::spawn(give_back_regularly(workers.on_each()));
+        tokio::spawn(schedule::adapt(workers.on_each()));
         control.run(&mut feed, &shutdown).await;
         tracing::info!("shutting down: requests under way go on to their end");
         state.draining();

@@ -1,8 +1,11 @@
 //! What libtest prints, counted. The `test result:` lines are the truth; a process that ends without one has failed.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use super::Ending;
+
+/// About as much is told of why a test failed, in characters.
+const LONG: usize = 600;
 
 /// How many tests did what. Prints as the last line of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -12,6 +15,10 @@ pub(super) struct Tally {
     pub(super) skipped: usize,
     /// The names of those that failed.
     pub(super) failures: Vec<String>,
+    /// What they say of why, by their names.
+    pub(super) reasons: BTreeMap<String, String>,
+    /// The one whose output comes.
+    telling: Option<String>,
     /// Which of the skipped tests have said so themselves, and why: libtest calls them passed (`weft_tests::skip`).
     pub(super) skips: Vec<String>,
     /// How many of them the result line that is to come counts as passed.
@@ -38,6 +45,7 @@ impl Tally {
         {
             self.failures.push(name.to_owned());
         }
+        self.reason(line);
         if let Some(skip) = line.strip_prefix("SKIPPED ") {
             self.skips.push(skip.to_owned());
             self.unsettled += 1;
@@ -48,6 +56,26 @@ impl Tally {
             self.passed += count(counts, "passed").saturating_sub(skips);
             self.failed += count(counts, "failed");
             self.skipped += count(counts, "ignored") + skips;
+        }
+    }
+
+    /// Of what a failed test printed the first lines, up to the stack.
+    fn reason(&mut self, line: &str) {
+        if let Some(name) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            self.telling = Some(name.to_owned());
+            return;
+        }
+        let Some(name) = &self.telling else { return };
+        let reason = self.reasons.entry(name.clone()).or_default();
+        let ends = ["stack backtrace:", "Stack backtrace:", "note: ", "{", "failures:"];
+        if reason.len() > LONG || ends.iter().any(|end| line.starts_with(end)) {
+            self.telling = None;
+        } else if !line.trim().is_empty() {
+            reason.push(' ');
+            reason.extend(line.trim().chars().take(LONG));
         }
     }
 
@@ -69,8 +97,10 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
-        self.failures
-            .extend(other.failures.iter().map(|name| format!("{title}: {name}")));
+        self.failures.extend(other.failures.iter().map(|name| {
+            let reason = other.reasons.get(name).map_or("", String::as_str);
+            format!("{title}: {name}{reason}")
+        }));
         self.skips
             .extend(other.skips.iter().map(|skip| format!("{title}: {skip}")));
     }
@@ -166,5 +196,18 @@ mod tests {
         RED.lines().for_each(|line| one.line(line));
         all.add("tests/tunnel", &one);
         assert_eq!(all.failures, ["tests/tunnel: a::b"]);
+    }
+
+    #[test]
+    fn failures_say_why() {
+        let lines = "test a ... FAILED\ntest b ... FAILED\n\nfailures:\n\n---- a stdout ----\n\nthread 'a' (7) panicked at \
+            x.rs:1:2:\nno way\nstack backtrace:\n   0: f\n---- b stdout ----\nError: waited\n\nCaused by:\n    0: it is late\n\n\
+            failures:\n    a\n    b\n";
+        let (mut all, mut one) = (Tally::default(), Tally::default());
+        lines.lines().for_each(|line| one.line(line));
+        all.add("tests/t", &one);
+        let a = "tests/t: a thread 'a' (7) panicked at x.rs:1:2: no way";
+        let b = "tests/t: b Error: waited Caused by: 0: it is late";
+        assert_eq!(all.failures, [a, b]);
     }
 }

@@ -413,6 +413,38 @@ async fn a_drain_does_not_wait_for_a_peer_that_is_gone() {
     soon(world.server.ended.recv()).await.unwrap().unwrap();
 }
 
+/// Where the answer to the GOAWAY is late, as on a busy node: streams that end meanwhile come to their whole end.
+#[tokio::test]
+async fn what_the_last_stream_of_a_drain_sent_arrives() {
+    let settings = Settings {
+        goaway_timeout: Duration::from_millis(1),
+        ..Settings::default()
+    };
+    let (world, echo) = (World::with(settings, relay).await, echo().await);
+    for turn in 0..200 {
+        let (mut app, copied) = world.app(echo).await;
+        app.write_all(b"a").await.unwrap();
+        assert_eq!(soon(app.read_u8()).await.unwrap(), b'a');
+        world
+            .server
+            .tunnels
+            .lock()
+            .unwrap()
+            .last()
+            .unwrap()
+            .drain
+            .cancel();
+        // By then it is looked after the end of streams, at any moment.
+        tokio::time::sleep(Duration::from_micros(3000 + 10 * turn)).await;
+        app.write_all(b"bc").await.unwrap();
+        app.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        soon(app.read_to_end(&mut rest)).await.unwrap();
+        assert_eq!(rest, b"bc", "turn {turn}");
+        soon(copied.task).await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn each_failure_has_its_kind() {
     let world = World::with(Settings::default(), |request: Request| match request.target {
