@@ -12,10 +12,11 @@ use std::{
     fmt,
     io::Write,
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 pub(crate) use interrupt::Interrupt;
 use libtest::Tally;
 pub(crate) use process::{Ending, stream};
@@ -30,6 +31,9 @@ pub(crate) const LIMIT: Duration = Duration::from_mins(10);
 const BUILD: &str = "building weft, its eBPF programs and the tests";
 /// Integration tests wait more than they compute, but each brings up nodes of its own.
 const INTEGRATION_THREADS: &str = "--test-threads=2";
+
+/// Those that play beside the others.
+const ASIDE: [&str; 1] = ["controller"];
 
 /// One test binary's outcome.
 struct Row {
@@ -76,15 +80,31 @@ pub(crate) fn run(filter: Option<&str>, install: bool, before: Before) -> Result
         rows: before.into_iter().chain([built]).map(Row::of).collect(),
         pids: Vec::new(),
     };
-    for binary in &artifacts.tests {
-        if !interrupt.came() {
-            let mut command = command(binary, filter);
-            if let Some(weft) = &artifacts.weft {
-                command.env("WEFT_BIN", weft);
-            }
-            run.row(binary.title(), &mut command, &interrupt)?;
+    let of_binary = |binary: &TestBinary| {
+        let mut command = command(binary, filter);
+        if let Some(weft) = &artifacts.weft {
+            command.env("WEFT_BIN", weft);
         }
-    }
+        (binary.title(), command)
+    };
+    let (aside, others): (Vec<_>, Vec<_>) = artifacts.tests.iter().partition(|binary| waits(binary));
+    thread::scope(|scope| {
+        let aside = scope.spawn(|| {
+            let played = aside.into_iter().map(of_binary);
+            let played = played.map(|(title, mut command)| Aside::play(title, &mut command, &interrupt));
+            played.collect::<Result<Vec<_>>>()
+        });
+        for (title, mut command) in others.into_iter().map(of_binary) {
+            if !interrupt.came() {
+                run.row(title, &mut command, &interrupt)?;
+            }
+        }
+        let aside = aside
+            .join()
+            .map_err(|_| anyhow!("the tests beside the others panicked"))??;
+        aside.into_iter().for_each(|played| run.take(played));
+        anyhow::Ok(())
+    })?;
     if !interrupt.came() {
         let mut cargo = shell::cargo();
         cargo
@@ -116,6 +136,52 @@ pub(crate) fn command(binary: &TestBinary, filter: Option<&str>) -> Command {
     command
 }
 
+/// Runs one binary. Answers with its number, if it has ended by itself.
+fn play(
+    title: String,
+    command: &mut Command,
+    interrupt: &Interrupt,
+    mut on_line: impl FnMut(&str),
+) -> Result<(Row, Option<u32>)> {
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let (pid, ending) = stream(command, LIMIT, interrupt, |line| {
+        on_line(line);
+        tally.line(line);
+    })?;
+    tally.end(&ending);
+    let pid = match ending {
+        Ending::Exited(_) => Some(pid),
+        // Killed: it had no chance to clean up.
+        _ => {
+            on_line(&format!("{title}: {ending}"));
+            None
+        }
+    };
+    let took = started.elapsed();
+    Ok((Row { title, tally, took }, pid))
+}
+
+/// Whether a binary waits for clocks of minutes, and needs little of the machine meanwhile.
+fn waits(binary: &TestBinary) -> bool {
+    binary.integration() && ASIDE.contains(&binary.target.as_str())
+}
+
+/// What was played beside the others; it is printed when they have ended.
+struct Aside {
+    row: Row,
+    pid: Option<u32>,
+    lines: Vec<String>,
+}
+
+impl Aside {
+    fn play(title: String, command: &mut Command, interrupt: &Interrupt) -> Result<Self> {
+        let mut lines = Vec::new();
+        let (row, pid) = play(title, command, interrupt, |line| lines.push(line.to_owned()))?;
+        Ok(Self { row, pid, lines })
+    }
+}
+
 struct Run {
     rows: Vec<Row>,
     /// The test processes that ended by themselves: what they made carries their number.
@@ -125,24 +191,18 @@ struct Run {
 impl Run {
     fn row(&mut self, title: String, command: &mut Command, interrupt: &Interrupt) -> Result<()> {
         step(&title);
-        let started = Instant::now();
-        let mut tally = Tally::default();
-        let (pid, ending) = stream(command, LIMIT, interrupt, |line| {
-            println!("{line}");
-            tally.line(line);
-        })?;
-        tally.end(&ending);
-        match ending {
-            Ending::Exited(_) => self.pids.push(pid),
-            // Killed: it had no chance to clean up.
-            _ => println!("{title}: {ending}"),
-        }
-        self.rows.push(Row {
-            title,
-            tally,
-            took: started.elapsed(),
-        });
+        let (row, pid) = play(title, command, interrupt, |line| println!("{line}"))?;
+        self.pids.extend(pid);
+        self.rows.push(row);
         Ok(())
+    }
+
+    /// Takes what was played beside the others.
+    fn take(&mut self, Aside { row, pid, lines }: Aside) {
+        step(&row.title);
+        println!("{}", lines.join("\n"));
+        self.pids.extend(pid);
+        self.rows.push(row);
     }
 
     /// Sweeps. What a process of this run made and did not remove is a failure of this run.

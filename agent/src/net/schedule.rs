@@ -4,12 +4,12 @@
 //! Such a thread asks for short slices: no more time than by default, but sooner (EEVDF, Linux 6.12; older kernels ignore it). And
 //! it says what its waking up does to whoever runs:
 //!
-//! - [`Manner::Waits`] (SCHED_BATCH), as a rule: whoever runs, runs on until it sleeps. That is mostly the one that has just sent it
-//!   something and is about to wait itself, or another worker: to interrupt it costs two switches more, and gains nothing.
-//! - [`Manner::Interrupts`] (SCHED_OTHER), while others have the node to themselves: apps that compute do not sleep, and it would
-//!   wait a slice of theirs, some 3 ms, on one hop in a hundred.
+//! - [`Manner::Interrupts`] (SCHED_OTHER), as a rule: it runs at once. What computes does not sleep, and whoever waits for it waits
+//!   for some 3 ms, on one hop in a hundred.
+//! - [`Manner::Waits`] (SCHED_BATCH), while there is much to carry: whoever runs, runs on until it sleeps. Then that is mostly the one
+//!   that has just sent something and is about to wait itself, or another worker: to interrupt it costs two switches more.
 //!
-//! Which it is, [`adapt`] sees once a second by how busy the node is, and with what.
+//! Which it is, [`adapt`] sees by how much the agent has to do, and what else the node has.
 
 use std::{fs::File, io, os::unix::fs::FileExt as _, sync::OnceLock, time::Duration};
 
@@ -19,13 +19,13 @@ use tokio::time::sleep;
 /// In nanoseconds: the shortest that the kernel takes.
 const SLICE: u64 = 100_000;
 /// How often it is looked.
-const LOOK: Duration = Duration::from_secs(1);
-/// Looks with no crowd after which there is none.
-const CALM: u32 = 5;
+const LOOK: Duration = Duration::from_millis(100);
+/// Much to carry is one part in so many of a core.
+const MUCH: u64 = 8;
 /// One part in so many of the node's time: where less is idle, it is crowded.
 const IDLE: u64 = 20;
-/// One part in so many of the time that is not idle: where we have less of it, others do not sleep. What carries traffic, and it
-/// alone, has a fifth and more of it in the agent.
+/// One part in so many of the time that is not idle: where we have less of it, others do not sleep. Where traffic is all that a node
+/// has, its agent has a fifth and more of it.
 const OWN: u64 = 8;
 
 /// What the waking up of a thread does to whoever runs.
@@ -46,12 +46,13 @@ impl Manner {
 }
 
 /// For a thread that begins to carry traffic.
-pub(crate) fn wait() {
-    take(Manner::Waits);
+pub(crate) fn interrupt() {
+    take(Manner::Interrupts);
 }
 
-fn interrupt() {
-    take(Manner::Interrupts);
+/// For one that carries bulk.
+pub(crate) fn wait() {
+    take(Manner::Waits);
 }
 
 fn take(manner: Manner) {
@@ -99,59 +100,101 @@ fn done(answer: libc::c_long) -> io::Result<()> {
 /// Lets the threads that carry messages have the manner that fits, as long as it is polled. `on_each` runs what it is given on each
 /// of them.
 pub(crate) async fn adapt(on_each: impl Fn(fn())) {
-    adapt_to(|| Usage::read(&File::open("/proc/stat")?), on_each).await;
+    adapt_by(|before| Look::now(before), on_each).await;
 }
 
-async fn adapt_to(look: impl Fn() -> io::Result<Usage>, on_each: impl Fn(fn())) {
-    let (mut before, mut choice) = (look(), Choice::default());
+async fn adapt_by(look: impl Fn(Option<&Look>) -> Look, on_each: impl Fn(fn())) {
+    let (mut before, mut manner) = (look(None), Manner::Interrupts);
     loop {
         sleep(LOOK).await;
-        let now = look();
-        let crowded = match (&before, &now) {
-            (Ok(before), Ok(now)) => now.is_crowded_since(before),
-            // Where nobody knows, it must not wait.
-            (Err(_), _) | (_, Err(_)) => true,
-        };
-        match choice.next(crowded) {
-            Some(Manner::Waits) => on_each(wait),
-            Some(Manner::Interrupts) => on_each(interrupt),
-            None => {}
+        let now = look(Some(&before));
+        let fits = now.manner_since(&before);
+        if fits != std::mem::replace(&mut manner, fits) {
+            on_each(match fits {
+                Manner::Interrupts => interrupt,
+                Manner::Waits => wait,
+            });
         }
         before = now;
     }
 }
 
-/// Time of all cores, in ns, since the start of the node; `own` since that of this process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What was seen at one moment, in ns.
+#[derive(Clone, Debug)]
+struct Look {
+    /// Since the node started.
+    at: u64,
+    /// Processor time of this process.
+    own: u64,
+    /// Of all cores since the node started; where there is not much to carry, nobody has looked.
+    node: Option<Usage>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Usage {
     idle: u64,
     busy: u64,
-    own: u64,
+}
+
+impl Look {
+    fn now(before: Option<&Self>) -> Self {
+        let [at, own] = [ClockId::Monotonic, ClockId::ProcessCPUTime].map(nanos);
+        let mut look = Self { at, own, node: None };
+        if before.is_some_and(|before| look.has_much_since(before)) {
+            look.node = Usage::read();
+        }
+        look
+    }
+
+    fn has_much_since(&self, before: &Self) -> bool {
+        self.own_since(before) * MUCH > self.at.saturating_sub(before.at)
+    }
+
+    fn own_since(&self, before: &Self) -> u64 {
+        self.own.saturating_sub(before.own)
+    }
+
+    fn manner_since(&self, before: &Self) -> Manner {
+        let is_free = match (&before.node, &self.node) {
+            (Some(before_all), Some(all)) => !all.is_crowded_since(before_all, self.own_since(before)),
+            // Said by the next look.
+            (None, Some(_)) => true,
+            // Where nobody knows, it must not wait.
+            (_, None) => false,
+        };
+        if is_free && self.has_much_since(before) {
+            Manner::Waits
+        } else {
+            Manner::Interrupts
+        }
+    }
 }
 
 impl Usage {
-    fn read(stat: &File) -> io::Result<Self> {
+    fn read() -> Option<Self> {
+        let stat = File::open("/proc/stat").ok()?;
         // The first line is the sum, and of at most ten numbers.
         let mut text = [0; 256];
-        let length = stat.read_at(&mut text, 0)?;
-        let text = str::from_utf8(text.get(..length).unwrap_or_default()).unwrap_or_default();
-        let (idle, busy) = of_all_cores(text).ok_or(io::ErrorKind::InvalidData)?;
-        let own = clock_gettime(ClockId::ProcessCPUTime);
-        let own = own.tv_sec.cast_unsigned() * 1_000_000_000 + own.tv_nsec.cast_unsigned();
-        Ok(Self { idle, busy, own })
+        let length = stat.read_at(&mut text, 0).ok()?;
+        of_all_cores(str::from_utf8(text.get(..length)?).ok()?)
     }
 
-    fn is_crowded_since(&self, before: &Self) -> bool {
+    /// Whether others leave nothing, where this process has had `own`.
+    fn is_crowded_since(&self, before: &Self, own: u64) -> bool {
         let idle = self.idle.saturating_sub(before.idle);
         let busy = self.busy.saturating_sub(before.busy);
-        let own = self.own.saturating_sub(before.own);
         idle * IDLE < idle + busy && own * OWN < busy
     }
 }
 
+fn nanos(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
+}
+
 /// What is idle and what is not, in ns, of /proc/stat: "cpu user nice system idle iowait irq softirq ..." in hundredths of a second
 /// (proc(5)). What a hypervisor has taken is neither.
-fn of_all_cores(stat: &str) -> Option<(u64, u64)> {
+fn of_all_cores(stat: &str) -> Option<Usage> {
     const HUNDREDTH: u64 = 10_000_000;
     let numbers = stat.lines().next()?.strip_prefix("cpu ")?;
     let numbers: Vec<u64> = numbers
@@ -166,30 +209,10 @@ fn of_all_cores(stat: &str) -> Option<(u64, u64)> {
         .into_iter()
         .fold(0, u64::saturating_add);
     let scaled = |hundredths: u64| hundredths.saturating_mul(HUNDREDTH);
-    Some((scaled(idle.saturating_add(iowait)), scaled(busy)))
-}
-
-/// The manner, by what was seen lately.
-#[derive(Debug, Default)]
-struct Choice {
-    interrupts: bool,
-    calm: u32,
-}
-
-impl Choice {
-    /// Which it is to be now, where that changes.
-    fn next(&mut self, crowded: bool) -> Option<Manner> {
-        self.calm = if crowded { 0 } else { self.calm.saturating_add(1) };
-        let interrupts = crowded || self.interrupts && self.calm < CALM;
-        if interrupts == std::mem::replace(&mut self.interrupts, interrupts) {
-            return None;
-        }
-        Some(if interrupts {
-            Manner::Interrupts
-        } else {
-            Manner::Waits
-        })
-    }
+    Some(Usage {
+        idle: scaled(idle.saturating_add(iowait)),
+        busy: scaled(busy),
+    })
 }
 
 #[cfg(test)]
@@ -233,7 +256,11 @@ mod tests {
     #[test]
     fn the_kernels_sums_are_read() {
         let stat = "cpu  1 2 4 100 10 8 16 5 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
-        assert_eq!(of_all_cores(stat), Some((1_100_000_000, 310_000_000)));
+        let usage = Usage {
+            idle: 1_100_000_000,
+            busy: 310_000_000,
+        };
+        assert_eq!(of_all_cores(stat), Some(usage));
         for bad in [
             "",
             "cpu",
@@ -243,78 +270,80 @@ mod tests {
         ] {
             assert_eq!(of_all_cores(bad), None, "{bad}");
         }
-        let now = Usage::read(&File::open("/proc/stat").unwrap()).unwrap();
-        assert!(now.busy > now.own && now.own > 0, "{now:?}");
-    }
-
-    #[test]
-    fn a_node_is_crowded_where_others_leave_nothing() {
-        let second = |idle, others, own| {
-            let before = Usage {
-                idle: 7,
-                busy: 8,
-                own: 9,
-            };
-            let now = Usage {
-                idle: before.idle + idle,
-                busy: before.busy + others + own,
-                own: before.own + own,
-            };
-            now.is_crowded_since(&before)
+        assert!(Usage::read().is_some());
+        let first = Look::now(None);
+        assert!(first.own > 0 && first.node.is_none());
+        // As if all that it has ever had were of this moment.
+        let before = Look {
+            own: 0,
+            ..first.clone()
         };
-        assert!(second(0, 1990, 10), "two that compute");
-        assert!(!second(1000, 990, 10), "one, and a core for the others");
-        assert!(!second(0, 1600, 400), "busy with traffic");
-        assert!(!second(1990, 9, 1), "quiet");
-        assert!(!second(0, 0, 0));
+        assert!(Look::now(Some(&before)).node.is_some());
+    }
+
+    /// Looks one after the other: what the agent, others and nobody had of two cores, in ms.
+    fn looks(spans: &[(u64, u64, u64)]) -> Vec<Look> {
+        let first = Look {
+            at: 5,
+            own: 6,
+            node: Some(Usage { idle: 7, busy: 8 }),
+        };
+        let next = |before: &mut Look, &(own, others, idle): &(u64, u64, u64)| {
+            before.at += (own + others + idle) * 1_000_000 / 2;
+            before.own += own * 1_000_000;
+            let node = before.node.as_mut()?;
+            node.idle += idle * 1_000_000;
+            node.busy += (own + others) * 1_000_000;
+            Some(before.clone())
+        };
+        let rest = spans.iter().scan(first.clone(), next);
+        std::iter::once(first.clone()).chain(rest).collect()
     }
 
     #[test]
-    fn a_crowd_is_believed_at_once_and_its_end_later() {
-        let mut choice = Choice::default();
+    fn waits_where_there_is_much_to_carry_and_others_leave_something() {
+        let of = |span| {
+            let looks = looks(&[span]);
+            looks[1].manner_since(&looks[0])
+        };
+        assert_eq!(of((10, 50, 340)), Manner::Interrupts, "little");
         assert_eq!(
-            [false, true, true].map(|it| choice.next(it)),
-            [None, Some(Manner::Interrupts), None]
+            of((10, 390, 0)),
+            Manner::Interrupts,
+            "little, beside what computes"
         );
-        for _ in 1..CALM {
-            assert_eq!(choice.next(false), None);
-        }
-        assert_eq!(choice.next(true), None);
-        for _ in 1..CALM {
-            assert_eq!(choice.next(false), None);
-        }
-        assert_eq!(choice.next(false), Some(Manner::Waits));
-        assert_eq!(choice.next(false), None);
+        assert_eq!(of((45, 355, 0)), Manner::Interrupts, "more, beside what computes");
+        assert_eq!(of((45, 100, 255)), Manner::Waits, "much, and idle cores");
+        assert_eq!(of((100, 300, 0)), Manner::Waits, "busy with traffic");
+        let mut unknown = looks(&[(100, 300, 0)]);
+        unknown[1].node = None;
+        assert_eq!(unknown[1].manner_since(&unknown[0]), Manner::Interrupts);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn threads_are_told() {
-        // One second that is crowded, the third, and one of which nobody knows.
-        let looks = AtomicUsize::new(0);
-        let look = || match looks.fetch_add(1, Relaxed) {
-            9 => Err(io::ErrorKind::NotFound.into()),
-            seconds => {
-                let crowded = if seconds < 2 { 0 } else { 2000 };
-                Ok(Usage {
-                    idle: seconds as u64 * 2000 - crowded,
-                    busy: crowded,
-                    own: 0,
-                })
-            }
-        };
-        let told = Mutex::new(Vec::new());
+    async fn threads_are_told_when_it_changes() {
+        let spans = [
+            (1, 1, 398),
+            (90, 200, 110),
+            (90, 200, 110),
+            (45, 355, 0),
+            (45, 355, 0),
+            (90, 200, 110),
+        ];
+        let looks = looks(&spans);
+        let (next, told) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let look = |_: Option<&Look>| looks[next.fetch_add(1, Relaxed).min(spans.len())].clone();
         let on_each = |take: fn()| {
             take();
-            told.lock()
-                .unwrap()
-                .push((looks.load(Relaxed), attributes().unwrap().sched_policy));
+            let policy = attributes().unwrap().sched_policy;
+            told.lock().unwrap().push((next.load(Relaxed), policy));
         };
-        wait();
-        let _ = timeout(LOOK * 30, adapt_to(look, on_each)).await;
+        interrupt();
+        let _ = timeout(LOOK * 20, adapt_by(look, on_each)).await;
         let [waits, interrupts] = [Manner::Waits, Manner::Interrupts].map(Manner::policy);
         assert_eq!(
             *told.lock().unwrap(),
-            [(3, interrupts), (8, waits), (10, interrupts), (16, waits)]
+            [(3, waits), (5, interrupts), (7, waits), (8, interrupts)]
         );
     }
 }

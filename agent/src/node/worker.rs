@@ -152,7 +152,7 @@ pub(super) fn start(
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
-            schedule::wait();
+            schedule::interrupt();
             let worker = Worker {
                 shared,
                 sockets,

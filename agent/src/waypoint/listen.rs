@@ -121,7 +121,7 @@ fn start(
     let thread = thread::Builder::new()
         .name(format!("weft-worker-{number}"))
         .spawn(move || {
-            schedule::wait();
+            schedule::interrupt();
             runtime.block_on(run(listener, shared, drain));
         })?;
     Ok((thread, handle))

@@ -153,18 +153,25 @@ const DEV: [(&str, &[&str]); 3] = [
     ("clippy", &["rustup", "component", "add", "clippy"]),
     (
         "deny",
-        // It runs for a second: half the time to build it is worth more.
         &[
             "cargo",
             "install",
             "cargo-deny",
             "--locked",
-            "--config",
-            "profile.release.opt-level=1",
-            "--config",
-            "profile.release.lto=false",
+            QUICKLY[0],
+            QUICKLY[1],
+            QUICKLY[2],
+            QUICKLY[3],
         ],
     ),
+];
+
+/// How cargo builds tools that run for seconds: the time to build them is worth more.
+const QUICKLY: [&str; 4] = [
+    "--config=profile.release.opt-level=0",
+    "--config=profile.release.lto=false",
+    "--config=profile.release.codegen-units=256",
+    "--config=profile.release.debug=false",
 ];
 
 /// The version of gungraun in the root's Cargo.toml: a test holds them together.
@@ -173,7 +180,7 @@ const GUNGRAUN: &str = "0.20.0";
 /// What counts instructions: the program that counts, and the one that runs the benchmarks in it.
 pub(crate) fn counting() -> [Need; 2] {
     let install = ["cargo", "install", "gungraun-runner", "--version", GUNGRAUN];
-    let install = [install.as_slice(), &["--locked", "--force"]].concat();
+    let install = [install.as_slice(), &["--locked", "--force"], &QUICKLY].concat();
     let valgrind = "valgrind (counts instructions)";
     [
         packaged(valgrind, &Check::Program("valgrind"), "valgrind"),
@@ -377,7 +384,8 @@ fn bpf_linker(llvm: u32) -> Need {
             "--locked",
         ];
         let features = ["--force", "--no-default-features", "--features", &feature];
-        let install = install.iter().chain(&features).map(|word| (*word).to_owned());
+        let words = install.iter().chain(&features).chain(&QUICKLY);
+        let install = words.map(|word| (*word).to_owned());
         Way::Built(packages.into(), install.collect())
     };
     Need {
