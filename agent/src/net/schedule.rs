@@ -100,7 +100,7 @@ fn done(answer: libc::c_long) -> io::Result<()> {
 /// Lets the threads that carry messages have the manner that fits, as long as it is polled. `on_each` runs what it is given on each
 /// of them.
 pub(crate) async fn adapt(on_each: impl Fn(fn())) {
-    adapt_by(|before| Look::now(before), on_each).await;
+    adapt_by(Look::now, on_each).await;
 }
 
 async fn adapt_by(look: impl Fn(Option<&Look>) -> Look, on_each: impl Fn(fn())) {

@@ -72,12 +72,16 @@ pub(crate) fn all(tests: bool, dev: bool) -> Vec<Need> {
     if dev {
         needs.extend(counting());
         needs.extend(runtime());
-        needs.extend(DEV.iter().map(|(command, words)| Need {
-            name: format!("cargo {command}"),
-            check: Check::Cargo(command),
-            ways: vec![Way::command(words)],
-            mend: "install it with rustup or cargo from a machine that reaches the network",
-        }));
+        let dev = DEV.iter().map(|(command, words)| (command, Way::command(words)));
+        needs.extend(
+            dev.chain([(&"deny", quickly(&["cargo-deny"]))])
+                .map(|(command, way)| Need {
+                    name: format!("cargo {command}"),
+                    check: Check::Cargo(command),
+                    ways: vec![way],
+                    mend: "install it with rustup or cargo from a machine that reaches the network",
+                }),
+        );
     }
     needs
 }
@@ -148,46 +152,33 @@ const TESTS: [(&str, Check, &str); 11] = [
 ];
 
 /// Command of cargo, and what installs it.
-const DEV: [(&str, &[&str]); 3] = [
+const DEV: [(&str, &[&str]); 2] = [
     ("fmt", &["rustup", "component", "add", "rustfmt"]),
     ("clippy", &["rustup", "component", "add", "clippy"]),
-    (
-        "deny",
-        &[
-            "cargo",
-            "install",
-            "cargo-deny",
-            "--locked",
-            QUICKLY[0],
-            QUICKLY[1],
-            QUICKLY[2],
-            QUICKLY[3],
-        ],
-    ),
 ];
 
 /// How cargo builds tools that run for seconds: the time to build them is worth more.
-const QUICKLY: [&str; 4] = [
+const QUICKLY: [&str; 2] = [
     "--config=profile.release.opt-level=0",
     "--config=profile.release.lto=false",
-    "--config=profile.release.codegen-units=256",
-    "--config=profile.release.debug=false",
 ];
+
+fn quickly(words: &[&str]) -> Way {
+    Way::command(&[&["cargo", "install", "--locked"], words, &QUICKLY].concat())
+}
 
 /// The version of gungraun in the root's Cargo.toml: a test holds them together.
 const GUNGRAUN: &str = "0.20.0";
 
 /// What counts instructions: the program that counts, and the one that runs the benchmarks in it.
 pub(crate) fn counting() -> [Need; 2] {
-    let install = ["cargo", "install", "gungraun-runner", "--version", GUNGRAUN];
-    let install = [install.as_slice(), &["--locked", "--force"], &QUICKLY].concat();
     let valgrind = "valgrind (counts instructions)";
     [
         packaged(valgrind, &Check::Program("valgrind"), "valgrind"),
         Need {
             name: "gungraun-runner (counts instructions)".to_owned(),
             check: Check::Version("gungraun-runner", GUNGRAUN),
-            ways: vec![Way::command(&install)],
+            ways: vec![quickly(&["gungraun-runner", "--version", GUNGRAUN, "--force"])],
             mend: "install it with cargo from a machine that reaches the network",
         },
     ]
