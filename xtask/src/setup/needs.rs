@@ -375,7 +375,7 @@ fn bpf_linker(llvm: u32) -> Need {
             "--locked",
         ];
         let features = ["--force", "--no-default-features", "--features", &feature];
-        let words = install.iter().chain(&features).chain(&QUICKLY);
+        let words = install.iter().chain(&QUICKLY).chain(&features);
         let install = words.map(|word| (*word).to_owned());
         Way::Built(packages.into(), install.collect())
     };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::super::{
@@ -26,6 +26,9 @@ use crate::{
     },
     telemetry::metrics::OpenConnection,
 };
+
+/// How long what the programs report may wait: each time that they wake the agent costs the app that dials, or closes.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The captured pods of this node, by the cookie of their network namespace.
 pub(super) type Pods = HashMap<u64, Arc<Pod>>;
@@ -84,9 +87,13 @@ impl Flows {
                 () = stopped.cancelled() => return,
                 taken = next => taken,
             };
-            if let Err(error) = taken {
-                tracing::error!(%error, "connections inside the node are no longer logged and counted");
-                return;
+            match taken {
+                Ok(true) => sleep(PAUSE).await,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "connections inside the node are no longer logged and counted");
+                    return;
+                }
             }
         }
     }
