@@ -191,27 +191,23 @@ impl DirectEvents {
             .map_err(|error| MapError::IoError(error.into()))
     }
 
-    /// Waits for what the programs report and hands each to `take`. Answers whether that was all.
-    ///
-    /// The kernel wakes a reader for the first report that comes after it has read everything: who calls this again after a pause
-    /// is woken once for all that came meanwhile.
+    /// Waits for what the programs report and hands each to `take`.
     ///
     /// # Errors
     /// Those of epoll(7).
-    pub async fn next(&mut self, mut take: impl FnMut(DirectConnection, DirectEvent)) -> io::Result<bool> {
+    pub async fn next(&mut self, mut take: impl FnMut(DirectConnection, DirectEvent)) -> io::Result<()> {
         // The kernel wakes a reader only if that had read everything before, and the two may miss each other: so the ring is
         // looked at now and then in any case.
         match timeout(LOOK, self.0.readable_mut()).await {
             Ok(ready) => {
                 let mut ready = ready?;
-                let all = drain(ready.get_inner_mut(), &mut take);
-                if all {
+                if drain(ready.get_inner_mut(), &mut take) {
                     ready.clear_ready();
                 }
-                Ok(all)
             }
-            Err(_) => Ok(drain(self.0.get_mut(), &mut take)),
+            Err(_) => drop(drain(self.0.get_mut(), &mut take)),
         }
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::{
@@ -26,9 +26,6 @@ use crate::{
     },
     telemetry::metrics::OpenConnection,
 };
-
-/// How long what the programs report may wait: each time that they wake the agent costs the app that dials, or closes.
-const PAUSE: Duration = Duration::from_millis(5);
 
 /// The captured pods of this node, by the cookie of their network namespace.
 pub(super) type Pods = HashMap<u64, Arc<Pod>>;
@@ -87,13 +84,9 @@ impl Flows {
                 () = stopped.cancelled() => return,
                 taken = next => taken,
             };
-            match taken {
-                Ok(true) => sleep(PAUSE).await,
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::error!(%error, "connections inside the node are no longer logged and counted");
-                    return;
-                }
+            if let Err(error) = taken {
+                tracing::error!(%error, "connections inside the node are no longer logged and counted");
+                return;
             }
         }
     }
