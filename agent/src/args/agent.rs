@@ -51,6 +51,9 @@ pub struct AgentArgs {
     /// they are found by their cgroups; `none` asks nobody
     #[arg(long, env = "WEFT_NRI_SOCKET", value_name = "FILE", default_value = SOCKET)]
     pub nri_socket: String,
+    /// The UID of this agent's own pod: an NRI socket behind which that pod does not run is another node's, and is not asked
+    #[arg(long, env = "POD_UID", value_name = "UID")]
+    pub pod_uid: Option<String>,
     /// The node's own network namespace [default: in a container that of the runtime that started it, else that of process 1]
     #[arg(
         long,
@@ -188,6 +191,7 @@ impl AgentArgs {
             nri_socket: Some(&self.nri_socket)
                 .filter(|socket| !["", "none"].contains(&socket.as_str()))
                 .map(PathBuf::from),
+            pod_uid: self.pod_uid.clone().filter(|uid| !uid.is_empty()),
             node_netns: self.node_netns.clone(),
             node_ip: self.node_ip,
             same_node_lease: Duration::from_secs(self.same_node_lease),

@@ -91,6 +91,8 @@ pub struct NodeConfig {
     pub listing: Option<Showing>,
     /// Where the container runtime tells of pods that start; it is asked where the API says which are to be captured.
     pub nri_socket: Option<PathBuf>,
+    /// The UID of the agent's own pod, where it is in one: its node's runtime knows it.
+    pub pod_uid: Option<String>,
     /// The node's own network namespace.
     pub node_netns: PathBuf,
     /// An address of the node, which that namespace must have.
@@ -323,6 +325,7 @@ fn ask_runtime(
         status.send_modify(|status| status.socket = socket.display().to_string());
         let plugin = Plugin {
             socket: socket.clone(),
+            own_pod: config.pod_uid.clone(),
             told,
             pods: pods.clone(),
             captures: captured,

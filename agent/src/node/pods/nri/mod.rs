@@ -48,6 +48,9 @@ pub type Captures = Option<Arc<HashSet<u64>>>;
 pub struct Plugin {
     /// The runtime's socket.
     pub socket: PathBuf,
+    /// The UID of the agent's own pod: a runtime that does not run it is another node's, whose socket this node sees too, as
+    /// where nodes are network namespaces of one machine. Nothing where the agent is in no pod.
+    pub own_pod: Option<String>,
     /// Where it is said which sandboxes run.
     pub told: watch::Sender<Arc<Sandboxes>>,
     /// What follows from that.

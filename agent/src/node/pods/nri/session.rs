@@ -67,6 +67,10 @@ pub(super) enum SessionError {
     Refused(Status),
     #[error("the runtime has not told of what runs for {} s", BEGIN.as_secs())]
     Slow,
+    #[error(
+        "the runtime there ({runtime}) does not run this agent's own pod {pod}: it is another node's; name this node's socket (--nri-socket)"
+    )]
+    Foreign { runtime: String, pod: String },
     #[error("what the runtime sends is not NRI")]
     Wire(#[from] WireError),
     #[error("a message of the runtime cannot be read")]
@@ -214,6 +218,7 @@ impl Session<'_> {
         }
         if !part.more {
             let running = std::mem::take(&mut self.running);
+            self.check_is_ours(&running)?;
             self.tell(|sandboxes| sandboxes.replace(running));
             if !self.synchronized {
                 self.synchronized = true;
@@ -221,6 +226,18 @@ impl Session<'_> {
             }
         }
         self.reply(stream, &SynchronizeResponse { more: part.more }).await
+    }
+
+    /// The pods of another node are not ours to hold up, nor to look for.
+    fn check_is_ours(&self, running: &Sandboxes) -> Result<(), SessionError> {
+        let own = self.plugin.own_pod.as_ref();
+        match own.filter(|own| !running.by_uid().contains_key(own.as_str())) {
+            None => Ok(()),
+            Some(own) => Err(SessionError::Foreign {
+                runtime: self.runtime.clone(),
+                pod: own.clone(),
+            }),
+        }
     }
 
     async fn state_changed(

@@ -35,12 +35,18 @@ struct Scene {
 
 impl Scene {
     fn begin() -> Self {
+        Self::begin_in(None)
+    }
+
+    /// Of an agent that is itself in this pod.
+    fn begin_in(own_pod: Option<&str>) -> Self {
         let (views, seen) = watch::channel(None);
         let (captures, captured) = watch::channel(Some(Arc::default()));
         let (tell, told) = watch::channel(Arc::default());
         let (status, shown) = watch::channel(NriStatus::default());
         let plugin = Plugin {
             socket: PathBuf::from("/nowhere"),
+            own_pod: own_pod.map(str::to_owned),
             told: tell,
             pods: Pods { views: seen },
             captures: captured,
@@ -63,6 +69,21 @@ impl Scene {
     /// Registered, configured, and told of one pod that runs.
     async fn connected() -> Self {
         let mut scene = Self::begin();
+        scene.configure().await;
+        for (stream, id, more) in [(3, "a", true), (5, "b", false)] {
+            assert_ne!(scene.status.borrow().state, NriState::Connected);
+            let answer: SynchronizeResponse = scene.call(stream, "Synchronize", &runs(id, more)).await;
+            assert_eq!(answer.more, more);
+        }
+        assert_eq!(scene.status.borrow().state, NriState::Connected);
+        assert_eq!(scene.status.borrow().runtime.as_deref(), Some("containerd 2.1"));
+        assert_eq!(scene.ids(), ["a", "b"]);
+        scene
+    }
+
+    /// Up to where the runtime tells of what runs.
+    async fn configure(&mut self) {
+        let scene = self;
         let registration = scene.next().await;
         assert_eq!(
             (registration.connection, registration.stream),
@@ -89,19 +110,6 @@ impl Scene {
         };
         let configured: ConfigureResponse = scene.call(1, "Configure", &asked).await;
         assert_eq!(configured.events, 0b111);
-        for (stream, id, more) in [(3, "a", true), (5, "b", false)] {
-            let part = SynchronizeRequest {
-                pods: vec![told(id, "in", id, "/nowhere").encode_to_vec().into()],
-                more,
-            };
-            assert_ne!(scene.status.borrow().state, NriState::Connected);
-            let answer: SynchronizeResponse = scene.call(stream, "Synchronize", &part).await;
-            assert_eq!(answer.more, more);
-        }
-        assert_eq!(scene.status.borrow().state, NriState::Connected);
-        assert_eq!(scene.status.borrow().runtime.as_deref(), Some("containerd 2.1"));
-        assert_eq!(scene.ids(), ["a", "b"]);
-        scene
     }
 
     fn ids(&self) -> Vec<String> {
@@ -186,6 +194,14 @@ impl Scene {
     async fn end(self) -> Result<(), SessionError> {
         drop(self.stream);
         self.session.await.expect("no panic")
+    }
+}
+
+/// A part of what runs: one pod.
+fn runs(id: &str, more: bool) -> SynchronizeRequest {
+    SynchronizeRequest {
+        pods: vec![told(id, "in", id, "/nowhere").encode_to_vec().into()],
+        more,
     }
 }
 
@@ -339,6 +355,30 @@ async fn a_runtime_that_refuses_or_speaks_something_else_is_left() {
     // What it says of itself goes into the log and the status.
     assert_eq!(shown("é".repeat(4 << 20)), "é".repeat(SHOWN));
     assert_eq!(shown("containerd".to_owned()), "containerd");
+}
+
+/// As where nodes are network namespaces of one machine, and share the folder of the socket.
+#[tokio::test]
+async fn the_runtime_of_another_node_is_left() {
+    let mut scene = Scene::begin_in(Some("b"));
+    scene.configure().await;
+    let _: SynchronizeResponse = scene.call(3, "Synchronize", &runs("a", true)).await;
+    let _: SynchronizeResponse = scene.call(5, "Synchronize", &runs("b", false)).await;
+    assert_eq!(scene.status.borrow().state, NriState::Connected);
+
+    let mut scene = Scene::begin_in(Some("mine"));
+    scene.configure().await;
+    scene.ask(3, "Synchronize", SECOND, &runs("a", false)).await;
+    let ended = (&mut scene.session).await.expect("no panic");
+    let Err(error @ SessionError::Foreign { .. }) = ended else {
+        panic!("{ended:?}");
+    };
+    let said = error.to_string();
+    assert!(
+        said.contains("containerd 2.1") && said.contains("mine") && said.contains("--nri-socket"),
+        "{said}"
+    );
+    assert_eq!(scene.ids(), Vec::<String>::new(), "its pods are not looked for");
 }
 
 #[tokio::test(start_paused = true)]
