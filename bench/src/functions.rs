@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -27,7 +27,11 @@ use nix::{
 };
 use object::{Object, ObjectSymbol, SymbolKind};
 
-use crate::stage::Carriers;
+use crate::{
+    memory,
+    stage::{Carriers, Pair, Stage},
+    start,
+};
 
 /// INT3.
 const BREAKPOINT: u8 = 0xcc;
@@ -35,6 +39,12 @@ const BREAKPOINT: u8 = 0xcc;
 const LOOK: Duration = Duration::from_micros(100);
 /// Until the breakpoints are set.
 const SETTLE: Duration = Duration::from_secs(1);
+/// After this long all breakpoints are set once more: an agent that gives memory back forgets them, with the pages they are in.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long an agent rests, and what it does then is looked at: twice its longest interval, and some more.
+const REST: Duration = Duration::from_secs(12);
+/// Connections that are open at once meanwhile.
+const CROWD: usize = 1_000;
 /// A pattern's length, in bytes: what follows tells types apart of which mostly all or none run.
 const LONGEST: usize = 120;
 /// What the file begins with.
@@ -69,6 +79,25 @@ impl Functions {
         Ok(outcome)
     }
 
+    /// The same for what agents do besides carrying loads: they rest, say how they are, have many connections open, and meet a
+    /// new pod.
+    pub(crate) fn besides_loads(&self, stage: &mut Stage) -> Result<()> {
+        let captured = |pair: &Pair| pair.captured() && !pair.mode.http_only();
+        let Some(at) = stage.pairs.iter().position(captured) else {
+            return Ok(());
+        };
+        let carriers = stage.pairs[at].carriers();
+        self.during(&carriers, || -> Result<()> {
+            let rested = Instant::now();
+            while rested.elapsed() < REST {
+                stage.pairs[at].ask_agents()?;
+                thread::sleep(AGAIN);
+            }
+            memory::crowd(&stage.pairs[at], CROWD, &mut Vec::new())?;
+            start::run(stage, at, 0).map(drop)
+        })?
+    }
+
     fn add(&self, names: &[String]) -> Result<()> {
         let Self(file) = self;
         let known = fs::read_to_string(file).unwrap_or_default();
@@ -94,8 +123,13 @@ impl Traced {
     /// The names of the functions that ran until `stop`.
     fn run(pid: u32, stop: &AtomicBool) -> Result<Vec<String>> {
         let mut traced = Self::attach(pid).with_context(|| format!("attach to process {pid}"))?;
+        let mut set = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             traced.look()?;
+            if set.elapsed() >= AGAIN {
+                traced.set()?;
+                set = Instant::now();
+            }
         }
         traced.detach()?;
         let names = traced.hit.iter().filter_map(|at| traced.functions.get(at));
@@ -115,13 +149,20 @@ impl Traced {
         };
         // Threads may begin others until all are stopped.
         while traced.stop_threads(&dir)? {}
-        for at in traced.functions.keys() {
-            traced.memory.write_all_at(&[BREAKPOINT], *at)?;
-        }
+        traced.set()?;
         for thread in &traced.threads {
             ptrace::cont(*thread, None)?;
         }
         Ok(traced)
+    }
+
+    /// A breakpoint at each function that nobody has come to yet.
+    fn set(&self) -> Result<()> {
+        let left = self.functions.keys().filter(|at| !self.hit.contains(at));
+        for at in left {
+            self.memory.write_all_at(&[BREAKPOINT], *at)?;
+        }
+        Ok(())
     }
 
     /// Whether there was one that was not stopped yet.

@@ -50,7 +50,8 @@ pub(crate) fn crowded(
     Ok(())
 }
 
-fn crowd(pair: &Pair, count: usize, series: &mut Vec<Series>) -> Result<()> {
+/// With `count` connections open between one pair.
+pub(crate) fn crowd(pair: &Pair, count: usize, series: &mut Vec<Series>) -> Result<()> {
     let carriers = pair.carriers();
     let all: Vec<u32> = carriers.all().collect();
     let before = sockets(&all);

@@ -76,6 +76,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         stage.world.keep_files();
         return Err(error);
     }
+    if let Some(Watch::Functions(functions)) = &options.watch {
+        functions.besides_loads(&mut stage)?;
+    }
     let once = options.only.is_none();
     if once {
         settle("everything has started");

@@ -152,6 +152,16 @@ impl Pair {
         }
     }
 
+    /// Has its agents say how they are, as a kubelet, Prometheus and an operator ask.
+    pub(crate) fn ask_agents(&self) -> Result<()> {
+        for agent in &self.agents {
+            ensure!(agent.ready(), "the agent of node {} is not ready", agent.node());
+            agent.metrics()?;
+            agent.status()?;
+        }
+        Ok(())
+    }
+
     /// Whether the mesh has its pods.
     pub(crate) fn captured(&self) -> bool {
         matches!(self.mode.way, Way::Weft { .. } | Way::Waypoint(_))
