@@ -32,7 +32,7 @@ use crate::{
     net::chain,
     rpc::{
         self, ChannelError, Credentials,
-        discovery::{self, DELTA_PATH, DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+        discovery::{self, CONTROL_PLANE, DELTA_PATH, DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     },
 };
 
@@ -53,6 +53,9 @@ const MESHES: usize = 1;
 const LOOKUPS: usize = 64;
 /// For how long a look-up is remembered that the server has not answered.
 const LOOKUP: Duration = Duration::from_secs(3);
+/// For how long a mesh is held back in which a pod of this node names a policy that has not arrived: istiod sends workloads first
+/// and policies in a response of their own, and without its policy a pod refuses everybody.
+const POLICIES: Duration = Duration::from_secs(2);
 
 /// Who this agent is to the server.
 #[derive(Clone, Debug)]
@@ -115,6 +118,8 @@ impl Client {
             sender,
             asked,
             waiting: Vec::new(),
+            is_weft: false,
+            held: None,
             state: Arc::clone(&state),
         };
         let task = tokio::spawn(asking.run());
@@ -175,9 +180,21 @@ struct Asking {
     received: Arc<Received>,
     sender: mpsc::Sender<Answered>,
     asked: mpsc::Receiver<Lookup>,
-    /// Look-ups that the server has been asked for, and since when.
-    waiting: Vec<(Lookup, Instant)>,
+    /// Look-ups that the server has not answered, or only the next mesh does.
+    waiting: Vec<Waiting>,
+    /// Whether the server is weft's own.
+    is_weft: bool,
+    /// Until when a mesh is held back, or was.
+    held: Option<tokio::time::Instant>,
     state: Arc<Mutex<FeedState>>,
+}
+
+/// A look-up that waits.
+struct Waiting {
+    lookup: Lookup,
+    since: Instant,
+    /// It has been said that the address is nobody's.
+    answered: bool,
 }
 
 type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
@@ -226,13 +243,14 @@ impl Asking {
                 response = responses.message() => {
                     let response = response.map_err(|status| SessionError::Broken(Box::new(status)))?;
                     if self.take(response.ok_or(SessionError::Ended)?, &requests).await? {
-                        due.get_or_insert_with(|| tokio::time::Instant::now() + QUIET);
+                        let soon = tokio::time::Instant::now() + QUIET;
+                        due = Some(due.map_or(soon, |at| at.min(soon)));
                     }
                 }
                 Some(lookup) = self.asked.recv() => self.ask(lookup, &requests).await?,
                 () = at(due) => {
-                    due = None;
-                    if !self.publish().await {
+                    due = self.held_until();
+                    if due.is_none() && !self.publish().await {
                         return Ok(());
                     }
                 }
@@ -291,15 +309,18 @@ impl Asking {
             ..DeltaDiscoveryRequest::default()
         };
         let gone: Vec<_> = response.removed_resources.clone();
+        let server = response.control_plane.as_ref();
+        self.is_weft = server.is_some_and(|it| it.identifier == CONTROL_PLANE);
         let kind = Kind::of(&response.type_url).filter(|kind| self.received.kinds().contains(kind));
         let is_new = kind.is_some_and(|kind| self.received.would_change(kind, &response));
         let problems = match kind {
             Some(kind) => Arc::make_mut(&mut self.received).take(kind, response, &self.config.settings),
             None => vec![format!("{} is no type that was asked for", response.type_url)],
         };
-        self.waiting.retain(|(lookup, since)| {
-            let is_gone = gone.contains(&lookup_name(lookup));
-            !is_gone && since.elapsed() < LOOKUP && !lookup.is_given_up()
+        self.waiting.retain_mut(|it| {
+            // What came with the answer may have the address by another name: the mesh that is made of it says so.
+            it.answered |= gone.contains(&lookup_name(&it.lookup));
+            (is_new || !it.answered) && it.since.elapsed() < LOOKUP && !it.lookup.is_given_up()
         });
         let error = (!problems.is_empty()).then(|| summary(&problems));
         if let Some(error) = &error {
@@ -320,14 +341,36 @@ impl Asking {
         Ok(is_new)
     }
 
+    /// Other servers than weft's tell whoever has asked for everything of each address by themselves, and answer a question with
+    /// all that they have: there the next mesh is waited for.
     async fn ask(&mut self, lookup: Lookup, requests: &Requests) -> Result<(), SessionError> {
         let request = DeltaDiscoveryRequest {
             type_url: Kind::Address.type_url().to_owned(),
             resource_names_subscribe: vec![lookup_name(&lookup)],
             ..DeltaDiscoveryRequest::default()
         };
-        self.waiting.push((lookup, Instant::now()));
-        requests.send(request).await.map_err(|_| SessionError::Ended)
+        let (since, answered) = (Instant::now(), false);
+        self.waiting.push(Waiting {
+            lookup,
+            since,
+            answered,
+        });
+        match self.is_weft {
+            true => requests.send(request).await.map_err(|_| SessionError::Ended),
+            false => Ok(()),
+        }
+    }
+
+    /// Until when the mesh that has arrived is to wait for a policy. Once that time is over it is not asked for more, until all have
+    /// been there.
+    fn held_until(&mut self) -> Option<tokio::time::Instant> {
+        if !self.received.lacks_a_policy(&self.config.node) {
+            self.held = None;
+            return None;
+        }
+        let now = tokio::time::Instant::now();
+        let until = *self.held.get_or_insert(now + POLICIES);
+        (now < until).then_some(until)
     }
 
     /// Makes a mesh of what has arrived, once everything has. Answers whether anybody wants it.
@@ -340,15 +383,12 @@ impl Asking {
             tracing::error!("a mesh could not be made: this is a fault of weft");
             return true;
         };
-        let known = |(lookup, _): &mut (Lookup, Instant)| {
-            let address = lookup.address();
-            mesh.workload_at(address).is_some() || mesh.service_at(address).is_some()
+        let settled = |it: &mut Waiting| {
+            let address = it.lookup.address();
+            it.answered || mesh.workload_at(address).is_some() || mesh.service_at(address).is_some()
         };
-        let lookups: Vec<_> = self
-            .waiting
-            .extract_if(.., known)
-            .map(|(lookup, _)| lookup)
-            .collect();
+        let settled = self.waiting.extract_if(.., settled);
+        let lookups = settled.map(|it| it.lookup).collect();
         self.sender.send(Answered { mesh, lookups }).await.is_ok()
     }
 

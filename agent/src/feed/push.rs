@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tonic::{Code, Status, body::Body};
 
 use super::store::{Delta, Kind, Stored};
-use crate::rpc::discovery::DeltaDiscoveryResponse;
+use crate::rpc::discovery::{CONTROL_PLANE, ControlPlane, DeltaDiscoveryResponse};
 
 /// The bytes that are taken together, about.
 const CHUNK: usize = 32 << 10;
@@ -42,6 +42,9 @@ impl Push {
             type_url: kind.type_url().to_owned(),
             nonce,
             removed_resources: delta.removed,
+            control_plane: Some(ControlPlane {
+                identifier: CONTROL_PLANE.to_owned(),
+            }),
         };
         let body: usize = resources.iter().map(|it| it.wire().len()).sum();
         let length = u32::try_from(response.encoded_len() + body).ok()?;

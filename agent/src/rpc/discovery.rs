@@ -85,7 +85,21 @@ pub struct DeltaDiscoveryResponse {
     /// Gone.
     #[prost(string, repeated, tag = "6")]
     pub removed_resources: Vec<String>,
+    /// Who answers.
+    #[prost(message, optional, tag = "7")]
+    pub control_plane: Option<ControlPlane>,
 }
+
+/// Who answers, as it calls itself.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ControlPlane {
+    /// Any text: istiod's is JSON, weft's own is [`CONTROL_PLANE`].
+    #[prost(string, tag = "1")]
+    pub identifier: String,
+}
+
+/// weft's controller.
+pub const CONTROL_PLANE: &str = "weft";
 
 /// One resource.
 #[derive(Clone, PartialEq, prost::Message)]

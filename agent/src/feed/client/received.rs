@@ -185,6 +185,20 @@ impl Received {
         self.kinds().iter().all(|kind| self.complete[*kind as usize])
     }
 
+    /// Whether a workload of this node names a policy that is not here.
+    pub(super) fn lacks_a_policy(&self, node: &str) -> bool {
+        let ours = self.addresses.values().filter_map(|(_, it)| match it {
+            Addressed::Workload(it) if *it.node == *node => Some(it),
+            Addressed::Workload(_) | Addressed::Service(_) => None,
+        });
+        let mut named = ours.flat_map(|it| &it.policies).peekable();
+        if named.peek().is_none() {
+            return false;
+        }
+        let known: FxHashSet<_> = self.policies.values().map(|(_, policy)| &policy.key).collect();
+        named.any(|key| !known.contains(key))
+    }
+
     /// What is here already, for a server that is asked again.
     pub(super) fn versions(&self, kind: Kind) -> HashMap<String, String> {
         fn of<T>(all: &ByName<T>) -> HashMap<String, String> {

@@ -92,8 +92,12 @@ impl World {
 
     /// One that expects a server of this name.
     fn client_of(&self, address: SocketAddr, server_name: &str, subscribe_http: bool) -> Client {
+        Client::spawn(self.config(address, server_name, subscribe_http))
+    }
+
+    fn config(&self, address: SocketAddr, server_name: &str, subscribe_http: bool) -> ClientConfig {
         let root = self.root.clone();
-        Client::spawn(ClientConfig {
+        ClientConfig {
             credentials: Credentials {
                 address: address.to_string(),
                 server_name: server_name.to_owned(),
@@ -116,7 +120,7 @@ impl World {
                 same_nodes: SameNodes::default(),
             },
             subscribe_http,
-        })
+        }
     }
 }
 
@@ -323,6 +327,139 @@ async fn mtls_modes_arrive_as_modes() {
     let workload = mesh.workload_at("10.0.0.1".parse().unwrap()).unwrap();
     assert_eq!(mesh.mtls_mode(workload, 80), MtlsMode::Strict);
     assert_eq!((mesh.policies().len(), workload.policies.len()), (0, 0));
+}
+
+fn policy(key: &PolicyKey) -> Update {
+    let policy = crate::mesh::Policy {
+        key: key.clone(),
+        scope: crate::mesh::Scope::Selector,
+        action: crate::mesh::Action::Deny,
+        rules: Vec::new(),
+        dry_run: false,
+    };
+    Update {
+        kind: Kind::Authorization,
+        name: key.to_string().into(),
+        resource: Some(Encoded {
+            bytes: wds::encode_policy(&policy),
+            aliases: Vec::new(),
+            with: Vec::new(),
+        }),
+    }
+}
+
+/// istiod sends policies in a response of their own, after the workloads that name them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_waits_for_the_policies_that_this_nodes_pods_name_and_not_for_ever() {
+    let world = World::new();
+    let (address, ..) = world.serve("127.0.0.1:0").await;
+    let [late, never, elsewhere] = ["late", "never", "elsewhere"].map(|name| PolicyKey {
+        namespace: "shop".into(),
+        name: name.into(),
+    });
+    let (mut far, _) = pod("b-1", "10.0.0.2", &[]);
+    far.node = "b".into();
+    let mut of_far = pod("b-1", "10.0.0.2", &[]).1;
+    of_far.resource.as_mut().unwrap().bytes = wds::encode_workload(&far, &[elsewhere]);
+    world.store.update([of_far]);
+    let mut client = world.client(address);
+    // What another node's pods lack holds nobody up.
+    mesh_with(&mut client, &["b-1"]).await;
+    assert_eq!(pod("a-1", "10.0.0.1", &[]).0.node.as_ref(), "a");
+    world
+        .store
+        .update([pod("a-1", "10.0.0.1", std::slice::from_ref(&late)).1]);
+    let early = timeout(POLICIES / 2, client.changed()).await;
+    assert!(early.is_err(), "a mesh without its policy: {early:?}");
+    world.store.update([policy(&late)]);
+    let arrived = timeout(POLICIES / 2, client.changed())
+        .await
+        .expect("with its policy");
+    assert_eq!(
+        (arrived.mesh.workloads().len(), arrived.mesh.policies().len()),
+        (2, 1)
+    );
+    let since = Instant::now();
+    world
+        .store
+        .update([pod("a-1", "10.0.0.1", &[late.clone(), never.clone()]).1]);
+    let named = client.changed().await;
+    assert!(since.elapsed() >= POLICIES, "{:?}", since.elapsed());
+    let workload = named.mesh.workload_at("10.0.0.1".parse().unwrap()).unwrap();
+    assert_eq!(workload.policies, [late.clone(), never]);
+    // What comes then is not held up once more.
+    world.store.update([gone("b-1")]);
+    timeout(POLICIES / 2, mesh_with(&mut client, &["a-1"]))
+        .await
+        .expect("at once");
+}
+
+/// Such a server would answer each question with everything that it has.
+#[tokio::test]
+async fn a_server_that_is_not_wefts_is_not_asked_for_addresses_and_its_next_mesh_is_the_answer() {
+    let world = World::new();
+    let (sender, mut meshes) = mpsc::channel(MESHES);
+    let (_lookups, asked) = mpsc::channel(LOOKUPS);
+    let mut asking = Asking {
+        config: world.config("127.0.0.1:1".parse().unwrap(), NAME, false),
+        received: Arc::new(Received::new(Sees::Connections)),
+        sender,
+        asked,
+        waiting: Vec::new(),
+        is_weft: false,
+        held: None,
+        state: Arc::default(),
+    };
+    let (requests, mut sent) = mpsc::channel(LOOKUPS);
+    let response = |kind: Kind, names: &[&str], server: &str| DeltaDiscoveryResponse {
+        type_url: kind.type_url().to_owned(),
+        resources: names
+            .iter()
+            .map(|name| {
+                let (workload, update) = pod(name, "10.9.9.9", &[]);
+                discovery::Resource {
+                    name: workload.uid.to_string(),
+                    resource: Some(discovery::Any {
+                        type_url: String::new(),
+                        value: update.resource.unwrap().bytes,
+                    }),
+                    ..discovery::Resource::default()
+                }
+            })
+            .collect(),
+        removed_resources: vec!["/10.9.9.9".to_owned()],
+        control_plane: Some(discovery::ControlPlane {
+            identifier: server.to_owned(),
+        }),
+        ..DeltaDiscoveryResponse::default()
+    };
+    let istiod = r#"{"Component":"istiod"}"#;
+    for kind in [Kind::Authorization, Kind::Address] {
+        asking.take(response(kind, &[], istiod), &requests).await.unwrap();
+        sent.recv().await.expect("the ACK");
+    }
+    let (on_demand, mut lookups) = on_demand();
+    let asked = tokio::spawn(async move {
+        on_demand
+            .look_up(&"pod".into(), "10.9.9.9".parse().unwrap())
+            .await
+    });
+    for lookup in lookups.next().await.unwrap() {
+        asking.ask(lookup, &requests).await.unwrap();
+    }
+    assert!(sent.try_recv().is_err(), "it is not asked");
+    // The address comes with the response that says that there is no resource of that name.
+    asking
+        .take(response(Kind::Address, &["a-1"], istiod), &requests)
+        .await
+        .unwrap();
+    sent.recv().await.expect("the ACK");
+    assert!(!asked.is_finished(), "there is no mesh of it yet");
+    assert!(asking.publish().await);
+    let answered = meshes.recv().await.unwrap();
+    assert_eq!(answered.lookups.len(), 1);
+    drop(answered);
+    assert_eq!(asked.await.unwrap(), crate::feed::Answer::Answered);
 }
 
 fn cart() -> crate::mesh::ServiceKey {

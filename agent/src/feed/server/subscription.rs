@@ -62,13 +62,14 @@ impl Subscription {
         );
         let (asks, leaves) = (subscribe.iter().any(is_all), unsubscribe.iter().any(is_all));
         if !std::mem::replace(&mut self.asked, true) {
-            // A client that names nothing in its first request wants everything, unless it says otherwise.
-            self.wildcard = asks || (subscribe.is_empty() && !leaves);
+            // A client that names nothing in its first request wants everything, unless it says otherwise: ztunnel's says so by
+            // subscribing to everything and leaving it again, in one request.
+            self.wildcard = !leaves && (asks || subscribe.is_empty());
             self.node = node.filter(|node| !node.is_empty()).map(node_group);
             let versions = request.initial_resource_versions.keys();
             self.has.extend(versions.map(|name| name.as_str().into()));
         } else if asks || leaves {
-            self.wildcard = asks;
+            self.wildcard = asks && !leaves;
         }
         self.names.retain(|name| !unsubscribe.contains(name));
         // With everything there is nothing to remember: an agent that looks up address after address must not run into a bound.

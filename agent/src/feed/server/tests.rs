@@ -63,10 +63,10 @@ impl Client {
         self.request(subscribe, unsubscribe, None, &[]).await
     }
 
-    /// The first request of an agent in on-demand mode.
+    /// The first request of an agent in on-demand mode, as ztunnel makes it.
     async fn on_demand(store: &Store, node: &str, has: &[(&str, &str)]) -> (Self, String) {
         let mut client = Self::new(store);
-        let said = client.request(&[], &["*"], Some(node), has).await;
+        let said = client.request(&["*"], &["*"], Some(node), has).await;
         (client, said)
     }
 
@@ -134,6 +134,9 @@ async fn an_agent_that_asks_for_nothing_hears_of_its_node() {
     assert_eq!(client.changes().await, "");
     let (_, said) = Client::on_demand(&store(), "c", &[]).await;
     assert_eq!(said, "");
+    // Leaving everything says the same.
+    let said = Client::new(&store()).request(&[], &["*"], Some("a"), &[]).await;
+    assert_eq!(said, "db-1 web-1");
     // Who does not say that it wants less wants all.
     let mut all = Client::new(&store());
     assert_eq!(all.ask(&[], &[]).await, "db-1 db-2 shop/db shop/web web-1 web-2");

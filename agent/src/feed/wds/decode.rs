@@ -87,7 +87,6 @@ pub fn service(it: wire::Service) -> Result<Service, Unreadable> {
             }
         }
     }
-    let names = it.subject_alt_names.iter().map(|name| subject_alt_name(name));
     Ok(Service {
         key: ServiceKey {
             namespace: it.namespace.into(),
@@ -98,7 +97,7 @@ pub fn service(it: wire::Service) -> Result<Service, Unreadable> {
         vip_networks,
         app_protocols: app_protocols(&it.ports)?,
         ports: ports(&it.ports)?,
-        subject_alt_names: names.collect::<Result<_, _>>()?,
+        subject_alt_names: identities(&it.subject_alt_names),
         waypoint: it.waypoint.map(gateway).transpose()?,
         load_balancing: it.load_balancing.map(load_balancing).unwrap_or_default(),
         ip_families: ip_families(it.ip_families),
@@ -116,9 +115,10 @@ fn identity(it: &wire::Workload, defaults: &Defaults) -> Result<SpiffeId, Unread
         .map_err(|err| bad("service_account", err))
 }
 
-fn subject_alt_name(name: &str) -> Result<SpiffeId, Unreadable> {
-    name.parse()
-        .map_err(|err| bad("subject_alt_names", format!("{name}: {err}")))
+/// What else its workloads may prove to be. A ServiceEntry may name anything, as DNS names for TLS that apps begin themselves:
+/// what is no identity of a mesh is nobody whom an agent could meet, and leaving it out widens nothing.
+fn identities(names: &[String]) -> Vec<SpiffeId> {
+    names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 /// A protocol that we do not speak must not become plaintext.

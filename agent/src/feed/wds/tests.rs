@@ -250,6 +250,53 @@ fn what_a_match_says_of_requests_is_for_waypoints() {
     check(&[], &[REQUEST]);
 }
 
+/// As istiod sends a DENY of paths alone: it leaves out what an agent could not judge. Every other field stays what it is.
+#[test]
+fn a_deny_that_has_nothing_left_to_say_is_the_waypoints() {
+    let read = |action: wire::Action, it: wire::Match| {
+        let rule = wire::Rule {
+            clauses: vec![wire::Clause { matches: vec![it] }],
+        };
+        let bytes = prost::Message::encode_to_vec(&wire::Authorization {
+            name: "p".into(),
+            action: action.into(),
+            rules: vec![rule],
+            ..wire::Authorization::default()
+        });
+        let mut read = policy(&bytes, Sees::Connections).unwrap();
+        read.rules.remove(0).clauses.remove(0).matches.remove(0)
+    };
+    let nothing = wire::Match::default;
+    assert_eq!(read(wire::Action::Deny, nothing()).unseen.len(), 1);
+    assert_eq!(read(wire::Action::Allow, nothing()), Match::default());
+    let ports = wire::Match {
+        destination_ports: vec![80],
+        ..nothing()
+    };
+    assert!(read(wire::Action::Deny, ports).unseen.is_empty());
+    // What a manifest itself says of everybody is everybody's.
+    let all = a_policy(Action::Deny, Match::default());
+    assert_eq!(policy(&encode_policy(&all), Sees::Connections).unwrap(), all);
+}
+
+#[test]
+fn a_service_may_name_whoever_is_nobody_in_a_mesh() {
+    let sent = crate::rpc::workload::Service {
+        hostname: "api.example.com".into(),
+        subject_alt_names: [
+            "api.example.com",
+            "spiffe://cluster.local/ns/shop/sa/api",
+            "spiffe://",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        ..crate::rpc::workload::Service::default()
+    };
+    let read = service(sent).unwrap().subject_alt_names;
+    let names: Vec<_> = read.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["spiffe://cluster.local/ns/shop/sa/api"]);
+}
+
 #[test]
 fn a_request_that_cannot_be_read_is_noted() {
     for value in ["", "{", "{\"methods\":[\"GET\"]}", "{\"later\":[]}"] {

@@ -479,6 +479,9 @@ fn discovery_has_the_numbers_of_its_definition() {
         type_url: text(ads::AUTHORIZATION_TYPE),
         nonce: text("n2"),
         removed_resources: vec![text("shop/old")],
+        control_plane: Some(ads::ControlPlane {
+            identifier: text("weft"),
+        }),
     };
     let kind = "type.googleapis.com/istio.security.Authorization";
     let resource = hand()
@@ -491,7 +494,8 @@ fn discovery_has_the_numbers_of_its_definition() {
         .bytes(2, resource)
         .bytes(4, kind)
         .bytes(5, "n2")
-        .bytes(6, "shop/old");
+        .bytes(6, "shop/old")
+        .bytes(7, hand().bytes(1, "weft"));
     check(&response, &by_hand);
     assert_eq!(
         ads::DELTA_PATH,
