@@ -63,7 +63,10 @@ fn hot_functions(manifest_dir: &Path, out_dir: &Path) -> Result<(), String> {
     }
     let list = fs::read_to_string(manifest_dir.join(LIST)).map_err(|e| format!("{LIST}: {e}"))?;
     let patterns = list.lines().filter(|line| !line.starts_with('#'));
-    let sections: String = patterns.map(|pattern| format!("*(.text.{pattern})\n")).collect();
+    // What is marked as cold, as the growth of a vector, is in sections of another name.
+    let sections: String = patterns
+        .map(|pattern| format!("*(.text.{pattern} .text.unlikely.{pattern})\n"))
+        .collect();
     // Beside the linker's own script (ld and lld: INSERT), not instead of it.
     let script = format!("SECTIONS {{ .text.hot_weft : {{\n{sections}}} }} INSERT BEFORE .text;\n");
     let path = out_dir.join("hot-functions.ld");

@@ -53,13 +53,35 @@ const HEADER: &str = "# The functions of the agent that run while it carries con
 # one library is `*`. `cargo xtask profile --functions` adds to it; a pattern that fits nothing costs nothing.
 ";
 
+/// When a function runs. Those that run at rest lie together, and those that run under load next to them: an agent that does nothing
+/// keeps only the first, and one that is asked for its status once not much more than the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum When {
+    Rest,
+    Load,
+    NowAndThen,
+}
+
+impl When {
+    const ALL: [Self; 3] = [Self::Rest, Self::Load, Self::NowAndThen];
+
+    /// The line above them in the file.
+    fn heading(self) -> &'static str {
+        match self {
+            Self::Rest => "# At rest.",
+            Self::Load => "# Under load.",
+            Self::NowAndThen => "# Now and then.",
+        }
+    }
+}
+
 /// Where the names go, if they are wanted. Those that are there stay: what is inlined differs from build to build.
 #[derive(Clone, Debug)]
 pub(crate) struct Functions(pub(crate) PathBuf);
 
 impl Functions {
     /// Does `work` and notes what of their program the carriers run meanwhile.
-    pub(crate) fn during<T>(&self, carriers: &Carriers, work: impl FnOnce() -> T) -> Result<T> {
+    pub(crate) fn during<T>(&self, carriers: &Carriers, when: When, work: impl FnOnce() -> T) -> Result<T> {
         let pids: BTreeSet<u32> = carriers.all().collect();
         let stop = AtomicBool::new(false);
         let (outcome, traced) = thread::scope(|scope| {
@@ -74,7 +96,7 @@ impl Functions {
             (outcome, traced)
         });
         for traced in traced {
-            self.add(&traced.map_err(|_| anyhow!("a tracer panicked"))??)?;
+            self.add(&traced.map_err(|_| anyhow!("a tracer panicked"))??, when)?;
         }
         Ok(outcome)
     }
@@ -87,25 +109,22 @@ impl Functions {
             return Ok(());
         };
         let carriers = stage.pairs[at].carriers();
-        self.during(&carriers, || -> Result<()> {
-            let rested = Instant::now();
-            while rested.elapsed() < REST {
-                stage.pairs[at].ask_agents()?;
-                thread::sleep(AGAIN);
-            }
+        self.during(&carriers, When::Rest, || thread::sleep(REST))?;
+        self.during(&carriers, When::NowAndThen, || -> Result<()> {
+            stage.pairs[at].ask_agents()?;
             memory::crowd(&stage.pairs[at], CROWD, &mut Vec::new())?;
             start::run(stage, at, 0).map(drop)
         })?
     }
 
-    fn add(&self, names: &[String]) -> Result<()> {
+    fn add(&self, names: &[String], when: When) -> Result<()> {
         let Self(file) = self;
-        let known = fs::read_to_string(file).unwrap_or_default();
-        let mut found: BTreeSet<_> = names.iter().map(|name| pattern(name)).collect();
-        let patterns = known.lines().filter(|line| !line.starts_with('#'));
-        found.extend(patterns.map(str::to_owned));
-        let lines: String = found.iter().map(|pattern| format!("{pattern}\n")).collect();
-        fs::write(file, format!("{HEADER}{lines}")).with_context(|| format!("write {}", file.display()))
+        let mut found = read(&fs::read_to_string(file).unwrap_or_default());
+        for name in names {
+            let known = found.entry(pattern(name)).or_insert(when);
+            *known = when.min(*known);
+        }
+        fs::write(file, written(&found)).with_context(|| format!("write {}", file.display()))
     }
 }
 
@@ -243,6 +262,30 @@ impl Traced {
     }
 }
 
+/// The patterns of a file, and when they run.
+fn read(text: &str) -> BTreeMap<String, When> {
+    let mut when = When::Load;
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        match When::ALL.into_iter().find(|it| it.heading() == line) {
+            Some(next) => when = next,
+            None if line.starts_with('#') => {}
+            None => drop(found.insert(line.to_owned(), when)),
+        }
+    }
+    found
+}
+
+fn written(found: &BTreeMap<String, When>) -> String {
+    let mut text = HEADER.to_owned();
+    for when in When::ALL {
+        let of_it = found.iter().filter(|(_, of)| **of == when);
+        let patterns = of_it.map(|(pattern, _)| format!("{pattern}\n"));
+        text.extend([format!("{}\n", when.heading())].into_iter().chain(patterns));
+    }
+    text
+}
+
 /// Where in a process the functions of its program begin.
 fn functions(dir: &Path, memory: &File) -> Result<BTreeMap<u64, (u8, Vec<String>)>> {
     let program = fs::read_link(dir.join("exe"))?;
@@ -328,5 +371,22 @@ mod tests {
         }
         let long = format!("_RNvCs7wNnd1WRjwH_4weft{}", "x".repeat(500));
         assert_eq!(pattern(&long).len(), LONGEST + 1);
+    }
+
+    #[test]
+    fn a_function_stands_where_it_runs_most_often() {
+        let [a, b, c] = ["a", "b", "c"].map(str::to_owned);
+        let found = BTreeMap::from([(a, When::Load), (b, When::Rest), (c, When::NowAndThen)]);
+        let text = written(&found);
+        assert!(
+            text.ends_with("# At rest.\nb\n# Under load.\na\n# Now and then.\nc\n"),
+            "{text}"
+        );
+        assert_eq!(read(&text), found);
+        // One that says nothing of it was made under load.
+        assert_eq!(
+            read("# by hand\na\n"),
+            BTreeMap::from([("a".to_owned(), When::Load)])
+        );
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{
     figures::{BASELINE, Curve, Ground, Measure, Series, Unit, median},
-    functions::Functions,
+    functions::{Functions, When},
     growth,
     load::{Load, Outcome, Plan},
     machine::Machine,
@@ -34,7 +34,7 @@ impl Watch {
     fn during<T>(&self, carriers: &Carriers, work: impl FnOnce() -> T) -> Result<T> {
         match self {
             Self::Perf(perf) => perf.during(carriers, work),
-            Self::Functions(functions) => functions.during(carriers, work),
+            Self::Functions(functions) => functions.during(carriers, When::Load, work),
         }
     }
 }

@@ -152,6 +152,55 @@ fn a_running_server_is_enrolled_and_unenrolled() {
     });
 }
 
+/// Between two nodes there is always a moment in which one knows already that a pod is captured, or let go, and the other not yet.
+#[test]
+fn a_server_that_enters_or_leaves_the_mesh_refuses_nobody_meanwhile() {
+    with_world(|world| {
+        let (client, web) = client_and_web(world)?;
+        let inside = world.mesh_text();
+        world.set_membership(&web, Membership::Outside);
+        let outside = world.mesh_text();
+        let [a, b] = world.start_agents()?;
+        let _server = Server::start(web.listen(8080)?, echo)?;
+        let captured = |agent: &Agent| captured_pods(agent).unwrap_or_default();
+        let before = captured(&b);
+        // Each node's turn, and who carries the connection by then: a tunnel to a pod that is not captured yet, or no more.
+        for (text, sooner, later, count, tunnelled) in [
+            (&inside, "a", "b", before + 1, true),
+            (&outside, "b", "a", before, false),
+        ] {
+            let taken = a.status()?["mesh"]["revision"].clone();
+            world.apply_text(sooner, text)?;
+            match sooner {
+                "a" => wait_until("agent a's mesh", LIMIT, || {
+                    a.status().is_ok_and(|status| status["mesh"]["revision"] != taken)
+                })?,
+                _ => wait_until("agent b's pods", LIMIT, || captured(&b) == count)?,
+            }
+            thread::scope(|scope| -> Result<()> {
+                let dials = scope.spawn(|| opened(&client, addr(SERVICE4)));
+                thread::sleep(Duration::from_millis(100));
+                ensure!(!dials.is_finished(), "nobody waited: {:?}", dials.join());
+                world.apply_text(later, text)?;
+                let stream = dials.join().expect("no panic")?;
+                let local = stream.local_addr()?;
+                drop(stream);
+                let line = line_of(&a, "outbound", local)?;
+                let identity = line.field("dst.identity");
+                ensure!(line.is_ok() && identity.is_empty() != tunnelled, "{line}");
+                Ok(())
+            })?;
+            wait_until("agent b's pods", LIMIT, || captured(&b) == count)?;
+        }
+        Ok(())
+    });
+}
+
+fn captured_pods(agent: &Agent) -> Result<u64> {
+    let status = agent.status()?;
+    status["capturedPods"].as_u64().context("no count in the status")
+}
+
 #[test]
 fn an_agent_that_is_killed_leaves_its_pods_closed_and_a_new_one_opens_them() {
     with_world(|world| {

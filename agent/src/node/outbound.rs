@@ -5,11 +5,11 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     connections::Carried,
@@ -40,6 +40,11 @@ use crate::{
 
 /// Endpoints of a service that are tried before the app is refused.
 const ATTEMPTS: usize = 3;
+/// How long an app waits for a port of tunnels that is closed. A pod that enters the mesh or leaves it is captured, or let go, a
+/// moment before or after the meshes of other nodes say so; and an agent that starts again needs about as long.
+const CLOSED: Duration = Duration::from_secs(1);
+/// Between two looks, where no new mesh comes.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What a connection was carried over to.
 pub(super) enum Upstream {
@@ -58,10 +63,11 @@ impl Upstream {
     }
 }
 
-/// Why there is no upstream, and whether another endpoint may be tried.
+/// Why there is no upstream, whether another endpoint may be tried, and whether the way may open in a moment.
 struct Unreached {
     outcome: Outcome,
     retry: bool,
+    is_closed: bool,
 }
 
 impl Unreached {
@@ -69,6 +75,7 @@ impl Unreached {
         Self {
             outcome: refusal.into(),
             retry: false,
+            is_closed: false,
         }
     }
 
@@ -83,6 +90,7 @@ impl Unreached {
         Self {
             outcome: Outcome::Failed(error.kind(), chain(error)),
             retry: error.may_retry(),
+            is_closed: matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused),
         }
     }
 }
@@ -182,8 +190,8 @@ fn take(app: std::net::TcpStream, look: bool) -> Result<(TcpStream, Bytes), Outc
     Ok((app, first))
 }
 
-/// Gets where the app wants to go, and its first bytes with it where a tunnel takes them. Where a next hop cannot be reached another
-/// endpoint is tried, as long as there is one and no byte may have reached an app.
+/// Gets where the app wants to go, and its first bytes with it where a tunnel takes them. A closed port of tunnels is waited for,
+/// and the mesh asked anew: it may say by then that there is none.
 pub(super) async fn reach(
     worker: &Arc<Worker>,
     pod: &Arc<Pod>,
@@ -191,7 +199,27 @@ pub(super) async fn reach(
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
     flow.destination.addr = Some(destination);
-    let (mesh, question, answer) = ask_or_look_up(worker, pod, destination, draw).await?;
+    let until = Instant::now() + CLOSED;
+    loop {
+        let asked = ask_or_look_up(worker, pod, destination, draw).await?;
+        match reach_any(worker, pod, (asked, draw, first), flow).await {
+            Err(unreached) if unreached.is_closed && Instant::now() < until => {
+                let mut meshes = worker.shared.meshes.subscribe();
+                let _ = timeout(AGAIN, meshes.changed()).await;
+            }
+            reached => return reached.map_err(|unreached| unreached.outcome),
+        }
+    }
+}
+
+/// Where a next hop cannot be reached another endpoint is tried, as long as there is one and no byte may have reached an app.
+async fn reach_any(
+    worker: &Arc<Worker>,
+    pod: &Arc<Pod>,
+    ((mesh, question, answer), draw, first): (Asked, u64, &Bytes),
+    flow: &mut Flow,
+) -> Result<Upstream, Unreached> {
+    let destination = question.destination;
     flow.source.workload = Some(Arc::clone(&question.source));
     let client = flow.source.addr.unwrap_or(destination).ip();
     let mut next = less_busy((worker, pod, client), (&mesh, &question, draw), answer);
@@ -200,9 +228,9 @@ pub(super) async fn reach(
         tried.extend(next.next.addr());
         match reach_once(worker, pod, (&question, first), next, flow).await {
             Err(unreached) if unreached.retry && tried.len() < ATTEMPTS => {
-                next = reroute(&mesh, &question, draw, &tried).ok_or(unreached.outcome)?;
+                next = reroute(&mesh, &question, draw, &tried).ok_or(unreached)?;
             }
-            reached => return reached.map_err(|unreached| unreached.outcome),
+            reached => return reached,
         }
     }
 }
@@ -302,6 +330,7 @@ async fn reach_once(
                 workload,
                 identity: None,
             };
+            flow.gateway = None;
             dial_direct(worker, pod, addr, flow).await
         }
         NextHop::Tunnel(tunnel) => {
@@ -367,6 +396,7 @@ async fn dial_direct(
     let tcp = dialled.map_err(|error| Unreached {
         outcome: Outcome::Failed(FailureKind::Connect, format!("{addr} cannot be reached: {error}")),
         retry: true,
+        is_closed: false,
     })?;
     Ok(Upstream::Tcp(tcp, place))
 }
@@ -391,6 +421,7 @@ async fn dial_tunnel(
                 format!("no certificate for {} yet", source.identity),
             ),
             retry: false,
+            is_closed: false,
         })?;
     let client = flow.source.addr.unwrap_or(question.destination);
     let key = tunnel_key(source, svid.generation, tunnel, pod, client.ip());

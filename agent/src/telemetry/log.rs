@@ -26,8 +26,9 @@ mod tests;
 
 pub use requests::request;
 
-/// Lines that may wait for the writer: some 10 MiB of access lines, a second or two of a busy node.
-const QUEUED_LINES: usize = 16_384;
+/// Lines that may wait for the writer: some 5 MiB of access lines, about a second of a busy node. The queue has a place for each in
+/// memory from the start, 32 bytes.
+const QUEUED_LINES: usize = 8_192;
 /// Bytes that the writer gathers before it writes, when lines come faster than it takes them.
 const WRITE_BUFFER: usize = 64 * 1024;
 
