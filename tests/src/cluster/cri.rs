@@ -13,7 +13,7 @@ use tokio::{net::UnixStream, sync::Mutex};
 
 use super::messages::{
     ContainerStatus, ContainerStatusAnswer, CreateContainer, Empty, Id, ImageSpec, ImageStatus,
-    ImageStatusAnswer, RunSandbox, SandboxStatusAnswer, StopContainer,
+    ImageStatusAnswer, RunSandbox, SandboxStatusAnswer, StopContainer, VersionAnswer,
 };
 
 /// A runtime by its socket.
@@ -30,9 +30,9 @@ impl Runtime {
         }
     }
 
-    pub(super) async fn version(&self) -> Result<()> {
-        let _: Empty = self.call("RuntimeService/Version", &Empty {}).await?;
-        Ok(())
+    pub(super) async fn version(&self) -> Result<String> {
+        let answer: VersionAnswer = self.call("RuntimeService/Version", &Empty {}).await?;
+        Ok(answer.runtime_version)
     }
 
     /// Whether it has an image.

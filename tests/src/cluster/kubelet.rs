@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{node::Node, spec::text, worker::Worker};
-use crate::kube::StandIn;
+use crate::kube::{StandIn, WantedLog};
 
 /// Watches the pods of a node until the API is gone.
 pub(super) async fn run(api: Arc<StandIn>, node: Arc<Node>) {
@@ -49,9 +49,14 @@ pub(super) fn log_dir(node: &Node, pod: &Value) -> PathBuf {
     node.dir.join("logs").join(dir)
 }
 
-/// What a container has written since then, of its last start; lines are taken out of the runtime's own form: time, stream,
+/// What a container has written since then, of its last start or the one before; lines are taken out of the runtime's own form: time, stream,
 /// F for a whole line or P for a part of one, text.
-pub(super) fn log(node: &Node, pod: &Value, container: &str, since: &str) -> anyhow::Result<Vec<u8>> {
+pub(super) fn log(node: &Node, pod: &Value, wanted: WantedLog<'_>) -> anyhow::Result<Vec<u8>> {
+    let WantedLog {
+        container,
+        since,
+        previous,
+    } = wanted;
     let dir = log_dir(node, pod).join(container);
     let last = std::fs::read_dir(&dir).ok().and_then(|files| {
         let numbers = files.flatten().filter_map(|file| {
@@ -60,10 +65,11 @@ pub(super) fn log(node: &Node, pod: &Value, container: &str, since: &str) -> any
         });
         numbers.max()
     });
-    let Some(last) = last else {
-        anyhow::bail!("container \"{container}\" is waiting to start")
+    let wanted = last.and_then(|last| last.checked_sub(previous.into()));
+    let Some(wanted) = wanted else {
+        anyhow::bail!("container \"{container}\" is waiting to start, or has no start before")
     };
-    let content = std::fs::read(dir.join(format!("{last}.log")))?;
+    let content = std::fs::read(dir.join(format!("{wanted}.log")))?;
     let content = String::from_utf8_lossy(&content);
     let mut out = Vec::new();
     // Not `lines`: a carriage return is the container's.

@@ -283,6 +283,12 @@ pub(super) struct ImageStatusAnswer {
     pub(super) image: Option<Image>,
 }
 
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct VersionAnswer {
+    #[prost(string, tag = "3")]
+    pub(super) runtime_version: String,
+}
+
 /// A request or an answer without content that matters.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Empty {}

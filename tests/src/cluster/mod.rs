@@ -3,7 +3,7 @@
 //! kube-controller-manager, a scheduler and kube-proxy do is stood in for, as far as weft's chart and its end-to-end suite ask
 //! for it. `cargo xtask test kube --rehearse` uses it.
 //!
-//! Not rehearsed, since nothing here does it: admission ([`NOT_REHEARSED`] says all).
+//! Not rehearsed, since nothing here does it, or does it only as we think that Kubernetes does: [`NOT_REHEARSED`].
 //!
 //! ```text
 //!   node a  192.168.77.1  pods 10.244.1.0/24        API server: 192.168.77.1:6443, 10.96.0.1:443, and loopback of the machine
@@ -43,6 +43,9 @@ use crate::{
 
 /// What a run here says nothing about.
 pub const NOT_REHEARSED: &[&str] = &[
+    "the kubelet: what starts pods, probes them and has their cgroups here is stood in for",
+    "NRI, unless this machine's containerd is 2.0 or later",
+    "the DaemonSet controller, and those of Deployments, Jobs and Services: stood in for, by what was read of them",
     "admission: the policy that holds agents to their own node (CEL), priority classes, quotas",
     "limits of memory and CPU: the containers have none",
     "AppArmor and SELinux",
@@ -52,6 +55,8 @@ pub const NOT_REHEARSED: &[&str] = &[
     "nodes that come, go, and restart",
 ];
 
+/// The networks of pods and of services.
+const CIDRS: [&str; 2] = ["10.244.0.0/16", "10.96.0.0/12"];
 /// Where pods find the API server.
 const API: &str = "10.96.0.1";
 const API_PORT: u16 = 6443;
@@ -126,26 +131,27 @@ impl Cluster {
             }
             self.nodes.push(Arc::new(node));
         }
-        furnish(&api, &self.nodes)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("cluster")
             .enable_all()
             .build()?;
         for node in &self.nodes {
-            runtime
-                .block_on(node.runtime.version())
-                .context("containerd's CRI")?;
+            let version = runtime.block_on(node.runtime.version());
+            furnish(&api, node, &version.context("containerd's CRI")?)?;
+        }
+        service(&api)?;
+        for node in &self.nodes {
             runtime.spawn(kubelet::run(api.clone(), node.clone()));
         }
         runtime.spawn(controllers::run(api.clone()));
         runtime.spawn(proxy::run(api.clone(), self.nodes.clone()));
         let nodes = self.nodes.clone();
-        api.logs_from(move |pod, container, since| {
+        api.logs_from(move |pod, wanted| {
             let node = nodes
                 .iter()
                 .find(|node| pod["spec"]["nodeName"] == node.name.as_str());
-            kubelet::log(node.context("it is on no node")?, pod, container, since)
+            kubelet::log(node.context("it is on no node")?, pod, wanted)
         });
         (self.api, self.runtime) = (Some(api), Some(runtime));
         Ok(())
@@ -156,9 +162,9 @@ impl Cluster {
         self.api.as_ref().map(|api| api.kubeconfig()).unwrap_or_default()
     }
 
-    /// Values of the chart as README has them installed: none. Both agents hook the machine's root, and each finds what is its own.
+    /// Values of the chart as README has them installed. Both agents hook the machine's root, and each finds what is its own.
     pub fn values(&self) -> String {
-        json!({}).to_string()
+        json!({"clusterCIDRs": CIDRS}).to_string()
     }
 
     /// The API server, for what no client can do.
@@ -178,23 +184,25 @@ impl Cluster {
     }
 }
 
-/// The nodes, and the API server's own Service.
-fn furnish(api: &StandIn, nodes: &[Arc<Node>]) -> Result<()> {
-    for node in nodes {
-        api.apply(json!({
-            "apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux",
-                "kubernetes.io/arch": "amd64"}},
-            "spec": {"podCIDR": format!("10.244.{}.0/24", node.number), "podCIDRs": [format!("10.244.{}.0/24", node.number)],
-                "taints": [{"key": "weft.dev/agent-not-ready", "effect": "NoSchedule"}]},
-            "status": {
-                "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
-                "addresses": [{"type": "InternalIP", "address": node.address()}, {"type": "Hostname", "address": node.name}],
-                "nodeInfo": {"kubeletVersion": "v1.36.0", "containerRuntimeVersion": "containerd://1.6", "operatingSystem": "linux",
-                    "architecture": "amd64"},
-            },
-        }))?;
-    }
+/// A node, with this version of containerd.
+fn furnish(api: &StandIn, node: &Node, version: &str) -> Result<()> {
+    api.apply(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": "amd64"}},
+        "spec": {"podCIDR": format!("10.244.{}.0/24", node.number), "podCIDRs": [format!("10.244.{}.0/24", node.number)],
+            "taints": [{"key": "weft.dev/agent-not-ready", "effect": "NoSchedule"}]},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+            "addresses": [{"type": "InternalIP", "address": node.address()}, {"type": "Hostname", "address": node.name}],
+            "nodeInfo": {"kubeletVersion": "v1.36.0", "containerRuntimeVersion": format!("containerd://{version}"),
+                "operatingSystem": "linux", "architecture": "amd64"},
+        },
+    }))
+}
+
+/// The API server's own Service.
+fn service(api: &StandIn) -> Result<()> {
     api.apply(json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "kubernetes", "namespace": "default"},
         "spec": {"clusterIP": API, "ports": [{"name": "https", "port": 443, "targetPort": API_PORT, "protocol": "TCP"}]},
@@ -230,4 +238,10 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+#[test]
+fn what_is_rehearsed_is_what_readme_installs() {
+    let line = format!("    --set 'clusterCIDRs={{{}}}'", CIDRS.join(","));
+    assert!(include_str!("../../../README.md").contains(&line), "{line}");
 }

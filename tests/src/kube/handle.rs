@@ -12,6 +12,7 @@ use super::{
     Rule, StandIn, clock, controllers, crds, defaults,
     faults::{Of, Outage, Signal},
     kinds::Kind,
+    logs::WantedLog,
     object,
     store::State,
     tokens::{self, Wanted},
@@ -224,9 +225,11 @@ impl StandIn {
         }
     }
 
-    /// What answers for logs of pods: it is given the pod, the container's name and the time (RFC 3339, or "") from which on.
-    /// Only the first call counts.
-    pub fn logs_from(&self, source: impl Fn(&Value, &str, &str) -> Result<Vec<u8>> + Send + Sync + 'static) {
+    /// What answers for logs of pods: it is given the pod and which of its logs. Only the first call counts.
+    pub fn logs_from(
+        &self,
+        source: impl Fn(&Value, WantedLog<'_>) -> Result<Vec<u8>> + Send + Sync + 'static,
+    ) {
         let _ = self.server.logs.set(Box::new(source));
     }
 

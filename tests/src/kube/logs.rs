@@ -12,8 +12,18 @@ use super::{
     request::{Request, Target},
 };
 
-/// Given the pod, the container and the time from which on.
-pub(super) type Source = Box<dyn Fn(&Value, &str, &str) -> Result<Vec<u8>> + Send + Sync>;
+/// Which log of a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedLog<'a> {
+    /// The container's name.
+    pub container: &'a str,
+    /// The time from which on (RFC 3339), or "".
+    pub since: &'a str,
+    /// Of the container that ended before the one that is there.
+    pub previous: bool,
+}
+
+pub(super) type Source = Box<dyn Fn(&Value, WantedLog<'_>) -> Result<Vec<u8>> + Send + Sync>;
 
 pub(super) fn answer(
     server: &Server,
@@ -32,11 +42,26 @@ pub(super) fn answer(
         "" => first,
         named => named,
     };
+    let wanted = WantedLog {
+        container,
+        since: request.query.text("sinceTime"),
+        previous: request.query.flag("previous"),
+    };
     let text = match server.logs.get() {
-        Some(source) => source(&pod, container, request.query.text("sinceTime")),
+        Some(source) => source(&pod, wanted),
         None => Err(anyhow::anyhow!("nothing runs here")),
     };
-    let text = text.map_err(|error| Failure::bad_request(format!("{error:#}")))?;
+    let mut text = text.map_err(|error| Failure::bad_request(format!("{error:#}")))?;
+    if let Some(lines) = request.query.number("tailLines") {
+        text.drain(..text.len() - tail(&text, lines));
+    }
     let content = Content::Whole(Some(text.into()));
     Ok(answer::answer(200, "text/plain", content))
+}
+
+/// How many bytes the last so many lines have.
+fn tail(text: &[u8], lines: u64) -> usize {
+    let from_the_last = text.split_inclusive(|byte| *byte == b'\n').rev();
+    let last = (0..lines).zip(from_the_last);
+    last.map(|(_, line)| line.len()).sum()
 }

@@ -66,6 +66,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub use faults::{Fault, Rule};
 pub use handle::Faults;
+pub use logs::WantedLog;
 
 /// How a stand-in is to be.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! DaemonSets: one pod for each node that takes it; a new revision comes beside the old one where the strategy says so (surge),
-//! and in its place otherwise.
+//! and in its place otherwise. As Kubernetes has it, the old one of two ends when the new one is ready, and also when it is not
+//! ready itself any more.
 
 use serde_json::{Value, json};
 
@@ -77,10 +78,19 @@ fn reconcile(api: &StandIn, set: &Value) {
                 may_miss = may_miss.saturating_sub(1);
                 end_pod(api, old);
             }
-            ([new, ..], [_, ..]) if is_ready(new) => old.iter().for_each(|pod| end_pod(api, pod)),
+            ([new, ..], [first, ..]) if is_ready(new) || !is_ready(first) => {
+                old.iter().for_each(|pod| end_pod(api, pod));
+            }
             _ => {}
         }
     }
+    tell(api, set, &on_nodes, &hash);
+}
+
+/// Writes the status.
+fn tell(api: &StandIn, set: &Value, on_nodes: &[OnNode<'_>], hash: &str) {
+    let is_new = |pod: &Value| pod["metadata"]["labels"][REVISION] == hash;
+    let wanted = on_nodes.len() as u64;
     // The oldest pod of a node is what is counted.
     let first = |node: &OnNode<'_>| node.pods.first().copied().cloned();
     let counted: Vec<Value> = on_nodes.iter().filter_map(first).collect();
