@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Cluster, delete, until},
+    cluster::{Cluster, LABEL, delete, together, until},
     options::Image,
 };
 
@@ -76,16 +76,16 @@ impl<'a> World<'a> {
 
     /// The namespaces, their service accounts, and the server: running before there is a mesh.
     pub(crate) async fn begin(&self) -> Result<()> {
+        let namespaces = Api::<Namespace>::all(self.client());
         for namespace in [INSIDE, OUTSIDE] {
-            let made = serde_json::from_value(
-                json!({"metadata": {"name": namespace, "labels": {"weft.dev/e2e": "true"}}}),
-            )?;
-            Api::<Namespace>::all(self.client())
+            // The suite's own, as the preflight has seen: an earlier run has died, or was told to keep it.
+            delete(&namespaces, namespace).await?;
+            let made =
+                serde_json::from_value(json!({"metadata": {"name": namespace, "labels": {LABEL: "true"}}}))?;
+            namespaces
                 .create(&PostParams::default(), &made)
                 .await
-                .with_context(|| {
-                    format!("make the namespace {namespace}: one of an earlier run must be deleted first")
-                })?;
+                .with_context(|| format!("make the namespace {namespace}"))?;
             for account in ["server", "client", "stranger"] {
                 let made = serde_json::from_value(json!({"metadata": {"name": account}}))?;
                 Api::<ServiceAccount>::namespaced(self.client(), namespace)
@@ -94,14 +94,16 @@ impl<'a> World<'a> {
             }
         }
         let listen = format!("0.0.0.0:{PORT}");
-        self.start(&App {
+        let mut server = self.pod(&App {
             namespace: INSIDE,
             name: "server",
             account: "server",
             node: &self.nodes[1],
             args: words(&["serve", "--listen", &listen]),
-        })
-        .await?;
+        });
+        // Patient, since nothing here is about a node that is slow.
+        server["spec"]["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": PORT}, "periodSeconds": 2, "timeoutSeconds": 5, "failureThreshold": 6});
+        self.start_as(INSIDE, "server", server).await?;
         let service = serde_json::from_value(json!({
             "metadata": {"name": "server"},
             "spec": {"selector": {"app": "server"}, "ports": [{"port": PORT, "targetPort": PORT}]},
@@ -109,13 +111,40 @@ impl<'a> World<'a> {
         Api::<Service>::namespaced(self.client(), INSIDE)
             .create(&PostParams::default(), &service)
             .await?;
-        Ok(())
+        until(
+            "the kubelet to have reached the server, before there is a mesh",
+            START,
+            async || Ok(is_ready(&self.pods(INSIDE).get("server").await?).then_some(())),
+        )
+        .await
     }
 
+    /// Takes away all that the suite has made beside weft.
     pub(crate) async fn end(&self) -> Result<()> {
-        for namespace in [INSIDE, OUTSIDE] {
-            delete(&Api::<Namespace>::all(self.client()), namespace).await?;
-        }
+        let namespaces = Api::<Namespace>::all(self.client());
+        together([
+            delete(&namespaces, INSIDE).await,
+            delete(&namespaces, OUTSIDE).await,
+            self.cluster.undefine().await,
+        ])
+    }
+
+    /// Waits until the kubelet has reached the server twice more. Nobody else may dial it meanwhile: it tells of each connection.
+    pub(crate) async fn probed(&self) -> Result<()> {
+        let pods = self.pods(INSIDE);
+        let told = async || -> Result<usize> {
+            let log = pods.logs("server", &LogParams::default()).await?;
+            Ok(log.lines().filter(|line| line.contains("\"peer\"")).count())
+        };
+        let before = told().await?;
+        until(
+            "the kubelet's probes to reach the server",
+            Duration::from_secs(60),
+            async || Ok((told().await? >= before + 2).then_some(())),
+        )
+        .await?;
+        let ready = is_ready(&pods.get("server").await?);
+        ensure!(ready, "the server is not ready, though probes reach it");
         Ok(())
     }
 
@@ -166,9 +195,14 @@ impl<'a> World<'a> {
 
     pub(crate) async fn start_as(&self, namespace: &str, name: &str, pod: Value) -> Result<Pod> {
         let pods = self.pods(namespace);
-        pods.create(&PostParams::default(), &serde_json::from_value(pod)?)
-            .await
-            .with_context(|| format!("make the pod {name}"))?;
+        let pod = serde_json::from_value(pod)?;
+        let mut made = pods.create(&PostParams::default(), &pod).await;
+        if matches!(&made, Err(kube::Error::Api(status)) if status.code == 409) {
+            // Of an attempt that has failed on its way.
+            delete(&pods, name).await?;
+            made = pods.create(&PostParams::default(), &pod).await;
+        }
+        made.with_context(|| format!("make the pod {name}"))?;
         until(
             &format!("the pod {namespace}/{name} to run: is the image there?"),
             START,
@@ -288,6 +322,12 @@ pub(crate) fn phase(pod: &Pod) -> &str {
         .unwrap_or_default()
 }
 
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|one| one.type_ == "Ready" && one.status == "True")
+}
+
 pub(crate) fn pod_ip(pod: &Pod) -> Option<String> {
     pod.status.as_ref().and_then(|status| status.pod_ip.clone())
 }
@@ -305,7 +345,7 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
         .sum()
 }
 
-fn socket(address: &str) -> String {
+pub(crate) fn socket(address: &str) -> String {
     if address.contains(':') {
         format!("[{address}]:{PORT}")
     } else {

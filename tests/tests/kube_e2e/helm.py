@@ -15,7 +15,12 @@ async def main(action):
     asked = json.load(sys.stdin)
     config = helm_sdkpy.Configuration(asked["namespace"], asked["kubeconfig"])
     if action == "uninstall":
-        await helm_sdkpy.Uninstall(config).run(asked["release"], wait=True, timeout=asked["timeout"])
+        try:
+            await helm_sdkpy.Uninstall(config).run(asked["release"], wait=True, timeout=asked["timeout"])
+        except helm_sdkpy.HelmError as error:
+            if "release: not found" not in str(error):
+                raise
+            print(f"there is no release {asked['release']}: nothing to uninstall")
         return
     kind = {"install": helm_sdkpy.Install, "upgrade": helm_sdkpy.Upgrade}[action]
     more = {"create_namespace": True} if action == "install" else {}

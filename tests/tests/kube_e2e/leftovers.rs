@@ -3,19 +3,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use k8s_openapi::{
-    api::{
-        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-        apps::v1::{DaemonSet, Deployment},
-        autoscaling::v2::HorizontalPodAutoscaler,
-        batch::v1::Job,
-        coordination::v1::Lease,
-        core::v1::{ConfigMap, Pod, ResourceQuota, Secret, Service, ServiceAccount},
-        policy::v1::PodDisruptionBudget,
-        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
-    },
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    apps::v1::{DaemonSet, Deployment},
+    autoscaling::v2::HorizontalPodAutoscaler,
+    batch::v1::Job,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Pod, ResourceQuota, Secret, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
     Api, Client,
@@ -27,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     apps::{App, INSIDE, OUTSIDE, REDIRECTION, World, words},
-    cluster::{delete, until},
+    cluster::{together, until},
     commands,
     mesh::{Mesh, NAMESPACE},
     scenes::{SECURITY, make, objects},
@@ -59,6 +56,8 @@ const SPOKEN_OF: [(&str, &str, &str); 15] = [
 ];
 /// How long the controller may take to say what became of an object.
 const SAID: Duration = Duration::from_secs(60);
+/// How long what an uninstall has deleted may take to be gone.
+const GONE: Duration = Duration::from_secs(120);
 
 /// Gives the uninstall something to undo: pods in the mesh, a policy in force and a waypoint.
 pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
@@ -99,44 +98,58 @@ pub(crate) async fn begin(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     .await
 }
 
+/// Looks for all of it, and tells of all that is left.
 pub(crate) async fn none(world: &World<'_>) -> Result<()> {
-    // Pods that Helm has deleted take a moment to end.
-    until("weft's pods to be gone", Duration::from_secs(120), async || {
-        let pods = Api::<Pod>::namespaced(world.client(), NAMESPACE);
-        let left = pods
-            .list_metadata(&ListParams::default().labels("app.kubernetes.io/name=weft"))
-            .await?;
-        Ok(left.items.is_empty().then_some(()))
-    })
-    .await?;
-    let left = ours_anywhere(&world.client()).await?;
-    ensure!(left.is_empty(), "the uninstall leaves {left:?}");
+    together([
+        objects_gone(world).await,
+        unsaid(world).await,
+        unmarked(world).await,
+        unpinned(world, &world.nodes[0]).await,
+        unpinned(world, &world.nodes[1]).await,
+    ])
+}
+
+/// Pods that Helm has deleted take a moment to end, and so does what the garbage collector takes.
+async fn objects_gone(world: &World<'_>) -> Result<()> {
+    let client = world.client();
+    let mut left = Vec::new();
+    let gone = until("what is weft's to be gone", GONE, async || {
+        let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
+        let of_weft = ListParams::default().labels("app.kubernetes.io/name=weft");
+        let pods = pods.list_metadata(&of_weft).await?;
+        left = ours_anywhere(&client).await?;
+        left.extend(pods.items.into_iter().filter_map(|pod| pod.metadata.name));
+        Ok(left.is_empty().then_some(()))
+    });
+    let gone = gone.await;
+    gone.with_context(|| format!("the uninstall leaves {left:?}"))
+}
+
+async fn unsaid(world: &World<'_>) -> Result<()> {
     let said = statuses(&world.client()).await?;
     ensure!(said.is_empty(), "a status still says what weft did: {said:?}");
-    let marked = Api::<Pod>::all(world.client())
-        .list_metadata(&ListParams::default())
-        .await?;
-    let marked = marked.items.iter().filter(|pod| {
-        pod.metadata
-            .annotations
-            .as_ref()
-            .is_some_and(|all| all.contains_key(REDIRECTION))
+    Ok(())
+}
+
+async fn unmarked(world: &World<'_>) -> Result<()> {
+    let pods = Api::<Pod>::all(world.client());
+    let marked = pods.list_metadata(&ListParams::default()).await?;
+    let marked = marked.items.into_iter().map(|pod| pod.metadata).filter(|pod| {
+        let annotations = pod.annotations.as_ref();
+        annotations.is_some_and(|all| all.contains_key(REDIRECTION))
     });
-    ensure!(marked.count() == 0, "pods still say that they are captured");
-    for node in &world.nodes {
-        let pins = pins(world, node).await?;
-        ensure!(pins.is_empty(), "on {node} is still pinned: {pins:?}");
-        println!("{node}: no program of weft's is pinned");
-    }
-    // Those that the suite made, if it made any.
-    let definitions = Api::<CustomResourceDefinition>::all(world.client());
-    for made in definitions
-        .list(&ListParams::default().labels("weft.dev/e2e=true"))
-        .await?
-        .items
-    {
-        delete(&definitions, &made.metadata.name.unwrap_or_default()).await?;
-    }
+    let marked: Vec<_> = marked.filter_map(|pod| pod.name).collect();
+    ensure!(
+        marked.is_empty(),
+        "pods still say that they are captured: {marked:?}"
+    );
+    Ok(())
+}
+
+async fn unpinned(world: &World<'_>, node: &str) -> Result<()> {
+    let pins = pins(world, node).await?;
+    ensure!(pins.is_empty(), "on {node} is still pinned: {pins:?}");
+    println!("{node}: no program of weft's is pinned");
     Ok(())
 }
 

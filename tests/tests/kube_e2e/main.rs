@@ -2,7 +2,8 @@
 //!
 //! It needs two nodes that are ready, the rights of an administrator, and weft's image on the nodes or where they can pull it;
 //! no DNS, no internet and no other image. It installs by the chart, runs the scenes below in their order, each of which says
-//! what it has seen, uninstalls, and looks for what is left. A cluster that has weft already is refused.
+//! what it has seen, uninstalls, and looks for what is left. A cluster that has weft already is refused before anything is done
+//! to it, since what the suite installs it uninstalls.
 
 mod apps;
 mod cluster;
@@ -12,12 +13,13 @@ mod mesh;
 mod options;
 mod scenes;
 mod waypoints;
+mod why;
 
 use std::time::Instant;
 
 use anyhow::Result;
 use apps::World;
-use cluster::Cluster;
+use cluster::{Cluster, together};
 use mesh::Mesh;
 use options::Options;
 
@@ -41,6 +43,7 @@ async fn suite() -> Result<()> {
     println!("nodes: {} and {}", nodes[0], nodes[1]);
     let mesh = Mesh::new(&cluster, &options);
     let world = World::new(&cluster, &options.image, nodes);
+    // From here on things are made, and so taken away again.
     let outcome = Box::pin(scenes(&mesh, &world)).await;
     if options.keep {
         println!(
@@ -52,62 +55,99 @@ async fn suite() -> Result<()> {
     }
     // After a failure too, so that the next run finds a clean cluster; what failed first is what is told.
     let cleaned = clean(&mesh, &world).await;
-    outcome.and(cleaned)
+    match (outcome, cleaned) {
+        (Err(failed), Err(left)) => Err(failed.context(format!("the cluster is not as it was: {left:#}"))),
+        (outcome, cleaned) => outcome.and(cleaned),
+    }
 }
 
 /// What is promised, in the order in which a cluster meets it.
 async fn scenes(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
-    waypoints::define(world).await?;
-    world.begin().await?;
-    scene("install", mesh.install()).await?;
+    scene(world, "apps, and no mesh", Box::pin(begin(world))).await?;
+    scene(world, "install", mesh.install()).await?;
     scene(
+        world,
         "a label enrols running pods, without a restart",
         scenes::enrol(mesh, world),
     )
     .await?;
     scene(
+        world,
         "between nodes: mutual TLS, by the agents' own account",
         scenes::traffic(mesh, world),
     )
     .await?;
-    scene("weft status and weft analyze", commands::ask(mesh, world)).await?;
-    scene("a policy refuses an identity", scenes::policy(world)).await?;
-    scene("STRICT refuses who is outside of the mesh", scenes::strict(world)).await?;
+    scene(world, "weft status and weft analyze", commands::ask(mesh, world)).await?;
     scene(
+        world,
+        "a policy refuses an identity",
+        Box::pin(scenes::policy(world)),
+    )
+    .await?;
+    scene(
+        world,
+        "STRICT refuses who is outside of the mesh",
+        Box::pin(scenes::strict(world)),
+    )
+    .await?;
+    scene(
+        world,
         "a waypoint: routes, a policy of layer 7, its end",
         Box::pin(waypoints::scene(mesh, world)),
     )
     .await?;
     scene(
+        world,
         "200 pods whose first act is to connect",
         scenes::starts(mesh, world),
     )
     .await?;
-    scene("an upgrade under load", Box::pin(scenes::upgrade(mesh, world))).await?;
     scene(
+        world,
+        "an upgrade under load",
+        Box::pin(scenes::upgrade(mesh, world)),
+    )
+    .await?;
+    scene(
+        world,
         "the label removed: what is open goes on",
         scenes::unenrol(mesh, world),
     )
     .await?;
     scene(
+        world,
         "pods in the mesh, a policy and a waypoint, for the uninstall to undo",
         leftovers::begin(mesh, world),
     )
     .await
 }
 
-async fn clean(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
-    scene("uninstall", mesh.uninstall()).await?;
-    scene("nothing is left", leftovers::none(world)).await?;
-    world.end().await
+async fn begin(world: &World<'_>) -> Result<()> {
+    waypoints::define(world).await?;
+    world.begin().await
 }
 
-/// Says what is tried, and how long it took.
-async fn scene(name: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+/// Every step, whatever became of the others: what one leaves must not be in the next run's way.
+async fn clean(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
+    together([
+        scene(world, "uninstall", mesh.uninstall()).await,
+        scene(world, "nothing is left", leftovers::none(world)).await,
+        world.end().await,
+    ])
+}
+
+/// Says what is tried, how long it took, and if it failed, all that may tell why while it can be seen.
+async fn scene(world: &World<'_>, name: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
     println!("\n== {name}");
     let started = Instant::now();
-    work.await
-        .map_err(|error| error.context(format!("scene: {name}")))?;
-    println!("✓ {name} ({:.1} s)", started.elapsed().as_secs_f32());
-    Ok(())
+    let outcome = work.await;
+    let took = started.elapsed().as_secs_f32();
+    match &outcome {
+        Ok(()) => println!("✓ {name} ({took:.1} s)"),
+        Err(error) => {
+            println!("✗ {name} ({took:.1} s): {error:#}");
+            Box::pin(why::tell(world)).await;
+        }
+    }
+    outcome.map_err(|error| error.context(format!("scene: {name}")))
 }

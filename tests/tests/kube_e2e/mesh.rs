@@ -6,13 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::{
-    api::{
-        apps::v1::{DaemonSet, Deployment},
-        core::v1::Pod,
-    },
-    jiff::Timestamp,
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment},
+    core::v1::Pod,
 };
 use kube::{
     Api,
@@ -23,13 +20,15 @@ use weft_tests::{AccessLine, access};
 
 use crate::{
     apps::{App, INSIDE, World, pod_ip, words},
-    cluster::{Cluster, until},
+    cluster::{Cluster, LABEL, until},
     options::Options,
 };
 
 /// Where it is installed.
 pub(crate) const NAMESPACE: &str = "weft-system";
-const RELEASE: &str = "weft";
+pub(crate) const RELEASE: &str = "weft";
+/// What waypoints have for their last requests, in seconds, unless the chart is told otherwise.
+const DRAIN: u32 = 30;
 /// How long Helm may take, its uninstall hook included.
 const HELM: u64 = 420;
 /// How long a rollout may take: the image may have to be pulled, and one agent drains after another.
@@ -50,28 +49,24 @@ impl<'a> Mesh<'a> {
         Api::namespaced(self.cluster.client.clone(), NAMESPACE)
     }
 
-    /// Installs where nothing is, and waits until every node has its agent.
+    /// Installs where nothing is (the preflight has seen to that), and waits until every node has its agent.
     pub(crate) async fn install(&self) -> Result<()> {
-        let there = Api::<DaemonSet>::namespaced(self.cluster.client.clone(), NAMESPACE);
-        ensure!(
-            there.get_opt("weft-agent").await?.is_none(),
-            "weft is installed in {NAMESPACE} already: the suite installs and uninstalls its own"
-        );
-        self.helm("install", &self.values("1"))?;
+        self.helm("install", &self.values(0))?;
         self.ready().await
     }
 
-    /// The same chart with agents that must be replaced, all of them.
-    pub(crate) async fn upgrade(&self, turn: &str) -> Result<()> {
-        self.helm("upgrade", &self.values(turn))?;
+    /// The same chart, in which agents, controllers and waypoints differ: all of them must be replaced.
+    pub(crate) async fn upgrade(&self) -> Result<()> {
+        self.helm("upgrade", &self.values(1))?;
         self.ready().await
     }
 
+    /// Uninstalls; where an install has not come that far there is nothing to do.
     pub(crate) async fn uninstall(&self) -> Result<()> {
         self.helm("uninstall", &json!({}))
     }
 
-    fn values(&self, turn: &str) -> Value {
+    fn values(&self, turn: u32) -> Value {
         let image = &self.options.image;
         let mut values = self.options.values.clone();
         merge(
@@ -79,7 +74,9 @@ impl<'a> Mesh<'a> {
             json!({
                 "image": {"repository": image.repository, "tag": image.tag, "digest": image.digest},
                 "logFormat": "json",
-                "agent": {"podAnnotations": {"weft.dev/e2e": turn}},
+                "agent": {"podAnnotations": {LABEL: turn.to_string()}},
+                "controller": {"podAnnotations": {LABEL: turn.to_string()}},
+                "waypoints": {"drainTimeoutSeconds": DRAIN + turn},
             }),
         );
         values
@@ -108,44 +105,20 @@ impl<'a> Mesh<'a> {
     async fn ready(&self) -> Result<()> {
         let client = &self.cluster.client;
         let agents = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE);
-        let waited = until("an agent that is ready on every node", ROLLOUT, async || {
+        until("an agent that is ready on every node", ROLLOUT, async || {
             Ok(rolled_out(&agents.get("weft-agent").await?).then_some(()))
-        });
-        if let Err(error) = waited.await {
-            bail!("{error:#}; the pods of {NAMESPACE}: {}", self.states().await?);
-        }
+        })
+        .await?;
         let controllers = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
         until("the controllers to be ready", ROLLOUT, async || {
-            let found = controllers.get("weft-controller").await?;
-            let wanted = found.spec.replicas;
-            let status = found.status.unwrap_or_default();
-            let current = status.observed_generation >= found.metadata.generation;
-            Ok(
-                (current && status.available_replicas == wanted && status.updated_replicas == wanted)
-                    .then_some(()),
-            )
+            Ok(is_rolled(&controllers.get("weft-controller").await?).then_some(()))
         })
         .await
     }
 
-    /// What the pods of weft wait for, for a person who reads why an install failed.
-    async fn states(&self) -> Result<String> {
-        let pods = self.pods().list(&ListParams::default()).await?;
-        let states = pods.items.iter().map(|pod| {
-            let status = pod.status.clone().unwrap_or_default();
-            let waiting = status
-                .container_statuses
-                .unwrap_or_default()
-                .into_iter()
-                .find_map(|it| it.state?.waiting);
-            let why = waiting.and_then(|it| it.reason).unwrap_or_default();
-            format!(
-                "{} {} {why}",
-                pod.metadata.name.as_deref().unwrap_or_default(),
-                status.phase.unwrap_or_default()
-            )
-        });
-        Ok(states.collect::<Vec<_>>().join("; "))
+    /// The UIDs of weft's own pods that are to stay.
+    pub(crate) async fn own(&self) -> Result<Vec<String>> {
+        uids(&self.pods(), "app.kubernetes.io/name=weft").await
     }
 
     /// The agent's pod on a node.
@@ -160,16 +133,24 @@ impl<'a> Mesh<'a> {
             .with_context(|| format!("no agent on {node}"))
     }
 
-    /// The connections that a node's agent has logged since then.
-    pub(crate) async fn access(&self, node: &str, since: Timestamp) -> Result<Vec<AccessLine>> {
+    /// All that a node's agent has written.
+    async fn log(&self, node: &str) -> Result<String> {
         let name = self.agent(node).await?.metadata.name.unwrap_or_default();
-        // The API takes whole seconds, and the client rounds to the next one: what is asked for is more.
         let params = LogParams {
-            since_time: Some(since - Duration::from_secs(2)),
+            container: Some("agent".to_owned()),
             ..LogParams::default()
         };
-        let log = self.pods().logs(&name, &params).await?;
-        Ok(access::parse(&after(&log, since)))
+        Ok(self.pods().logs(&name, &params).await?)
+    }
+
+    /// Where the log of a node's agent ends now.
+    pub(crate) async fn mark(&self, node: &str) -> Result<Mark> {
+        Ok(Mark::of(&self.log(node).await?))
+    }
+
+    /// The connections that a node's agent has logged since then.
+    pub(crate) async fn access(&self, node: &str, since: &Mark) -> Result<Vec<AccessLine>> {
+        Ok(access::parse(since.after(&self.log(node).await?)))
     }
 
     /// The metrics of a node's agent, scraped from a pod that is not in the mesh, as Prometheus would.
@@ -210,23 +191,63 @@ fn merge(under: &mut Value, over: Value) {
     }
 }
 
-/// The lines of a log in JSON that were written from then on.
-fn after(log: &str, since: Timestamp) -> String {
-    let late = |line: &&str| {
-        let line: Option<Value> = serde_json::from_str(line).ok();
-        let at = line.and_then(|line| line["timestamp"].as_str()?.parse::<Timestamp>().ok());
-        at.is_some_and(|at| at >= since)
-    };
-    log.split_inclusive('\n')
-        .filter(|line| late(&line.trim_end()))
-        .collect()
+/// The last line of a log at some time. What comes after it is newer, whatever the clocks of nodes say.
+pub(crate) struct Mark(String);
+
+impl Mark {
+    fn of(log: &str) -> Self {
+        // A line that is still being written is no line.
+        let whole = log.rfind('\n').map_or("", |end| &log[..=end]);
+        Self(
+            whole
+                .split_inclusive('\n')
+                .next_back()
+                .unwrap_or_default()
+                .to_owned(),
+        )
+    }
+
+    /// All of it where the line is not in it: the log is another agent's, or has been rotated.
+    fn after<'a>(&self, log: &'a str) -> &'a str {
+        let at = log.rfind(&self.0).filter(|_| !self.0.is_empty());
+        at.map_or(log, |at| &log[at + self.0.len()..])
+    }
 }
 
 #[test]
-fn lines_from_before_are_left_out() {
-    let line = |second: u8| format!("{{\"timestamp\":\"2026-01-01T00:00:0{second}.500000Z\"}}\n");
-    let since = "2026-01-01T00:00:02.400Z".parse().expect("a time");
-    assert_eq!(after(&(line(1) + &line(2) + "no line"), since), line(2));
+fn what_was_logged_before_is_left_out() {
+    for (before, now, new) in [
+        ("", "a\nb\n", "a\nb\n"),
+        ("a\nb\n", "a\nb\nc\n", "c\n"),
+        ("a\nb\n", "a\nb\n", ""),
+        ("a\nb", "a\nb c\nd\n", "b c\nd\n"),
+        ("a\nb\n", "c\nd\n", "c\nd\n"),
+        ("half", "half a line\n", "half a line\n"),
+    ] {
+        assert_eq!(Mark::of(before).after(now), new, "{before:?} {now:?}");
+    }
+}
+
+/// The UIDs of pods with such labels that are to stay.
+pub(crate) async fn uids(pods: &Api<Pod>, labels: &str) -> Result<Vec<String>> {
+    let found = pods.list_metadata(&ListParams::default().labels(labels)).await?;
+    let staying = found.items.into_iter().map(|pod| pod.metadata);
+    let staying = staying.filter(|pod| pod.deletion_timestamp.is_none());
+    Ok(staying.filter_map(|pod| pod.uid).collect())
+}
+
+/// Whether a Deployment has its pods, all of the newest template and available.
+pub(crate) fn is_rolled(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.replicas;
+    let Some(status) = &deployment.status else {
+        return false;
+    };
+    let current = status.observed_generation >= deployment.metadata.generation;
+    current
+        && wanted.is_some()
+        && status.available_replicas == wanted
+        && status.updated_replicas == wanted
+        && status.replicas == wanted
 }
 
 /// Whether every node has a pod of the newest revision that is ready, and no other.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
+use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, PostParams},
@@ -15,6 +15,7 @@ use crate::{
     cluster::{delete, until},
     commands,
     mesh::{Mesh, identity},
+    waypoints,
 };
 
 pub(crate) const SECURITY: &str = "security.istio.io";
@@ -39,7 +40,7 @@ pub(crate) async fn enrol(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
 /// By the service's address, so that the agent chooses the endpoint.
 pub(crate) async fn traffic(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     const CALLS: u32 = 50;
-    let since = Timestamp::now();
+    let since = mesh.mark(&world.nodes[1]).await?;
     let target = world.service().await?;
     let tally = world.call(INSIDE, "client", &target, CALLS).await?;
     ensure!(
@@ -58,7 +59,7 @@ pub(crate) async fn traffic(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
         "the server's agent to have logged every connection",
         Duration::from_secs(30),
         async || {
-            let lines = mesh.access(&world.nodes[1], since).await?;
+            let lines = mesh.access(&world.nodes[1], &since).await?;
             let tunnelled = lines
                 .iter()
                 .filter(|line| line.is_ok() && line.matches(&wanted))
@@ -137,6 +138,8 @@ pub(crate) async fn strict(world: &World<'_>) -> Result<()> {
         "STRICT refuses the mesh's own: {:?}",
         tally.failures
     );
+    world.probed().await?;
+    println!("STRICT refuses who is outside, and lets in who is inside and the kubelet's probes");
     delete(&policies, "default").await?;
     world.call_until(OUTSIDE, "client", &server, true).await
 }
@@ -144,7 +147,7 @@ pub(crate) async fn strict(world: &World<'_>) -> Result<()> {
 /// Each pod's first instruction is a connection: it may wait until it is captured, or be refused for a moment where the runtime has
 /// no NRI; it must not go out in plaintext.
 pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
-    let since = Timestamp::now();
+    let since = mesh.mark(&world.nodes[1]).await?;
     let target = world.service().await?;
     let mut pod = world.pod(&App {
         namespace: INSIDE,
@@ -171,15 +174,18 @@ pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     )
     .await?;
     let client = identity("client");
-    let lines = until(
+    let mut lines = Vec::new();
+    let logged = until(
         "the server's agent to have logged them",
         Duration::from_secs(30),
         async || {
-            let lines = mesh.access(&world.nodes[1], since).await?;
-            Ok((lines.len() >= usize::try_from(succeeded)?).then_some(lines))
+            lines = mesh.access(&world.nodes[1], &since).await?;
+            let wanted = [("direction", "inbound"), ("src.identity", client.as_str())];
+            let tunnelled = lines.iter().filter(|line| line.matches(&wanted));
+            Ok((tunnelled.count() >= usize::try_from(succeeded)?).then_some(()))
         },
     )
-    .await?;
+    .await;
     let inbound = lines.iter().filter(|line| line.field("direction") == "inbound");
     let (tunnelled, others): (Vec<_>, Vec<_>) =
         inbound.partition(|line| line.field("src.identity") == client);
@@ -194,6 +200,11 @@ pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
         "in plaintext or as somebody else: {}",
         others[0]
     );
+    logged?;
+    ensure!(
+        i32::try_from(tunnelled.len())? >= STARTS,
+        "fewer than {STARTS} of them came through a tunnel"
+    );
     let orphans = kube::api::DeleteParams::background();
     jobs.delete("starts", &orphans).await?;
     until("their pods to be gone", Duration::from_mins(5), async || {
@@ -206,43 +217,43 @@ pub(crate) async fn starts(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     .await
 }
 
-/// New agents on every node while a pod connects fifty times a second.
+/// New agents on every node, new controllers and a new waypoint while pods connect fifty times a second, one of them through the
+/// waypoint.
 pub(crate) async fn upgrade(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
-    let target = world.service().await?;
-    world
-        .start(&App {
-            namespace: INSIDE,
-            name: "load",
-            account: "client",
-            node: &world.nodes[0],
-            args: words(&[
-                "call",
-                &target,
-                "--count",
-                "0",
-                "--every",
-                "20",
-                "--patience",
-                PATIENCE,
-            ]),
-        })
-        .await?;
-    world.captured("load", true).await?;
-    let before = mesh.agent(&world.nodes[0]).await?;
-    mesh.upgrade("2").await?;
-    let after = mesh.agent(&world.nodes[0]).await?;
+    let through = waypoints::bind(mesh, world).await?;
+    let loads = [("load", world.service().await?), ("load-waypoint", through)];
+    for (name, target) in &loads {
+        let args = ["call", target, "--count", "0", "--every", "20"];
+        world
+            .start(&App {
+                namespace: INSIDE,
+                name,
+                account: "client",
+                node: &world.nodes[0],
+                args: words(&[&args[..], &["--patience", PATIENCE]].concat()),
+            })
+            .await?;
+        world.captured(name, true).await?;
+    }
+    let (own, waypoint) = (mesh.own().await?, waypoints::pods(world).await?);
+    mesh.upgrade().await?;
+    waypoints::rolled(world, &waypoint).await?;
+    let stays = mesh.own().await?.into_iter().find(|uid| own.contains(uid));
     ensure!(
-        before.metadata.uid != after.metadata.uid,
-        "the agent is still the one of before"
+        stays.is_none(),
+        "a pod of weft's is still one of before: {stays:?}"
     );
-    let tally = world.stop(INSIDE, "load").await?;
-    println!("{} connections meanwhile, {} failed", tally.done, tally.failed);
-    ensure!(
-        tally.failed == 0,
-        "an upgrade costs connections: {:?}",
-        tally.failures
-    );
-    Ok(())
+    let mut costs = Vec::new();
+    for (name, _) in &loads {
+        let tally = world.stop(INSIDE, name).await?;
+        println!(
+            "{name}: {} connections meanwhile, {} failed",
+            tally.done, tally.failed
+        );
+        costs.extend(tally.failures);
+    }
+    ensure!(costs.is_empty(), "an upgrade costs connections: {costs:?}");
+    waypoints::unbind(mesh, world).await
 }
 
 pub(crate) async fn unenrol(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{Pod, Service, ServiceAccount},
+    core::v1::{Service, ServiceAccount},
 };
 use kube::{
     Api,
@@ -14,15 +14,17 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    apps::{App, INSIDE, PORT, World, words},
+    apps::{App, INSIDE, PORT, World, socket, words},
     cluster::{delete, until},
     commands,
-    mesh::Mesh,
+    mesh::{Mesh, is_rolled, uids},
     scenes::{SECURITY, make, objects, told},
 };
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io";
 const GATE: &str = "gate";
+/// A service of the server's that is bound to it.
+const BOUND: &str = "server-bound";
 /// How long a waypoint may take to be there, or to be gone.
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -43,16 +45,13 @@ pub(crate) async fn define(world: &World<'_>) -> Result<()> {
 
 pub(crate) async fn scene(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
     backends(world).await?;
-    let gateways = objects(world, GATEWAY_API, "Gateway", "gateways");
-    let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
-    let spec = json!({"gatewayClassName": "weft-waypoint", "listeners": [listener]});
-    make(&gateways, GATEWAY_API, "Gateway", GATE, &spec).await?;
-    up(world).await?;
+    apply(mesh, world).await?;
     commands::run(mesh, &["get", "waypoints", "-n", INSIDE]).await?;
     routed(world).await?;
     refused(world).await?;
     commands::run(mesh, &["analyze", "--cluster", "--namespace", INSIDE]).await?;
-    delete(&gateways, GATE).await?;
+    // A service is bound to it.
+    commands::run(mesh, &["delete", "waypoint", GATE, "-n", INSIDE, "--yes"]).await?;
     down(world).await?;
     for name in ["v1", "v2"] {
         delete(&world.pods(INSIDE), name).await?;
@@ -61,6 +60,55 @@ pub(crate) async fn scene(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
         delete(&services(world), name).await?;
     }
     Ok(())
+}
+
+async fn apply(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
+    commands::run(mesh, &["apply", "waypoint", GATE, "-n", INSIDE, "--wait", "180"]).await?;
+    up(world).await
+}
+
+/// A waypoint, and a service of the server's that is bound to it, by its address.
+pub(crate) async fn bind(mesh: &Mesh<'_>, world: &World<'_>) -> Result<String> {
+    apply(mesh, world).await?;
+    let service = json!({
+        "metadata": {"name": BOUND, "labels": {"istio.io/use-waypoint": GATE}},
+        "spec": {"selector": {"app": "server"}, "ports": [{"name": "tcp", "port": PORT, "targetPort": PORT, "appProtocol": "tcp"}]},
+    });
+    let made = services(world)
+        .create(&PostParams::default(), &serde_json::from_value(service)?)
+        .await?;
+    let address = made
+        .spec
+        .and_then(|spec| spec.cluster_ip)
+        .context("the service has no address")?;
+    Ok(socket(&address))
+}
+
+/// Takes away what [`bind`] made.
+pub(crate) async fn unbind(mesh: &Mesh<'_>, world: &World<'_>) -> Result<()> {
+    delete(&services(world), BOUND).await?;
+    commands::run(mesh, &["delete", "waypoint", GATE, "-n", INSIDE]).await?;
+    down(world).await
+}
+
+/// The waypoint's pods that are to stay.
+pub(crate) async fn pods(world: &World<'_>) -> Result<Vec<String>> {
+    uids(&world.pods(INSIDE), &of_gate()).await
+}
+
+/// Waits until none of these pods is the waypoint's, which has all that it needs.
+pub(crate) async fn rolled(world: &World<'_>, before: &[String]) -> Result<()> {
+    let deployments = Api::<Deployment>::namespaced(world.client(), INSIDE);
+    until("the waypoint's pods to be replaced", LIMIT, async || {
+        let rolled = is_rolled(&deployments.get(GATE).await?);
+        let stays = pods(world).await?.iter().any(|uid| before.contains(uid));
+        Ok((rolled && !stays).then_some(()))
+    })
+    .await
+}
+
+fn of_gate() -> String {
+    format!("gateway.networking.k8s.io/gateway-name={GATE}")
 }
 
 fn services(world: &World<'_>) -> Api<Service> {
@@ -115,11 +163,7 @@ async fn up(world: &World<'_>) -> Result<()> {
                 let mut conditions = conditions.into_iter().flatten();
                 conditions.any(|one| one["type"] == kind && one["status"] == "True")
             };
-            let deployment = deployments.get_opt(GATE).await?;
-            let all = deployment.is_some_and(|found| {
-                let wanted = found.spec.replicas;
-                wanted.is_some() && found.status.and_then(|status| status.available_replicas) == wanted
-            });
+            let all = deployments.get_opt(GATE).await?.as_ref().is_some_and(is_rolled);
             Ok((is("Accepted") && is("Programmed") && all).then_some(()))
         },
     );
@@ -224,11 +268,9 @@ async fn refused(world: &World<'_>) -> Result<()> {
 async fn down(world: &World<'_>) -> Result<()> {
     let deployments = Api::<Deployment>::namespaced(world.client(), INSIDE);
     let accounts = Api::<ServiceAccount>::namespaced(world.client(), INSIDE);
-    let of_gate = ListParams::default().labels(&format!("gateway.networking.k8s.io/gateway-name={GATE}"));
+    let of_gate = ListParams::default().labels(&of_gate());
     until("the waypoint to be gone", LIMIT, async || {
-        let pods = Api::<Pod>::namespaced(world.client(), INSIDE)
-            .list_metadata(&of_gate)
-            .await?;
+        let pods = world.pods(INSIDE).list_metadata(&of_gate).await?;
         let gone = deployments.get_opt(GATE).await?.is_none()
             && services(world).get_opt(GATE).await?.is_none()
             && accounts.get_opt(GATE).await?.is_none();
