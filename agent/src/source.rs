@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     mesh::Mesh,
     net::{chain, tls::TrustBundle},
     svid::{CaClient, FileSources, Sources, SvidStore, TrustFiles},
+    telemetry::Metrics,
 };
 
 /// How often the roots that the controller gives out are read again.
@@ -168,12 +169,17 @@ impl Source {
         }
     }
 
-    /// How things stand with the controller, if there is one.
-    pub fn state(&self) -> Option<Arc<Mutex<FeedState>>> {
-        match self {
-            Self::Files { .. } => None,
-            Self::Controller { client, .. } => Some(client.state()),
-        }
+    /// How things stand with the controller, if there is one; the metrics say it from now on.
+    pub fn state(&self, metrics: &Metrics) -> Option<Arc<Mutex<FeedState>>> {
+        let Self::Controller { client, .. } = self else {
+            return None;
+        };
+        let (state, shown) = (client.state(), client.state());
+        metrics.watch_controller(Box::new(move || {
+            let state = shown.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.connected, state.heard)
+        }));
+        Some(state)
     }
 
     /// Waits for a new mesh. May be dropped and called again at any time.

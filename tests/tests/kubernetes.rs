@@ -130,6 +130,9 @@ fn the_mesh_outlives_the_controller_and_the_api() {
         let [a, _b] = cluster.start_agents()?;
         cluster.enroll("demo")?;
         speaks(&client, SERVICE)?;
+        let connected =
+            |agent: &weft_tests::Agent| agent.metrics().map(|it| it.sum("weft_controller_connected", &[]));
+        ensure!(connected(&a)? == 1.0);
         cluster.stop_controller()?;
         cluster.api.faults().hang();
         let mesh = |agent: &weft_tests::Agent| agent.status().ok().map(|it| it["mesh"].clone());
@@ -137,6 +140,7 @@ fn the_mesh_outlives_the_controller_and_the_api() {
             let error = mesh(&a)?["lastError"].as_str()?.to_owned();
             error.contains("no controller").then_some(())
         })?;
+        ensure!(connected(&a)? == 0.0);
         speaks(&client, SERVICE).context("the last mesh stays in force")?;
         cluster.api.faults().recover();
         cluster.start_controller()?;

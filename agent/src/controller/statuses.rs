@@ -59,12 +59,12 @@ pub(super) fn statuses(compiler: &Compiler, diagnostics: &[Diagnostic]) -> BTree
         }
     }
     for (object, it) in view.customs(Kind::ServiceEntry) {
-        let bound = view.bound_entry(&object, it);
-        statuses.insert(object, Status::Conditions(bound.into_iter().collect()));
+        let said = [view.unaccepted(&object), view.bound_entry(&object, it)];
+        statuses.insert(object, Status::Conditions(said.into_iter().flatten().collect()));
     }
     for (object, it) in view.customs(Kind::WorkloadEntry) {
-        let bound = view.bound_workload(&object, it);
-        statuses.insert(object, Status::Conditions(bound.into_iter().collect()));
+        let said = [view.unaccepted(&object), view.bound_workload(&object, it)];
+        statuses.insert(object, Status::Conditions(said.into_iter().flatten().collect()));
     }
     for (object, it) in ROUTES.into_iter().flat_map(|kind| view.customs(kind)) {
         let parents = view.parents(&object, &it.spec);
@@ -297,6 +297,9 @@ const UNBOUND: [&str; 4] = [
     "WaypointNotReady",
 ];
 
+/// What says that an entry, or a part of it, leads nowhere.
+const WITHOUT_EFFECT: [&str; 3] = ["DnsResolution", "HostTaken", "NoAddress"];
+
 impl View<'_> {
     fn is_bound(&self, workload: &Workload) -> bool {
         let bound = |key: &ServiceKey| self.services.get(key).is_some_and(|it| it.waypoint.is_some());
@@ -306,6 +309,17 @@ impl View<'_> {
     fn bound_service(&self, object: &ObjectRef, metadata: &ObjectMeta) -> Option<Condition> {
         let service = self.service(&object.namespace, &object.name);
         self.bound(object, metadata, service.and_then(|it| it.waypoint.as_ref()))
+    }
+
+    /// Why an entry, or a part of it, is as if it were not there. Nothing is said of one that is as it should be.
+    fn unaccepted(&self, object: &ObjectRef) -> Option<Condition> {
+        let is_of_it = |it: &Diagnostic| !UNBOUND.contains(&it.reason);
+        let without_effect =
+            |it: &Diagnostic| it.severity == Severity::Error || WITHOUT_EFFECT.contains(&it.reason);
+        let mut all = self.diagnostics(object).iter();
+        let wrong = all.find(|it| is_of_it(it) && without_effect(it))?;
+        let message = told(self, object, is_of_it);
+        Some(Condition::new(AT_AGENTS, false, wrong.reason, message))
     }
 
     fn bound_entry(&self, object: &ObjectRef, it: &Custom) -> Option<Condition> {

@@ -87,7 +87,7 @@ pub struct Answered {
 pub struct FeedState {
     /// Whether there is a stream.
     pub connected: bool,
-    /// When the server was last heard of.
+    /// When the server was last heard of, or the stream was lost.
     pub heard: Option<SystemTime>,
     /// Why there is no stream, or what of the last response could not be read.
     pub error: Option<String>,
@@ -213,7 +213,10 @@ impl Asking {
                 "no feed: the last mesh stays in force; trying again"
             );
             self.note(|state| {
-                state.connected = false;
+                // Until then nothing was new, and that was so because the server was there.
+                if std::mem::take(&mut state.connected) {
+                    state.heard = Some(SystemTime::now());
+                }
                 state.error = Some(error);
             });
             // Nobody is there to ask.

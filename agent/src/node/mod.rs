@@ -237,7 +237,7 @@ pub async fn run(
         &config,
         &shared,
         enrolment.kernel(),
-        feed.state(),
+        feed.state(&shared.metrics),
         nri,
     ));
     let admin = Admin {

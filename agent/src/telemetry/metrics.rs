@@ -21,6 +21,7 @@ use super::DroppedLines;
 use crate::mesh::{Flow, Policy, Workload, http::RequestFlow};
 
 mod connections;
+mod controller;
 mod dns;
 mod labels;
 mod limits;
@@ -31,6 +32,7 @@ mod tests;
 
 use connections::Connections;
 pub use connections::{ByteCounts, OpenConnection};
+pub use controller::Standing;
 use dns::Dns;
 pub use dns::DnsLabels;
 pub use limits::Elsewhere;
@@ -53,6 +55,7 @@ struct Registered {
     dns: Dns,
     dry_runs: DryRuns,
     limits: Arc<Limits>,
+    controller: Arc<controller::Controller>,
     active_proxies: Gauge,
     pending_proxies: Gauge,
     proxies_started: Counter,
@@ -86,6 +89,7 @@ impl Metrics {
             dns: Dns::default(),
             dry_runs: DryRuns::default(),
             limits: Arc::default(),
+            controller: Arc::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
             proxies_started: Counter::default(),
@@ -123,6 +127,11 @@ impl Metrics {
     /// Asks `elsewhere` too how often limits were reached. To be called once.
     pub fn count_limits(&self, elsewhere: Elsewhere) {
         let _ = self.0.limits.elsewhere.set(elsewhere);
+    }
+
+    /// Says how things stand with the controller. To be called once, where there is one.
+    pub fn watch_controller(&self, standing: Standing) {
+        let _ = self.0.controller.0.set(standing);
     }
 
     /// Counts a connection that a dry-run policy matched.
@@ -305,6 +314,7 @@ impl Registered {
             self.nri_sandboxes.clone(),
         );
         weft.register_collector(Box::new(limits::Collected(self.limits.clone())));
+        weft.register_collector(Box::new(controller::Collected(self.controller.clone())));
         weft.register_collector(Box::new(DroppedLinesCollector(dropped)));
     }
 }

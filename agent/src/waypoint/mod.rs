@@ -201,7 +201,7 @@ pub async fn run(
         ),
         connections: Connections::default(),
     });
-    let state = Arc::new(State::new(&config, &shared, feed.state()));
+    let state = Arc::new(State::new(&config, &shared, feed.state(&shared.metrics)));
     let admin = Admin {
         source: Arc::clone(&state) as _,
         metrics: shared.metrics.clone(),

@@ -284,6 +284,37 @@ fn who_is_bound_to_a_waypoint_says_so() {
 }
 
 #[test]
+fn an_entry_that_is_not_taken_says_why() {
+    let entry = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: shop}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let good = "hosts: [api.example.com], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 192.0.2.1}]";
+    check(&[SHOP, &entry(good)], &[]);
+    check(
+        &[SHOP, &entry(&good.replace("STATIC", "DNS"))],
+        &["ServiceEntry/e ZtunnelAccepted=false DnsResolution: "],
+    );
+    check(
+        &[SHOP, &entry(&good.replace("192.0.2.1", "nowhere:80"))],
+        &["ServiceEntry/e ZtunnelAccepted=false NoAddress: "],
+    );
+    check(
+        &[
+            SHOP,
+            &entry(&good.replace("api.example.com", "x.other.svc.cluster.local")),
+        ],
+        &["ServiceEntry/e ZtunnelAccepted=false HostTaken: "],
+    );
+    let machine = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m, namespace: shop}\nspec: {address: not an address}\n";
+    check(
+        &[SHOP, machine],
+        &["WorkloadEntry/m ZtunnelAccepted=false NoAddress: "],
+    );
+}
+
+#[test]
 fn what_was_said_of_a_service_that_is_bound_no_more_is_taken_back() {
     let said = "status: {conditions: [{type: istio.io/WaypointBound, status: 'True'}]}\n";
     let text = format!("{WEB}{said}");

@@ -209,11 +209,17 @@ async fn a_mesh_arrives_changes_and_outlives_its_server() {
     world.store.update([pod("b-1", "10.0.0.2", &[]).1]);
     mesh_with(&mut client, &["a-1", "b-1"]).await;
 
+    let quiet = SystemTime::now();
     shutdown.cancel();
     serving.await.unwrap();
     world.store.update([gone("a-1"), pod("c-1", "10.0.0.3", &[]).1]);
     let state = client.state();
     until("the loss", || !state.lock().unwrap().connected).await;
+    let heard = state.lock().unwrap().heard;
+    assert!(
+        heard >= Some(quiet),
+        "it was there until then, though it had nothing to say"
+    );
     let before = world
         .server
         .counts()

@@ -283,6 +283,21 @@ fn the_other_metrics() {
 }
 
 #[test]
+fn a_controller_is_there_or_was_heard_of_and_without_one_nothing_is_said() {
+    let metrics = metrics();
+    assert_eq!(samples(&metrics, "weft_controller"), Vec::<String>::new());
+    let heard = UNIX_EPOCH + std::time::Duration::from_millis(1500);
+    metrics.watch_controller(Box::new(move || (false, Some(heard))));
+    assert_eq!(
+        samples(&metrics, "weft_controller"),
+        [
+            "weft_controller_connected 0",
+            "weft_controller_heard_timestamp_seconds 1.5"
+        ]
+    );
+}
+
+#[test]
 fn every_limit_is_counted_from_zero_and_elsewhere_too() {
     let metrics = metrics();
     let lines = samples(&metrics, "weft_limit_rejections_total");
