@@ -47,10 +47,16 @@ fn main() -> Result<(), String> {
     };
     for (name, log) in [("weft-ebpf.o", ""), ("weft-ebpf-log.o", "log")] {
         let features = [layout, log].join(" ");
-        let object = build(&toolchain, &root.join("agent-ebpf"), &target_dir, &features)?;
-        fs::copy(&object, out_dir.join(name)).map_err(|e| format!("copy {}: {e}", object.display()))?;
+        let objects = build(&toolchain, &root.join("agent-ebpf"), &target_dir, &features)?;
+        copy(&objects.join("weft-ebpf"), &out_dir.join(name))?;
+        copy(&objects.join("weft-depth"), &out_dir.join("weft-depth.o"))?;
     }
     hot_functions(&manifest_dir, &out_dir)
+}
+
+fn copy(object: &Path, to: &Path) -> Result<(), String> {
+    let copied = fs::copy(object, to).map_err(|e| format!("copy {}: {e}", object.display()));
+    copied.map(drop)
 }
 
 /// Has the functions that run while an agent carries connections linked together, in a release: a page of the program is in
@@ -171,7 +177,7 @@ fn build(
     if !output.status.success() {
         return Err(explain(&String::from_utf8_lossy(&output.stderr)));
     }
-    Ok(target_dir.join(TARGET).join("release/weft-ebpf"))
+    Ok(target_dir.join(TARGET).join("release"))
 }
 
 fn explain(stderr: &str) -> String {

@@ -4,7 +4,9 @@
 mod arguments;
 
 use std::{
-    env, fmt,
+    env,
+    ffi::OsStr,
+    fmt,
     fs::{self, File, OpenOptions},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -49,6 +51,7 @@ pub struct AgentOptions {
     envs: Vec<(String, String)>,
     ca: Option<PathBuf>,
     binary: &'static str,
+    in_container: bool,
 }
 
 impl Default for AgentOptions {
@@ -60,6 +63,7 @@ impl Default for AgentOptions {
             envs: Vec::new(),
             ca: None,
             binary: "weft",
+            in_container: false,
         }
     }
 }
@@ -108,6 +112,12 @@ impl AgentOptions {
         self
     }
 
+    /// As on a node that is a container itself: the node's cgroup is the root of all that can be seen, and the agent is in a pod of it.
+    pub fn in_container(mut self) -> Self {
+        self.in_container = true;
+        self
+    }
+
     /// Signs with the `root.pem` and `root-key.pem` of another directory than the world's.
     pub fn ca(mut self, dir: PathBuf) -> Self {
         self.ca = Some(dir);
@@ -128,6 +138,8 @@ pub struct Agent(Arc<Inner>);
 struct Inner {
     node: &'static str,
     place: Place,
+    /// Before the program's own name: what else is to be run.
+    wrapper: Vec<String>,
     binary: PathBuf,
     args: Vec<String>,
     envs: Vec<(String, String)>,
@@ -154,6 +166,10 @@ impl Agent {
                 // Not to be replaced by a person's own build, which would have the usual layout.
                 other => machine::binary(other, "WEFT_BIN_OF_ANOTHER_LAYOUT")?,
             },
+            wrapper: match options.in_container {
+                true => arguments::in_container(node)?,
+                false => Vec::new(),
+            },
             args: arguments::of_agent(world, node, &options)?,
             envs: options.envs,
             log: world
@@ -170,6 +186,7 @@ impl Agent {
             node: node.node_name(),
             place: pod.place().clone(),
             binary: machine::binary("weft", "WEFT_BIN")?,
+            wrapper: Vec::new(),
             args: arguments::of_waypoint(world, pod, &options)?,
             envs: options.envs,
             log: world.dir().join(format!("{}.log", pod.name())),
@@ -185,7 +202,15 @@ impl Agent {
     /// The command that starts it, for a test that wants to see it fail.
     pub fn command(&self) -> Result<Command> {
         let log = self.open_log()?;
-        let mut command = self.0.place.command(&self.0.binary);
+        let words = self
+            .0
+            .wrapper
+            .iter()
+            .map(OsStr::new)
+            .chain([self.0.binary.as_os_str()]);
+        let mut words = words.collect::<Vec<_>>().into_iter();
+        let mut command = self.0.place.command(words.next().context("no program")?);
+        command.args(words);
         // What the person running the tests has set for their own agents is not for these.
         for (name, _) in env::vars_os() {
             let own = name.as_encoded_bytes().starts_with(b"WEFT_");

@@ -43,6 +43,21 @@ fn the_kubelet_reaches_a_strict_pod_and_nobody_else_without_an_identity() {
     });
 }
 
+/// kind's and k3d's nodes: nobody sees there how deep the node's cgroups lie, but the kernel.
+#[test]
+fn the_kubelet_of_a_node_that_is_a_container_reaches_a_strict_pod_too() {
+    with_world(|world| {
+        let web = strict_web(world)?;
+        let on_the_host = world.pod("a", PodSpec::new("on-the-host").host_network().outside())?;
+        world.start_agent_with("a", AgentOptions::default().in_container())?;
+        let server = Server::start(web.listen(8080)?, echo)?;
+        echoed(world.node("a"), web.addr(8080))?;
+        refused_at_once(&on_the_host, web.addr(8080))?;
+        assert_eq!(server.accepted(), 1);
+        Ok(())
+    });
+}
+
 #[test]
 fn where_pods_cannot_be_told_from_the_node_nobody_is_let_in() {
     with_world(|world| {

@@ -3,6 +3,7 @@
 //! What is pinned outlives the agent: the programs go on and, without listeners to hand connections to, refuse. The
 //! next agent adopts the pins. Called by the node role only.
 
+pub mod depth;
 pub mod dns;
 pub mod events;
 pub mod folders;

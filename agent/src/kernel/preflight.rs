@@ -13,7 +13,7 @@ use aya::{
 };
 use thiserror::Error;
 
-use super::{link::is_bpffs, maps::PodsCgroup, pins::Pins};
+use super::{depth, link::is_bpffs, maps::PodsCgroup, pins::Pins};
 
 /// The first kernel with netns cookies in sockops (5.15 also has SO_NETNS_COOKIE, sk_lookup and getpeername hooks).
 const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -150,17 +150,14 @@ pub fn pods_cgroup(given: Option<&Path>, root: &Path) -> Result<Option<PodsCgrou
         .skip(1)
         .take_while(|path| is_cgroup2(path))
         .collect();
-    let top = above.last().and_then(|top| fs::metadata(top).ok());
-    if !is_cgroup2(&path) || top.is_none_or(|top| top.ino() != CGROUP_ROOT_ID) {
-        // Nobody asked for it: a node that is a container itself sees a part of the tree, and goes without.
+    let top = above.last().filter(|_| is_cgroup2(&path));
+    let Some(depth) = top.and_then(|top| depth::of(top)) else {
+        // Nobody asked for it.
         return given.map_or(Ok(None), |_| Err(refused()));
-    }
-    let level = u32::try_from(above.len()).map_err(|_| refused())?;
+    };
+    let level = depth + u32::try_from(above.len()).map_err(|_| refused())?;
     Ok(Some(PodsCgroup { id, level }))
 }
-
-/// The id of the root of cgroup2 in every kernel. Where only a part of the tree is mounted, levels cannot be counted.
-const CGROUP_ROOT_ID: u64 = 1;
 
 fn is_cgroup2(path: &Path) -> bool {
     const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;

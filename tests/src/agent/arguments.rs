@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::AgentOptions;
 use crate::{
+    machine,
     pod::Pod,
     topology::{Node, World},
 };
@@ -16,13 +17,20 @@ pub(super) fn of_agent(world: &World, node: &Node, options: &AgentOptions) -> Re
         Some(dir) => dir.clone(),
         None => world.ca()?.to_owned(),
     };
+    // A node that is a container is the root of what its agent sees.
+    let seen = |path: &Path| -> Result<PathBuf> {
+        Ok(match options.in_container {
+            true => machine::cgroup2_root()?.join(path.strip_prefix(node.cgroup_root())?),
+            false => path.to_owned(),
+        })
+    };
     let pairs = [
         ("--node", PathBuf::from(node.node_name())),
         ("--mesh-file", world.mesh_file(node.node_name())),
         ("--ca-cert", ca.join("root.pem")),
         ("--ca-key", ca.join("root-key.pem")),
-        ("--cgroup-root", node.cgroup_root().to_owned()),
-        ("--pods-cgroup", node.pods_cgroup()),
+        ("--cgroup-root", seen(node.cgroup_root())?),
+        ("--pods-cgroup", seen(&node.pods_cgroup())?),
         ("--node-netns", node.netns().path()),
         ("--pin-dir", node.pin_dir().to_owned()),
         ("--nri-socket", world.nri_socket(node.node_name())),
@@ -39,6 +47,24 @@ pub(super) fn of_agent(world: &World, node: &Node, options: &AgentOptions) -> Re
     }
     args.extend(options.args.iter().cloned());
     Ok(args)
+}
+
+/// The words before the program's, for an agent in a container of a node that is a container itself. Its own view of cgroup2 begins
+/// with the node, at the path at which the machine's is mounted.
+pub(super) fn in_container(node: &Node) -> Result<Vec<String>> {
+    const SCRIPT: &str = r#"
+        set -e
+        echo $$ > "$1/cgroup.procs"
+        exec unshare --cgroup --mount sh -ec '
+            mount --bind "$1" "$0"; shift
+            mkdir -p "$0/pods/agent"
+            echo $$ > "$0/pods/agent/cgroup.procs"
+            exec "$@"' "$2" "$1" "${@:3}"
+    "#;
+    let (root, mounted) = (node.cgroup_root(), machine::cgroup2_root()?);
+    Ok(["bash", "-c", SCRIPT, "bash", &path(root), &path(&mounted)]
+        .map(str::to_owned)
+        .to_vec())
 }
 
 /// The arguments of `weft` for a waypoint.

@@ -24,8 +24,6 @@ const MOST_FOLDERS: usize = 20_000;
 const MOST_OF_A_POD: usize = 512;
 /// Processes of one pod that are looked at.
 const MOST_PROCESSES: usize = 4_096;
-/// The inode of the root of cgroup2 in every kernel.
-const ROOT_ID: u64 = 1;
 
 /// The folder of one pod in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +89,7 @@ impl Hierarchy {
         }
     }
 
-    /// A part of cgroup2, of which nobody can say how deep it lies: a node that is a container itself sees no more.
+    /// A part of cgroup2, of which nobody can say how deep it lies: the agent is not in it, and the root cannot be seen.
     pub(super) fn part(path: PathBuf) -> Self {
         Self {
             path,
@@ -111,9 +109,9 @@ impl Hierarchy {
 }
 
 /// The hierarchies in which to look, from the text of /proc/self/mounts: the unified one where there is one, and one of v1 where
-/// there are any, because a runtime may leave its containers out of the unified one. `is_whole` says whether the root of
-/// cgroup2 is at a path: a container has a part of it at another, and a node that is a container has no more than a part.
-pub(super) fn hierarchies(mounts: &str, is_whole: impl Fn(&Path) -> bool) -> Vec<Hierarchy> {
+/// there are any, because a runtime may leave its containers out of the unified one. `depth` says how deep what is at a path lies in
+/// all of cgroup2: a container has a part of it, and a node that is a container has no more than a part either.
+pub(super) fn hierarchies(mounts: &str, depth: impl Fn(&Path) -> Option<u32>) -> Vec<Hierarchy> {
     let mount = |line: &str| {
         let mut fields = line.split(' ').skip(1);
         let (path, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
@@ -121,8 +119,9 @@ pub(super) fn hierarchies(mounts: &str, is_whole: impl Fn(&Path) -> bool) -> Vec
     };
     let mounts: Vec<_> = mounts.lines().filter_map(mount).collect();
     let mut parts = mounts.iter().filter(|(_, kind, _)| kind == "cgroup2");
-    let unified = match parts.clone().find(|(path, ..)| is_whole(path)) {
-        Some((path, ..)) => Some(Hierarchy::unified(path.clone(), 0)),
+    let known = parts.clone().filter_map(|(path, ..)| Some((depth(path)?, path)));
+    let unified = match known.min() {
+        Some((level, path)) => Some(Hierarchy::unified(path.clone(), level)),
         None => parts.next().map(|(path, ..)| Hierarchy::part(path.clone())),
     };
     let of = |controller: &str| {
@@ -134,11 +133,6 @@ pub(super) fn hierarchies(mounts: &str, is_whole: impl Fn(&Path) -> bool) -> Vec
     // Each of them has every pod under every driver; the first is the one that a kubelet cannot do without.
     let v1 = ["memory", "pids", "name=systemd"].into_iter().find_map(of);
     unified.into_iter().chain(v1).collect()
-}
-
-/// Whether the root of cgroup2 is at this path.
-pub(super) fn is_root_of_cgroup2(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|folder| folder.ino() == ROOT_ID)
 }
 
 /// The hierarchies, and the folders in them that have pods' folders.

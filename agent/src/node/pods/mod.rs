@@ -34,7 +34,7 @@ use std::{
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 
 use self::{
-    cgroups::{Hierarchy, Tree, hierarchies, is_root_of_cgroup2},
+    cgroups::{Hierarchy, Tree, hierarchies},
     look::Looker,
     netns::Finder,
     nri::Sandboxes,
@@ -42,7 +42,7 @@ use self::{
 use crate::{
     cluster::enrolment::Labels,
     feed::LocalPod,
-    kernel::{folders::FolderChanges, maps::PodsCgroup, verdicts},
+    kernel::{depth, folders::FolderChanges, maps::PodsCgroup, verdicts},
     net::netns::NetnsSource,
 };
 
@@ -208,7 +208,7 @@ impl Pods {
             .pods_cgroup
             .as_ref()
             .map(|(path, level)| Hierarchy::pods(path.clone(), *level));
-        let mounted = hierarchies(&fs::read_to_string("/proc/self/mounts")?, is_root_of_cgroup2);
+        let mounted = hierarchies(&fs::read_to_string("/proc/self/mounts")?, depth::of);
         let v1 = |hierarchy: &Hierarchy| given.is_none() || !hierarchy.is_unified();
         let hierarchies: Vec<_> = given
             .iter()

@@ -197,33 +197,39 @@ fn hierarchies_are_found_where_they_are_mounted() {
     // A container that has a part of the tree at the usual place, and the node's at another.
     let container = "cgroup2 /sys/fs/cgroup cgroup2 ro 0 0\ncgroup2 /host/sys/fs/cgroup cgroup2 ro 0 0\n";
     let memory = || Hierarchy::v1("/sys/fs/cgroup/memory".into());
-    for (mounts, whole, expect) in [
+    for (mounts, known, expect) in [
         (
             "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
-            "/sys/fs/cgroup",
+            vec![("/sys/fs/cgroup", 0)],
             vec![Hierarchy::unified("/sys/fs/cgroup".into(), 0)],
         ),
-        (v1, "", vec![memory()]),
+        (v1, vec![], vec![memory()]),
         // A node that is a container: its root is a part of the machine's tree.
         (
             "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
-            "",
+            vec![],
             vec![Hierarchy::part("/sys/fs/cgroup".into())],
         ),
         (
+            "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+            vec![("/sys/fs/cgroup", 2)],
+            vec![Hierarchy::unified("/sys/fs/cgroup".into(), 2)],
+        ),
+        (
             &hybrid,
-            "/sys/fs/cgroup/unified",
+            vec![("/sys/fs/cgroup/unified", 0)],
             vec![Hierarchy::unified("/sys/fs/cgroup/unified".into(), 0), memory()],
         ),
         (
             container,
-            "/host/sys/fs/cgroup",
+            vec![("/sys/fs/cgroup", 5), ("/host/sys/fs/cgroup", 0)],
             vec![Hierarchy::unified("/host/sys/fs/cgroup".into(), 0)],
         ),
-        ("proc /proc proc rw 0 0\n", "", vec![]),
+        ("proc /proc proc rw 0 0\n", vec![], vec![]),
     ] {
+        let depths = known.into_iter().collect::<std::collections::HashMap<_, _>>();
         assert_eq!(
-            hierarchies(mounts, |path| path == Path::new(whole)),
+            hierarchies(mounts, |path| depths.get(path.to_str()?).copied()),
             expect,
             "{mounts}"
         );
