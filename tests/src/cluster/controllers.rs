@@ -3,6 +3,7 @@
 
 mod daemonsets;
 mod deployments;
+mod garbage;
 mod jobs;
 mod scheduler;
 
@@ -29,6 +30,7 @@ pub(super) async fn run(api: Arc<StandIn>) {
         daemonsets::turn(&api);
         jobs::turn(&api);
         scheduler::turn(&api);
+        garbage::turn(&api);
         if changes.changed().await.is_err() {
             return;
         }
