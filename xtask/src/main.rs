@@ -63,7 +63,7 @@ enum Command {
         /// Only tests whose name contains this
         filter: Option<String>,
         /// Run the end-to-end suite on the cluster of this kubeconfig instead: install by the chart, traffic, policy, upgrade,
-        /// uninstall. Needs two nodes and an administrator's rights; needs no root here
+        /// uninstall. Needs two nodes, an administrator's rights, and that weft is not installed there; needs no root here
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
         /// The image that the chart installs and the suite's own pods run, as REPOSITORY:TAG or REPOSITORY@DIGEST. The nodes must

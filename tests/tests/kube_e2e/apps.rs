@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
 use kube::{
     Api, Client,
@@ -208,6 +208,9 @@ impl<'a> World<'a> {
             START,
             async || {
                 let pod = pods.get(name).await?;
+                if let Some(why) = imageless(&pod) {
+                    bail!("the image {} is not to be had: {why}", self.image);
+                }
                 Ok(matches!(phase(&pod), "Running" | "Succeeded" | "Failed").then_some(pod))
             },
         )
@@ -326,6 +329,33 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     let mut conditions = conditions.into_iter().flatten();
     conditions.any(|one| one.type_ == "Ready" && one.status == "True")
+}
+
+/// Why the kubelet has given up on a pod's image for now: it is on no node, and cannot be pulled.
+fn imageless(pod: &Pod) -> Option<String> {
+    const GIVEN_UP: [&str; 3] = ["ErrImageNeverPull", "ImagePullBackOff", "InvalidImageName"];
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let waiting = containers
+        .iter()
+        .filter_map(|one| one.state.as_ref()?.waiting.as_ref());
+    let mut of_images = waiting.filter(|it| it.reason.as_deref().is_some_and(|it| GIVEN_UP.contains(&it)));
+    let found = of_images.next()?;
+    Some(found.message.clone().or(found.reason.clone()).unwrap_or_default())
+}
+
+#[test]
+fn an_image_that_is_not_there_is_not_waited_for() {
+    let waiting = |reason: &str| -> Pod {
+        let state = json!({"waiting": {"reason": reason, "message": "no such host"}});
+        let container = json!({"name": "app", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        serde_json::from_value(json!({"status": {"containerStatuses": [container]}})).expect("a pod")
+    };
+    assert_eq!(
+        imageless(&waiting("ImagePullBackOff")).as_deref(),
+        Some("no such host")
+    );
+    assert_eq!(imageless(&waiting("ContainerCreating")), None);
+    assert_eq!(imageless(&Pod::default()), None);
 }
 
 pub(crate) fn pod_ip(pod: &Pod) -> Option<String> {
