@@ -1,5 +1,7 @@
 //! A connection that an app in a captured pod makes: from the steered socket to the other node's agent.
 
+mod unreached;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -11,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{net::TcpStream, time::timeout};
 
+use self::unreached::Unreached;
 use super::{
     connections::Carried,
     dial::{Caller, dial, dial_app},
@@ -21,9 +24,7 @@ use super::{
 };
 use crate::{
     feed::Answer,
-    hbone::{
-        self, AppSide, Authority, ConnectError, ConnectRequest, Dialled, Forwarded, TraceParent, TunnelKey,
-    },
+    hbone::{self, AppSide, Authority, ConnectRequest, Dialled, Forwarded, TraceParent, TunnelKey},
     kernel::maps::Steered,
     limits::Place,
     mesh::{
@@ -35,7 +36,6 @@ use crate::{
         socket::abort_on_close,
         tls::{self, Session},
     },
-    telemetry::chain,
 };
 
 /// Endpoints of a service that are tried before the app is refused.
@@ -59,38 +59,6 @@ impl Upstream {
         match self {
             Self::Tunnel(stream) => stream.session().cloned(),
             Self::Tcp(..) => None,
-        }
-    }
-}
-
-/// Why there is no upstream, whether another endpoint may be tried, and whether the way may open in a moment.
-struct Unreached {
-    outcome: Outcome,
-    retry: bool,
-    is_closed: bool,
-}
-
-impl Unreached {
-    fn for_good(refusal: Refusal) -> Self {
-        Self {
-            outcome: refusal.into(),
-            retry: false,
-            is_closed: false,
-        }
-    }
-
-    /// A tunnel that could not be had; a refusal of ours among the reasons is one.
-    fn through(error: &ConnectError) -> Self {
-        if let ConnectError::Dial { source, .. } = error
-            && let Some(inner) = source.get_ref()
-            && let Some(refusal) = inner.downcast_ref::<Refusal>()
-        {
-            return Self::for_good(refusal.clone());
-        }
-        Self {
-            outcome: Outcome::Failed(error.kind(), chain(error)),
-            retry: error.may_retry(),
-            is_closed: matches!(error, ConnectError::Dial { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cluster::{
-        client::explain,
+        client::{explain, is_not_found},
         labels,
         objects::{Custom, Kind},
     },
@@ -248,8 +248,11 @@ impl Applier {
         for version in Kind::Gateway.versions() {
             let resource = Kind::Gateway.api_resource(version);
             let gateways = Api::<Custom>::namespaced_with(self.client.clone(), &key.namespace, &resource);
-            if let Some(gateway) = gateways.get_opt(&key.name).await? {
-                return Ok(Some(gateway));
+            match gateways.get_opt(&key.name).await {
+                Ok(None) => {}
+                // A version that is not served.
+                Err(error) if is_not_found(&error) => {}
+                found => return found,
             }
         }
         Ok(None)

@@ -1,5 +1,6 @@
 //! How deep a cgroup lies in the whole tree, which nobody can see who is in a cgroup namespace: a node that is a container itself.
-//! Run once by the agent in its own process (`BPF_PROG_TEST_RUN`), and attached nowhere.
+//! Run once by the agent in its own process (`BPF_PROG_TEST_RUN`), and attached nowhere. In an object of its
+//! own, because it has no use for the others' maps.
 
 #![no_std]
 #![no_main]
