@@ -214,7 +214,7 @@ impl Agent {
         // What the person running the tests has set for their own agents is not for these.
         for (name, _) in env::vars_os() {
             let own = name.as_encoded_bytes().starts_with(b"WEFT_");
-            let others = ["RUST_LOG", "LOG_FORMAT", "CRL_PATH", "TRUST_BUNDLE"];
+            let others = ["RUST_LOG", "LOG_FORMAT", "CRL_PATH", "TRUST_BUNDLE", "POD_UID"];
             if own || others.iter().any(|other| name == *other) {
                 command.env_remove(name);
             }

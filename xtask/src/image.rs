@@ -5,6 +5,7 @@
 
 mod agents;
 pub(crate) mod archive;
+mod push;
 mod run;
 mod runtime;
 mod sbom;
@@ -43,6 +44,9 @@ pub(crate) struct Options {
     /// Start it with containerd and runc, and see that it works (as root)
     #[arg(long)]
     run: bool,
+    /// Push it under --tag, which names a registry, with the credentials of `docker login` or `skopeo login`
+    #[arg(long, requires = "tag")]
+    push: bool,
     /// Print what is missing instead of installing it
     #[arg(long)]
     no_install: bool,
@@ -53,6 +57,10 @@ pub(crate) struct Options {
 /// # Errors
 /// It cannot be built, is not static, is too large, or does not behave as it should.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if options.push {
+        push::check(options.tag.as_deref().unwrap_or_default())?;
+        setup::pusher(!options.no_install)?;
+    }
     if options.run {
         setup::runtime(!options.no_install)?;
     }
@@ -81,7 +89,24 @@ pub(crate) fn check() -> Result<()> {
         debug: true,
         binary: None,
         run: true,
+        push: false,
         no_install: true,
+    })
+}
+
+/// The release's image, under this name in its registry.
+///
+/// # Errors
+/// The name is none of a registry's, or the image cannot be made or pushed.
+pub(crate) fn publish(name: &str, install: bool) -> Result<()> {
+    run(&Options {
+        tag: Some(name.to_owned()),
+        output: None,
+        debug: false,
+        binary: None,
+        run: false,
+        push: true,
+        no_install: !install,
     })
 }
 
@@ -120,7 +145,10 @@ fn make(options: &Options) -> Result<()> {
     if options.run {
         run::check(&output, &image)?;
     }
-    Ok(())
+    match options.push {
+        true => push::push(&output, image.name),
+        false => Ok(()),
+    }
 }
 
 fn tell(image: &archive::Image<'_>, made: &archive::ImageDigest, files: [&Path; 2], debug: bool) {

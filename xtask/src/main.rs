@@ -67,10 +67,12 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
         /// The image that the chart installs and the suite's own pods run, as REPOSITORY:TAG or REPOSITORY@DIGEST. The nodes must
-        /// have it (`cargo xtask image`, then `ctr -n k8s.io images import` there) or be able to pull it: nothing is built or pushed
-        /// here [default: the chart's own]
+        /// have it (`cargo xtask image`, then `ctr -n k8s.io images import` there) or be able to pull it [default: the chart's own]
         #[arg(long, value_name = "REF", requires = "kubeconfig")]
         image: Option<String>,
+        /// Build --image first, and push it to its registry
+        #[arg(long, requires = "image")]
+        push: bool,
         /// Values of the chart that this cluster needs: {"clusterCIDRs": ["10.244.0.0/16", "10.96.0.0/12"]}
         #[arg(long, value_name = "JSON", requires = "kubeconfig")]
         values: Option<String>,
@@ -208,6 +210,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             filter,
             kubeconfig: Some(kubeconfig),
             image,
+            push,
             values,
             keep,
             no_install,
@@ -216,6 +219,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             filter,
             kubeconfig,
             image,
+            push,
             values,
             keep,
             install: !no_install,

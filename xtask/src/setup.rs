@@ -70,6 +70,14 @@ pub(crate) fn runtime(install: bool) -> Result<()> {
     satisfy(needs::runtime(), install)
 }
 
+/// Finds or installs what pushes the image.
+///
+/// # Errors
+/// The same.
+pub(crate) fn pusher(install: bool) -> Result<()> {
+    satisfy(vec![needs::pusher()], install)
+}
+
 /// Finds or installs what the rehearsal of the end-to-end suite runs pods with.
 ///
 /// # Errors

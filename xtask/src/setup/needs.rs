@@ -291,6 +291,11 @@ pub(crate) fn runtime() -> Vec<Need> {
     ]
 }
 
+/// What pushes the image to a registry.
+pub(crate) fn pusher() -> Need {
+    packaged("skopeo", &Check::Program("skopeo"), "skopeo")
+}
+
 /// What the rehearsal of the end-to-end suite needs besides: what gives pods their network, and Services their addresses.
 pub(crate) fn rehearsal() -> Vec<Need> {
     let plugins = PLUGINS.map(|name| Check::File(Path::new("/usr/lib/cni").join(name)));

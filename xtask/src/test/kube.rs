@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{setup, shell};
+use crate::{image, setup, shell};
 
 /// What was asked for.
 pub(crate) struct Options {
     pub(crate) filter: Option<String>,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) image: Option<String>,
+    /// Whether it is built and pushed first.
+    pub(crate) push: bool,
     /// Values of the chart, as JSON.
     pub(crate) values: Option<String>,
     pub(crate) keep: bool,
@@ -29,6 +31,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--kubeconfig is for `cargo xtask test kube --kubeconfig FILE`, which runs as a whole"
     );
     setup::helm(options.install)?;
+    if let Some(name) = options.image.as_deref().filter(|_| options.push) {
+        image::publish(name, options.install)?;
+    }
     // The suite runs in another folder.
     let kubeconfig = options.kubeconfig.canonicalize();
     let kubeconfig = kubeconfig.with_context(|| format!("find {}", options.kubeconfig.display()))?;

@@ -39,6 +39,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// The pause before the first new try, and the longest; it doubles in between.
 const AGAIN: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
+/// The same where another node's runtime has answered, which is troubled by each.
+const FOREIGN: Duration = Duration::from_secs(60);
 
 /// The network namespaces that are captured, by their cookies; nothing while another agent has this one's place.
 pub type Captures = Option<Arc<HashSet<u64>>>;
@@ -76,6 +78,10 @@ impl Plugin {
             if self.is_connected() {
                 pause = AGAIN;
             }
+            let next = match &ended {
+                Err(SessionError::Foreign { .. }) => FOREIGN,
+                _ => pause,
+            };
             match ended {
                 // Another agent's turn.
                 Ok(()) => self.say(NriState::Off, "another agent has this one's place".to_owned()),
@@ -89,7 +95,7 @@ impl Plugin {
                     self.say(state, chain(&error));
                 }
             }
-            sleep(pause).await;
+            sleep(next).await;
             pause = (pause * 2).min(LONGEST);
         }
     }
