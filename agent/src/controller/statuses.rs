@@ -59,11 +59,14 @@ pub(super) fn statuses(compiler: &Compiler, diagnostics: &[Diagnostic]) -> BTree
         }
     }
     for (object, it) in view.customs(Kind::ServiceEntry) {
-        let said = [view.unaccepted(&object), view.bound_entry(&object, it)];
+        let bound = view.bound_entry(&object, it);
+        // Its waypoint looks up names.
+        let others = bound.as_ref().map_or(&[][..], |_| &["NoAddress"]);
+        let said = [view.unaccepted(&object, others), bound];
         statuses.insert(object, Status::Conditions(said.into_iter().flatten().collect()));
     }
     for (object, it) in view.customs(Kind::WorkloadEntry) {
-        let said = [view.unaccepted(&object), view.bound_workload(&object, it)];
+        let said = [view.unaccepted(&object, &[]), view.bound_workload(&object, it)];
         statuses.insert(object, Status::Conditions(said.into_iter().flatten().collect()));
     }
     for (object, it) in ROUTES.into_iter().flat_map(|kind| view.customs(kind)) {
@@ -311,9 +314,10 @@ impl View<'_> {
         self.bound(object, metadata, service.and_then(|it| it.waypoint.as_ref()))
     }
 
-    /// Why an entry, or a part of it, is as if it were not there. Nothing is said of one that is as it should be.
-    fn unaccepted(&self, object: &ObjectRef) -> Option<Condition> {
-        let is_of_it = |it: &Diagnostic| !UNBOUND.contains(&it.reason);
+    /// Why an entry, or a part of it, is as if it were not there, for any reason but `others`. Nothing is said of one that is as it
+    /// should be.
+    fn unaccepted(&self, object: &ObjectRef, others: &[&str]) -> Option<Condition> {
+        let is_of_it = |it: &Diagnostic| !UNBOUND.contains(&it.reason) && !others.contains(&it.reason);
         let without_effect =
             |it: &Diagnostic| it.severity == Severity::Error || WITHOUT_EFFECT.contains(&it.reason);
         let mut all = self.diagnostics(object).iter();

@@ -120,6 +120,7 @@ impl Client {
             waiting: Vec::new(),
             is_weft: false,
             held: None,
+            unpublished: false,
             state: Arc::clone(&state),
         };
         let task = tokio::spawn(asking.run());
@@ -186,6 +187,8 @@ struct Asking {
     is_weft: bool,
     /// Until when a mesh is held back, or was.
     held: Option<tokio::time::Instant>,
+    /// Whether something has arrived of which no mesh was made yet.
+    unpublished: bool,
     state: Arc<Mutex<FeedState>>,
 }
 
@@ -195,6 +198,12 @@ struct Waiting {
     since: Instant,
     /// It has been said that the address is nobody's.
     answered: bool,
+}
+
+impl Waiting {
+    fn is_waited_for(&self) -> bool {
+        self.since.elapsed() < LOOKUP && !self.lookup.is_given_up()
+    }
 }
 
 type Requests = mpsc::Sender<DeltaDiscoveryRequest>;
@@ -213,7 +222,7 @@ impl Asking {
                 "no feed: the last mesh stays in force; trying again"
             );
             self.note(|state| {
-                // Until then nothing was new, and that was so because the server was there.
+                // Until then, or half a minute before, it was there and had nothing to say.
                 if std::mem::take(&mut state.connected) {
                     state.heard = Some(SystemTime::now());
                 }
@@ -240,7 +249,8 @@ impl Asking {
             state.connected = true;
             state.error = None;
         });
-        let mut due: Option<tokio::time::Instant> = None;
+        // What the last stream brought and nobody has made a mesh of is not sent again.
+        let mut due = self.unpublished.then(tokio::time::Instant::now);
         loop {
             tokio::select! {
                 response = responses.message() => {
@@ -248,9 +258,12 @@ impl Asking {
                     if self.take(response.ok_or(SessionError::Ended)?, &requests).await? {
                         let soon = tokio::time::Instant::now() + QUIET;
                         due = Some(due.map_or(soon, |at| at.min(soon)));
+                        self.unpublished = true;
                     }
                 }
                 Some(lookup) = self.asked.recv() => self.ask(lookup, &requests).await?,
+                // A server that has nothing new to say says nothing.
+                () = sleep(LOOKUP), if !self.waiting.is_empty() => self.waiting.retain(Waiting::is_waited_for),
                 () = at(due) => {
                     due = self.held_until();
                     if due.is_none() && !self.publish().await {
@@ -323,7 +336,7 @@ impl Asking {
         self.waiting.retain_mut(|it| {
             // What came with the answer may have the address by another name: the mesh that is made of it says so.
             it.answered |= gone.contains(&lookup_name(&it.lookup));
-            (is_new || !it.answered) && it.since.elapsed() < LOOKUP && !it.lookup.is_given_up()
+            (is_new || !it.answered) && it.is_waited_for()
         });
         let error = (!problems.is_empty()).then(|| summary(&problems));
         if let Some(error) = &error {
@@ -381,6 +394,7 @@ impl Asking {
         if !self.received.is_complete() {
             return true;
         }
+        self.unpublished = false;
         let (received, settings) = (Arc::clone(&self.received), self.config.settings.clone());
         let Ok(mesh) = tokio::task::spawn_blocking(move || received.mesh(&settings)).await else {
             tracing::error!("a mesh could not be made: this is a fault of weft");

@@ -1,5 +1,6 @@
 //! A connection that an app in a captured pod makes: from the steered socket to the other node's agent.
 
+pub(super) mod closed;
 mod unreached;
 
 use std::{
@@ -40,10 +41,7 @@ use crate::{
 
 /// Endpoints of a service that are tried before the app is refused.
 const ATTEMPTS: usize = 3;
-/// How long an app waits for a port of tunnels that is closed. A pod that enters the mesh or leaves it is captured, or let go, a
-/// moment before or after the meshes of other nodes say so; and an agent that starts again needs about as long.
-const CLOSED: Duration = Duration::from_secs(1);
-/// Between two looks, where no new mesh comes.
+/// Between two looks at a port of tunnels that is closed, where no new mesh comes.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// What a connection was carried over to.
@@ -166,18 +164,32 @@ pub(super) async fn reach(
     (destination, draw, first): (SocketAddr, u64, &Bytes),
     flow: &mut Flow,
 ) -> Result<Upstream, Outcome> {
-    flow.destination.addr = Some(destination);
-    let until = Instant::now() + CLOSED;
+    let until = Instant::now() + closed::PATIENCE;
+    let mut turn = 0;
     loop {
+        // Of the last turn nothing stays: the mesh may say something else now.
+        flow.destination = Party {
+            addr: Some(destination),
+            ..Party::default()
+        };
+        (flow.gateway, flow.service) = (None, None);
+        let draw = draw.wrapping_add(turn);
+        turn += 1;
         let asked = ask_or_look_up(worker, pod, destination, draw).await?;
         match reach_any(worker, pod, (asked, draw, first), flow).await {
-            Err(unreached) if unreached.is_closed && Instant::now() < until => {
+            Err(unreached) if unreached.is_closed && may_open(worker, flow, until) => {
                 let mut meshes = worker.shared.meshes.subscribe();
                 let _ = timeout(AGAIN, meshes.changed()).await;
             }
             reached => return reached.map_err(|unreached| unreached.outcome),
         }
     }
+}
+
+/// Whether the port of tunnels that is closed may open in time.
+fn may_open(worker: &Worker, flow: &Flow, until: Instant) -> bool {
+    let now = Instant::now();
+    now < until && flow.gateway.is_none_or(|port| worker.closed.may_open(port, now))
 }
 
 /// Where a next hop cannot be reached another endpoint is tried, as long as there is one and no byte may have reached an app.

@@ -23,6 +23,7 @@ use super::{
     dns,
     draws::Draws,
     inbound, outbound,
+    outbound::closed::ClosedPorts,
     pod::{Pod, PodListener},
 };
 use crate::{
@@ -80,6 +81,7 @@ pub(super) struct Worker {
     pub(super) drain: Drain,
     pub(super) pairs: AskedPairs,
     pub(super) draws: Draws,
+    pub(super) closed: ClosedPorts,
 }
 
 /// The pairs that this worker has asked the kernel path for, so that it asks for each once while the mesh is the same.
@@ -163,6 +165,7 @@ pub(super) fn start(
                 drain,
                 pairs: AskedPairs::default(),
                 draws: Draws::new(),
+                closed: ClosedPorts::default(),
             };
             runtime.block_on(run(Arc::new(worker), inbox));
             // First: what is left there has timers here.

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use prost_types::{Struct, Value, value};
@@ -22,13 +23,16 @@ use crate::{
 
 /// What is asked for, in seconds: as long as Istio's agents do. The CA may give less.
 const LIFETIME: i64 = 24 * 3600;
+/// A connection that has rested for longer is opened anew: nobody has asked meanwhile whether the other end is still there.
+const RESTED: Duration = Duration::from_secs(30);
 /// Certificates of one answer that are read.
 const LONGEST_CHAIN: usize = 16;
 
 /// The CA at the other end of a connection, which is opened when it is needed.
 pub struct CaClient {
     credentials: Credentials,
-    channel: Mutex<Option<Channel>>,
+    /// And when it was used last.
+    channel: Mutex<Option<(Channel, Instant)>>,
     /// Of the last answer, and before it those that its certificate is checked with.
     trust: Mutex<TrustBundle>,
 }
@@ -73,12 +77,15 @@ impl CaClient {
     }
 
     async fn channel(&self) -> Result<Channel, CaError> {
-        let open = lock(&self.channel).clone();
-        if let Some(channel) = open {
-            return Ok(channel);
+        let now = Instant::now();
+        if let Some((channel, used)) = &mut *lock(&self.channel)
+            && now.saturating_duration_since(*used) < RESTED
+        {
+            *used = now;
+            return Ok(channel.clone());
         }
         let channel = connect(&self.credentials).await.map_err(CaError::Channel)?;
-        *lock(&self.channel) = Some(channel.clone());
+        *lock(&self.channel) = Some((channel.clone(), now));
         Ok(channel)
     }
 

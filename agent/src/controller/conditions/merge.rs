@@ -18,7 +18,8 @@ const LONGEST_MESSAGE: usize = 2048;
 /// The types of conditions that are ours on objects of a kind, other than Gateways and routes.
 pub(in crate::controller) fn ours(kind: Kind) -> &'static [&'static str] {
     match kind {
-        Kind::Service | Kind::ServiceEntry | Kind::WorkloadEntry => &[labels::WAYPOINT_BOUND],
+        Kind::Service => &[labels::WAYPOINT_BOUND],
+        Kind::ServiceEntry | Kind::WorkloadEntry => &["ZtunnelAccepted", labels::WAYPOINT_BOUND],
         Kind::Namespace => &[labels::PODS_CAPTURED],
         Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::RequestAuthentication => {
             &["ZtunnelAccepted", "WaypointAccepted"]

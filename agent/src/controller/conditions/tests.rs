@@ -40,6 +40,26 @@ fn written(type_: &str, status: &str, reason: &str, message: &str, since: &str) 
 }
 
 #[test]
+fn what_is_said_of_an_entry_is_written_once_and_taken_back() {
+    for kind in [Kind::ServiceEntry, Kind::WorkloadEntry] {
+        let wrong = Condition::new("ZtunnelAccepted", false, "NoAddress", "it leads nowhere");
+        let said = |conditions| Status::Conditions(conditions);
+        let wanted = said(vec![wrong, bound()]);
+        let status = merged(&object(kind), &live(json!({})), &wanted, BEFORE).expect("it is new");
+        assert_eq!(status["conditions"].as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            merged(&object(kind), &live(status.clone()), &wanted, NOW),
+            None,
+            "{kind:?}"
+        );
+        let mended = merged(&object(kind), &live(status), &said(vec![bound()]), NOW).expect("less is said");
+        let types = mended["conditions"].as_array().into_iter().flatten();
+        let types: Vec<_> = types.filter_map(|it| it["type"].as_str()).collect();
+        assert_eq!(types, ["istio.io/WaypointBound"]);
+    }
+}
+
+#[test]
 fn what_is_said_already_is_not_written() {
     let said = written(
         "istio.io/WaypointBound",

@@ -276,6 +276,13 @@ fn who_is_bound_to_a_waypoint_says_so() {
         &[BOUND, entry, WAYPOINT],
         &["ServiceEntry/e istio.io/WaypointBound=true"],
     );
+    let by_name = entry
+        .replace("STATIC", "DNS")
+        .replace("192.0.2.1", "api.example.com");
+    check(
+        &[BOUND, &by_name, WAYPOINT],
+        &["ServiceEntry/e istio.io/WaypointBound=true"],
+    );
     let machine = "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: m, namespace: shop, labels: {istio.io/use-waypoint: other}}\nspec: {address: 192.0.2.2}\n";
     check(
         &[SHOP, machine],

@@ -185,8 +185,11 @@ impl Received {
         self.kinds().iter().all(|kind| self.complete[*kind as usize])
     }
 
-    /// Whether a workload of this node names a policy that is not here.
+    /// Whether a workload of this node names a policy that is not here. A waypoint is of no node.
     pub(super) fn lacks_a_policy(&self, node: &str) -> bool {
+        if node.is_empty() {
+            return false;
+        }
         let ours = self.addresses.values().filter_map(|(_, it)| match it {
             Addressed::Workload(it) if *it.node == *node => Some(it),
             Addressed::Workload(_) | Addressed::Service(_) => None,

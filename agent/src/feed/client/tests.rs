@@ -414,6 +414,7 @@ async fn a_server_that_is_not_wefts_is_not_asked_for_addresses_and_its_next_mesh
         waiting: Vec::new(),
         is_weft: false,
         held: None,
+        unpublished: false,
         state: Arc::default(),
     };
     let (requests, mut sent) = mpsc::channel(LOOKUPS);

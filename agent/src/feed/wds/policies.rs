@@ -20,9 +20,6 @@ use crate::{
 
 /// The extensions of a match.
 const KNOWN: [&str; 4] = [UNSEEN, UNREADABLE, TRUST_DOMAINS, REQUEST];
-/// What a DENY says that has nothing left to say. istiod leaves out what only requests have, and sends what remains; weft's own
-/// controller never sends such a match ([`close`]).
-const LEFT_OUT: &str = "what the controller has left out, as only requests have it";
 /// The value of [`AUDIT`] for a policy that is a rehearsal as well.
 const DRY_RUN: &[u8] = b"dry-run";
 
@@ -81,9 +78,6 @@ fn rule(it: &wire::Rule, action: Action, sees: Sees) -> Rule {
 fn read_match(it: &wire::Match, action: Action, sees: Sees) -> Match {
     let mut unreadable = lines(it, UNREADABLE);
     let mut unseen = lines(it, UNSEEN);
-    if action != Action::Allow && *it == wire::Match::default() {
-        unseen.push(LEFT_OUT.into());
-    }
     let request = request(it, sees, &mut unseen, &mut unreadable);
     let (not, yes): (Vec<_>, Vec<_>) = lines(it, TRUST_DOMAINS)
         .into_iter()
