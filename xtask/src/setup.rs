@@ -75,7 +75,14 @@ pub(crate) fn runtime(install: bool) -> Result<()> {
 /// # Errors
 /// The same.
 pub(crate) fn pusher(install: bool) -> Result<()> {
-    satisfy(vec![needs::pusher()], install)
+    satisfy(
+        vec![needs::packaged(
+            "skopeo",
+            &needs::Check::Program("skopeo"),
+            "skopeo",
+        )],
+        install,
+    )
 }
 
 /// Finds or installs what the rehearsal of the end-to-end suite runs pods with.

@@ -291,11 +291,6 @@ pub(crate) fn runtime() -> Vec<Need> {
     ]
 }
 
-/// What pushes the image to a registry.
-pub(crate) fn pusher() -> Need {
-    packaged("skopeo", &Check::Program("skopeo"), "skopeo")
-}
-
 /// What the rehearsal of the end-to-end suite needs besides: what gives pods their network, and Services their addresses.
 pub(crate) fn rehearsal() -> Vec<Need> {
     let plugins = PLUGINS.map(|name| Check::File(Path::new("/usr/lib/cni").join(name)));
@@ -336,7 +331,7 @@ const BENCHMARK: [(&str, Check, &str); 4] = [
     ("iptables (sidecar mode)", Check::Program("iptables"), "iptables"),
 ];
 
-fn packaged(name: &str, check: &Check, package: &str) -> Need {
+pub(super) fn packaged(name: &str, check: &Check, package: &str) -> Need {
     Need {
         name: name.to_owned(),
         check: check.clone(),
