@@ -159,7 +159,7 @@ async fn accept_tunnel(
         .and_then(|socket| Ok((socket, pod.places.handshake(peer.ip())?)));
     // A flood leaves nothing behind in the pod, not even sockets that wait for their end.
     let (socket, _underway) = begun.inspect_err(|_| abort_on_close(&tcp))?;
-    let (server, replaced) = server(worker, pod)?;
+    let (server, replaced) = server(worker, pod).await?;
     tune_tunnel(&tcp);
     let accepted = tls::accept(tcp, server, worker.tunnel_settings.handshake_timeout).await;
     let (stream, session) = accepted.map_err(|error| Outcome::Failed(error.kind(), chain(&error)))?;
@@ -171,11 +171,15 @@ async fn accept_tunnel(
     })
 }
 
-/// TLS as the pod that was dialled speaks it, and until when it does.
-fn server(worker: &Worker, pod: &Pod) -> Result<(tls::Server, CancellationToken), Outcome> {
+/// TLS as the pod that was dialled speaks it, and until when it does. A pod that has just been captured is waited for: other nodes may
+/// know of it before its own has its certificate.
+async fn server(worker: &Worker, pod: &Pod) -> Result<(tls::Server, CancellationToken), Outcome> {
+    worker.be_told_of(pod).await;
     let mesh = worker.shared.mesh.load_full().ok_or(Refusal::NoMesh)?;
     let workload = mesh.workload(&pod.uid).ok_or(Refusal::UnknownWorkload)?;
-    let svid = worker.shared.svids.current(&workload.identity).ok_or_else(|| {
+    let svids = &worker.shared.svids;
+    let svid = svids.ready(&workload.identity, pod.patience()).await;
+    let svid = svid.ok_or_else(|| {
         Outcome::Failed(
             FailureKind::Identity,
             format!("no certificate for {} yet", workload.identity),
